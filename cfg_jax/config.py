@@ -1,0 +1,94 @@
+"""Every configuration key, declared once. Files in configs/ call `default()` and override what differs.
+
+Override from the command line with --config.section.key=value.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def default():
+    """The default config: the paper's method, with sizes that an experiment has to choose."""
+    config = ConfigDict()
+    config.seed = 0  # parameters, data order, training noise
+
+    config.data = data = ConfigDict()
+    data.source = 'digits'  # 'digits' (scikit-learn's) | 'tfds'
+    data.name = ''  # tfds: its name, such as 'imagenet_resized/64x64'
+    data.split = 'train'  # tfds
+    data.data_dir = placeholder(str)  # tfds: where it is prepared; unset: ~/tensorflow_datasets
+    data.image_size = 8  # pixels a side
+    data.image_channels = 1
+    data.num_classes = 10  # labels are 0 .. num_classes - 1; the null label is num_classes
+    data.flip = False  # mirror images at random
+    data.num_threads = 0  # reading threads a process; 0 reads between steps
+    data.num_workers = 0  # reading processes, each with num_threads
+
+    config.diffusion = diffusion = ConfigDict()
+    diffusion.logsnr_min = -20.0  # λ at u = 1, noise
+    diffusion.logsnr_max = 20.0  # λ at u = 0, data
+    diffusion.prediction = 'eps'  # what the network outputs: 'eps' | 'x' | 'v'
+
+    config.model = model = ConfigDict()
+    model.channels = 64  # width of the first level
+    model.channel_mult = (1, 2)  # width of each level, in units of `channels`; each level halves the image
+    model.num_blocks = 1  # residual blocks a level
+    model.attention_resolutions = ()  # image sizes (pixels) with attention
+    model.num_heads = 1  # of each attention, unless head_channels says how wide a head is
+    model.head_channels = placeholder(int)
+    model.num_groups = 32  # of every group norm
+    model.dropout = 0.0
+    model.remat = False  # recompute activations in the backward pass: less memory, a third more FLOPs
+    model.dtype = 'float32'  # compute: 'float32' | 'bfloat16'; parameters are float32
+
+    config.loss = loss = ConfigDict()
+    loss.p_uncond = 0.1  # probability that a label is dropped to the null label
+    loss.target = 'eps'  # the squared error is on 'eps' (the paper's) | 'x' | 'v', whatever the network predicts
+    loss.low_discrepancy = False  # u of a batch spread evenly instead of independently
+
+    config.optim = optim = ConfigDict()
+    optim.name = 'adam'  # 'adam' | 'adamw'
+    optim.learning_rate = 1e-4  # peak
+    optim.warmup_steps = 0  # linear
+    optim.decay = 'constant'  # 'constant' | 'cosine' (to 0 at train.num_steps)
+    optim.b1 = 0.9
+    optim.b2 = 0.999
+    optim.eps = 1e-8
+    optim.weight_decay = 0.0  # adamw
+    optim.clip_norm = 1.0  # of the gradient; 0: off
+    optim.ema_decay = 0.9999
+
+    config.train = train = ConfigDict()
+    train.batch_size = 64  # images an update, over all devices
+    train.accumulation_steps = 1  # parts that a batch is computed in, one after the other
+    train.num_steps = 1000  # updates
+    train.log_every = 100  # steps
+    train.checkpoint_every = 1000  # steps; and at the end
+    train.keep_checkpoints = 2
+    train.grid_every = 1000  # steps between sample grids; 0: none
+    train.grid_images = 100  # images in such a grid
+
+    config.guidance = guidance = ConfigDict()
+    guidance.function = 'classifier_free'  # of cfg_jax.guidance, or one's own: 'my_module:my_function'
+
+    config.sample = sample = ConfigDict()
+    sample.sampler = 'ancestral'  # 'ancestral' | 'ddim'
+    sample.num_steps = 256  # network evaluations an image (T)
+    sample.v = 0.3  # ancestral: the variance lies this far from σ~² to σ²_{t|s}, in the logarithm
+    sample.eta = 0.0  # ddim: 0 deterministic, 1 the posterior's variance
+    sample.clip_x = True  # clip the predicted x to [-1, 1]
+    sample.guidance_weight = placeholder(float)  # the paper's w, 0 is off; set this or guidance_scale; unset: 0
+    sample.guidance_scale = placeholder(float)  # 1 + w
+    sample.labels = ''  # '0,1,2' or class names, 'cat,dog'; '' is all classes
+    sample.num_images = 100
+    sample.batch_size = 100  # images a call of the sampler, over all devices
+    sample.seed = 0
+
+    config.eval = evaluate = ConfigDict()
+    evaluate.at_end = False  # training ends with --mode=sample and --mode=evaluate
+    evaluate.judge = ''  # the features' network: 'digits'
+    evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
+    evaluate.num_samples = 1000  # for each weight, balanced over the classes
+    evaluate.num_splits = 10  # of the Inception score
+    evaluate.nearest_k = 3  # neighbours that set the radius in precision and recall
+    return config

@@ -1,0 +1,97 @@
+"""The forward process q and its posteriors, in terms of λ = log SNR (CFG paper, section 2).
+
+z = alpha x + sigma eps with alpha² = sigmoid(λ), sigma² = sigmoid(-λ). Every function takes λ as a scalar or one per
+image ([B]) and broadcasts it over the remaining axes of the images it comes with.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Prediction(NamedTuple):
+    """What a denoiser returns for z at λ.
+
+    eps: the predicted noise, shape of z.
+    v: learned interpolation of the log-variance in [0, 1] (shape of z), or None where the sampler's constant holds.
+    """
+
+    eps: jax.Array
+    v: jax.Array | None = None
+
+
+def broadcast_to_images(value, images):
+    """`value`, a scalar or [B], with trailing axes so that it broadcasts against images [B, ...]."""
+    value = jnp.asarray(value)
+    return value.reshape(value.shape + (1,) * (images.ndim - value.ndim)) if value.ndim else value
+
+
+def alpha_sigma(logsnr):
+    """(alpha, sigma) = (sqrt(sigmoid(λ)), sqrt(sigmoid(-λ))), each of λ's shape. The only place they are computed."""
+    return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+
+
+# ---------------------------------------------------------------- eq. 1: q(z_λ | x), and its inverses
+
+
+def q_sample(x, eps, logsnr):
+    """z = alpha x + sigma eps."""
+    alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, x))
+    return alpha * x + sigma * eps
+
+
+def predict_x(z, eps, logsnr):
+    """x = (z - sigma eps) / alpha."""
+    alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
+    return (z - sigma * eps) / alpha
+
+
+def predict_eps(z, x, logsnr):
+    """eps = (z - alpha x) / sigma."""
+    alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
+    return (z - alpha * x) / sigma
+
+
+def velocity(x, eps, logsnr):
+    """v = alpha eps - sigma x (Salimans & Ho 2022): the third parameterisation."""
+    alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, x))
+    return alpha * eps - sigma * x
+
+
+def network_eps(output, z, logsnr, prediction):
+    """eps from a network's output, which is 'eps', 'x' or 'v' (velocity)."""
+    if prediction == 'eps':
+        return output
+    if prediction == 'x':
+        return predict_eps(z, output, logsnr)
+    if prediction == 'v':
+        alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
+        return sigma * z + alpha * output
+    raise ValueError(f"prediction is {prediction!r}; allowed: 'eps', 'x', 'v'")
+
+
+# ---------------------------------------------------------------- eq. 3: q(z_s | z_t, x); eq. 4: the reverse process
+
+
+def q_posterior(x, z_t, logsnr_t, logsnr_s):
+    """(mean, variance) of q(z_s | z_t, x), λ_t < λ_s; the variance broadcasts against the mean (eq. 3).
+
+    mean = e^{λt-λs} (alpha_s / alpha_t) z_t + (1 - e^{λt-λs}) alpha_s x,  variance = (1 - e^{λt-λs}) sigma_s².
+    """
+    logsnr_t, logsnr_s = broadcast_to_images(logsnr_t, z_t), broadcast_to_images(logsnr_s, z_t)
+    ratio = jnp.exp(logsnr_t - logsnr_s)
+    one_minus_ratio = -jnp.expm1(logsnr_t - logsnr_s)
+    alpha_t, _ = alpha_sigma(logsnr_t)
+    alpha_s, sigma_s = alpha_sigma(logsnr_s)
+    mean = ratio * (alpha_s / alpha_t) * z_t + one_minus_ratio * alpha_s * x
+    return mean, one_minus_ratio * sigma_s**2
+
+
+def reverse_variance(logsnr_t, logsnr_s, v):
+    """(σ~²)^{1-v} (σ²_{t|s})^v: between q(z_s | z_t, x)'s variance (v=0) and q(z_t | z_s)'s (v=1) (eq. 4).
+
+    σ~² = (1 - e^{λt-λs}) sigma_s² and σ²_{t|s} = (1 - e^{λt-λs}) sigma_t²; the arguments broadcast together.
+    """
+    log_sigma2_t, log_sigma2_s = jax.nn.log_sigmoid(-logsnr_t), jax.nn.log_sigmoid(-logsnr_s)
+    return -jnp.expm1(logsnr_t - logsnr_s) * jnp.exp((1.0 - v) * log_sigma2_s + v * log_sigma2_t)

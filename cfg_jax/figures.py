@@ -1,0 +1,118 @@
+"""Pictures: grids of images, and the trade-off curve. Every file is written whole or not at all."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_PAD = 2  # pixels between images, before enlargement
+
+
+def write_atomically(path, data):
+    """Writes bytes to `path` through a temporary file beside it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def save_png(path, picture):
+    """picture: uint8 [H, W] or [H, W, 3]."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, 'png')
+    write_atomically(path, buffer.getvalue())
+
+
+def grid(rows, names=None):
+    """Rows of images as one picture, uint8 [H, W, 3], on white; small images are enlarged by whole pixels.
+
+    rows: lists of uint8 [h, w, 1 or 3] images, all of one size; rows may be of unequal length. names: one text a row.
+    """
+    height, width, channels = rows[0][0].shape
+    columns = max(map(len, rows))
+    picture = np.full((_PAD + len(rows) * (height + _PAD), _PAD + columns * (width + _PAD), 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            top, left = _PAD + r * (height + _PAD), _PAD + c * (width + _PAD)
+            picture[top : top + height, left : left + width] = image
+    factor = max(1, 32 // height)
+    picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    return _with_names(picture, names, factor * (height + _PAD)) if names else picture
+
+
+def _with_names(picture, names, row_height):
+    font = ImageFont.load_default(size=max(10, min(18, row_height // 3)))
+    margin = 12 + max(int(font.getlength(name)) for name in names)
+    canvas = Image.new('RGB', (picture.shape[1] + margin, picture.shape[0]), 'white')
+    canvas.paste(Image.fromarray(picture), (margin, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, name in enumerate(names):
+        draw.text((margin - 6, (i + 0.5) * row_height), name, fill='black', font=font, anchor='rm')
+    return np.asarray(canvas)
+
+
+def class_grid(images, labels, class_names=None):
+    """A row for each label, in the order of their ids: uint8 [H, W, 3]. images: uint8 [N, h, w, C], labels: int [N]."""
+    present = np.unique(labels)
+    names = [class_names[label] for label in present] if class_names else None
+    return grid([images[labels == label] for label in present], names)
+
+
+def tradeoff(rows, *, title, real=None):
+    """The CFG paper's figures 1 and 4 as PNG bytes: FID against Inception score, and both against w.
+
+    rows: dicts with guidance_weight, fid, inception_score, increasing in w. real: the Inception score of the data itself.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    w, fid, score = (np.array([row[key] for row in rows]) for key in ('guidance_weight', 'fid', 'inception_score'))
+    ink, accent = '#1f4e79', '#b5482a'
+    figure, (curve, fid_axis, score_axis) = plt.subplots(1, 3, figsize=(12, 3.8), layout='constrained')
+    curve.plot(score, fid, 'o-', color=ink)
+    _label_points(curve, score, fid, w)
+    curve.set(xlabel='Inception score', ylabel='Fréchet distance', title='The trade-off')
+    fid_axis.plot(w, fid, 'o-', color=ink)
+    best = int(np.argmin(fid))
+    fid_axis.plot(w[best], fid[best], 'o', color=accent, markersize=9, label=f'least, at w = {w[best]:g}')
+    fid_axis.set(xlabel='guidance weight w', ylabel='Fréchet distance', title='Fidelity and variety')
+    fid_axis.legend(frameon=False)
+    score_axis.plot(w, score, 'o-', color=ink)
+    if real is not None:
+        score_axis.axhline(real, color='0.5', linestyle='--', label=f'the data, {real:.2f}')
+        score_axis.legend(frameon=False)
+    score_axis.set(xlabel='guidance weight w', ylabel='Inception score', title='Fidelity alone')
+    for axis in (curve, fid_axis):
+        axis.set_ylim(bottom=0)
+    for axis in (curve, fid_axis, score_axis):
+        axis.grid(alpha=0.25)
+        axis.spines[['top', 'right']].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _label_points(axis, x, y, weights):
+    """Writes w beside each point of a curve, away from the curve's own direction, so that close points stay legible."""
+    span = np.array([np.ptp(x) or 1.0, np.ptp(y) or 1.0])
+    points = np.stack([x, y], axis=1) / span
+    direction = np.gradient(points, axis=0) if len(points) > 1 else np.ones_like(points)
+    normal = np.stack([direction[:, 1], -direction[:, 0]], axis=1)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
+    for xi, yi, weight, (dx, dy) in zip(x, y, weights, normal):
+        axis.annotate(
+            f'w={weight:g}' if weight in (weights[0], weights[-1]) else f'{weight:g}',
+            (xi, yi),
+            xytext=(14 * dx, 14 * dy),
+            textcoords='offset points',
+            ha='center',
+            va='center',
+            fontsize=8,
+        )

@@ -1,0 +1,56 @@
+"""The command line: python -m cfg_jax.main --config=configs/digits.py [--mode=...] [--config.section.key=value]."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from cfg_jax import runtime
+from cfg_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The experiment, a file of configs/; --config.section.key=value overrides a field.', lock_config=True
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and pictures go; runs/<config name> if unset.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate'], 'The job.')
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise UserError(f'unexpected argument {argv[1]!r}; flags start with --.')
+    if _CONFIG.value is None:
+        raise UserError('no config; give one of configs/, such as --config=configs/digits.py.')
+    name = Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]).stem
+    workdir = Path(_WORKDIR.value or Path('runs') / name)
+    config, mode = _CONFIG.value, _MODE.value
+    # Jobs are imported once the XLA flags stand; each is a module of the mode's name.
+    runtime.configure()
+    jobs = [mode, 'sample', 'evaluate'] if mode == 'train' and config.eval.at_end else [mode]
+    for job in jobs:
+        importlib.import_module(f'cfg_jax.{job}').run(config, workdir)
+
+
+def _parse_flags(argv):
+    """Parses the flags; whatever is wrong with them, or with a field of the config, becomes a UserError."""
+    try:
+        rest = flags.FLAGS(argv)
+        if flags.FLAGS['verbosity'].using_default_value:
+            flags.FLAGS.verbosity = logging.WARNING  # Orbax tells of every file that it opens
+        return rest
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        raise UserError(' '.join(str(error).split())) from error
+
+
+def run():
+    """Runs the program and exits: 0, or 2 after one line on stderr for what the user can mend."""
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    run()

@@ -1,0 +1,116 @@
+"""The building blocks of ADM's networks (Dhariwal & Nichol 2021, section 3), on images [B, H, W, C].
+
+Parameters are float32; blocks compute in `dtype`, norms and softmax in float32.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# PyTorch's default for convolutions and linear layers, U(±1/sqrt(fan_in)), which ADM trains from. Biases start at zero.
+torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+zeros = nn.initializers.zeros
+
+Dense = partial(nn.Dense, kernel_init=torch_uniform)
+Conv1x1 = partial(nn.Conv, kernel_size=(1, 1), kernel_init=torch_uniform)
+Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), kernel_init=torch_uniform)
+
+
+def sinusoidal_embedding(t, features, *, max_period=10_000.0):
+    """[cos(t ω), sin(t ω)] with features/2 frequencies ω from 1 down to 1/max_period. t [B] -> float32 [B, features]."""
+    half = features // 2
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def upsample(x):
+    """Nearest-neighbour, by two."""
+    B, H, W, C = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
+
+
+def downsample(x):
+    """Average of 2x2 pixels."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H // 2, 2, W // 2, 2, C).mean(axis=(2, 4))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over H, W and C/num_groups channels, then y = y (1 + scale) + shift where these are given.
+
+    scale, shift: [B, C], AdaGN's. The sums go over H and W of each channel first and over a group's channels second:
+    the long reduction then keeps the channels contiguous. All the affine parts are folded into one multiply and add.
+    """
+
+    num_groups: int = 32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x, scale=None, shift=None):
+        B, C = x.shape[0], x.shape[-1]
+        if C % self.num_groups:
+            raise ValueError(f'{C} channels do not divide into {self.num_groups} groups')
+        gamma = self.param('scale', nn.initializers.ones, (C,))
+        beta = self.param('bias', zeros, (C,))
+        x32 = x.astype(jnp.float32)
+        space = tuple(range(1, x.ndim - 1))
+        per_channel = jnp.stack([x32.mean(space), jnp.square(x32).mean(space)])  # [2, B, C]
+        mean, mean_of_squares = per_channel.reshape(2, B, self.num_groups, -1).mean(-1)
+        variance = jnp.maximum(mean_of_squares - jnp.square(mean), 0.0)
+        per_group = jnp.stack([mean, jax.lax.rsqrt(variance + self.epsilon)])
+        mean, inverse_std = jnp.repeat(per_group, C // self.num_groups, axis=-1)  # [B, C] each
+        factor = inverse_std * gamma
+        offset = beta - mean * factor
+        if scale is not None:
+            scale, shift = scale.astype(jnp.float32), shift.astype(jnp.float32)
+            factor, offset = factor * (1.0 + scale), offset * (1.0 + scale) + shift
+        over_space = (slice(None), *(None,) * len(space))
+        return (x32 * factor[over_space] + offset[over_space]).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+    """BigGAN-style residual block; the embedding enters as AdaGN's scale and shift. The last convolution starts at zero.
+
+    resample: None, or `upsample`/`downsample`, applied to both branches before the first convolution.
+    """
+
+    features: int
+    dropout: float = 0.0
+    num_groups: int = 32
+    resample: Any = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, embedding, train):
+        h = nn.silu(GroupNorm(self.num_groups, name='norm_in')(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = Conv3x3(self.features, dtype=self.dtype, name='conv_in')(h)
+        affine = Dense(2 * self.features, dtype=self.dtype, name='embedding')(nn.silu(embedding))
+        scale, shift = jnp.split(affine, 2, axis=-1)
+        h = nn.silu(GroupNorm(self.num_groups, name='norm_out')(h, scale, shift))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Conv3x3(self.features, dtype=self.dtype, kernel_init=zeros, name='conv_out')(h)
+        if x.shape[-1] != self.features:
+            x = Conv1x1(self.features, dtype=self.dtype, name='skip')(x)
+        return x + h
+
+
+class SelfAttention(nn.Module):
+    """Residual multi-head attention over all pixels. The output projection starts at zero."""
+
+    num_heads: int
+    num_groups: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        B, H, W, C = x.shape
+        h = GroupNorm(self.num_groups, name='norm')(x).reshape(B, H * W, C)
+        qkv = Dense(3 * C, dtype=self.dtype, name='qkv')(h).reshape(B, H * W, 3, self.num_heads, C // self.num_heads)
+        h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(B, H * W, C)
+        return x + Dense(C, dtype=self.dtype, kernel_init=zeros, name='out')(h).reshape(x.shape)

@@ -1,0 +1,36 @@
+"""The optimizer as one optax chain, and the moving average of the parameters."""
+
+import jax
+import optax
+
+
+def learning_rate(peak, *, warmup_steps=0, decay='constant', num_steps=None):
+    """step -> learning rate: a linear warm-up to `peak`, then 'constant', or 'cosine' down to 0 at `num_steps`."""
+    if decay == 'constant':
+        after = optax.constant_schedule(peak)
+    elif decay == 'cosine':
+        after = optax.cosine_decay_schedule(peak, max(num_steps - warmup_steps, 1))
+    else:
+        raise ValueError(f"decay is {decay!r}; allowed: 'constant', 'cosine'")
+    if not warmup_steps:
+        return after
+    # Adam's first update is taken at step 0 and should not be wasted: the ramp starts one step up.
+    return optax.join_schedules([lambda step: peak * (step + 1) / warmup_steps, after], [warmup_steps])
+
+
+def make_optimizer(rate, *, name='adam', b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=None):
+    """Gradient clipping by the global norm (None: off), then Adam, or AdamW with `weight_decay`."""
+    if name == 'adam':
+        if weight_decay:
+            raise ValueError("weight_decay needs name='adamw'")
+        update = optax.adam(rate, b1=b1, b2=b2, eps=eps)
+    elif name == 'adamw':
+        update = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    else:
+        raise ValueError(f"optimizer is {name!r}; allowed: 'adam', 'adamw'")
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
+
+
+def ema(average, params, decay):
+    """average + (1 - decay) (params - average), leaf by leaf."""
+    return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)

@@ -1,0 +1,79 @@
+"""Samplers: a denoiser, a start and a grid of λ to images. They know nothing of labels, weights or classifiers.
+
+`denoise(z, logsnr) -> Prediction` with z [B, ...] and logsnr [B]; `logsnrs` [T] increases, and each of its entries is
+one call of the denoiser, all within one `lax.scan`. The last call's x is returned, without noise.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cfg_jax import diffusion
+
+
+def step_noise(keys, step, image_shape):
+    """Standard normal noise [B, *image_shape]; image i's depends on keys[i] and step alone.
+
+    Step 0 is the start z ~ N(0, I); a sampler's T-1 noisy steps are 1 .. T-1.
+    """
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), image_shape))(keys)
+
+
+def image_keys(seed, indices):
+    """The typed PRNG key of each image, fold_in(seed, image index): [B]. indices: int [B]."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+def _walk(denoise, z, logsnrs, clip_x, step_to):
+    """Scans over the grid; `step_to(step, z, x, prediction, λ_t, λ_s)` makes z at the next λ."""
+    # The last step goes nowhere: any finite λ_s will do there, for x is taken in its place.
+    targets = jnp.append(logsnrs[1:], logsnrs[-1] + 1.0)
+    steps = jnp.arange(1, len(logsnrs) + 1)
+
+    def body(z, inputs):
+        step, logsnr_t, logsnr_s = inputs
+        prediction = denoise(z, jnp.full(z.shape[:1], logsnr_t))
+        x = diffusion.predict_x(z, prediction.eps, logsnr_t)
+        x = jnp.clip(x, -1.0, 1.0) if clip_x else x
+        z_s = step_to(step, z, x, prediction, logsnr_t, logsnr_s)
+        return jnp.where(step == len(logsnrs), x, z_s), None
+
+    return jax.lax.scan(body, z, (steps, logsnrs, targets))[0]
+
+
+def ancestral(denoise, z, logsnrs, keys, *, v=0.3, clip_x=True, mean_shift=None):
+    """Ancestral sampling (CFG paper, Algorithm 2): z_s ~ N(mean of q(z_s | z_t, x), (σ~²)^{1-v} (σ²_{t|s})^v).
+
+    keys: [B] typed PRNG keys, one per image. v: the constant of eq. 4, unless the denoiser predicts its own.
+    mean_shift(z, logsnr_t, variance) -> shape of z is added to the mean (ADM's Algorithm 1).
+    """
+
+    def step_to(step, z, x, prediction, logsnr_t, logsnr_s):
+        mean, _ = diffusion.q_posterior(x, z, logsnr_t, logsnr_s)
+        variance = diffusion.reverse_variance(logsnr_t, logsnr_s, v if prediction.v is None else prediction.v)
+        if mean_shift is not None:
+            mean = mean + mean_shift(z, jnp.full(z.shape[:1], logsnr_t), variance)
+        return mean + jnp.sqrt(variance) * step_noise(keys, step, z.shape[1:])
+
+    return _walk(denoise, z, logsnrs, clip_x, step_to)
+
+
+def ddim(denoise, z, logsnrs, keys=None, *, eta=0.0, clip_x=True):
+    """DDIM (Song et al. 2021, eq. 12 and 16): z_s = alpha_s x + sqrt(sigma_s² - c²) eps + c noise, c² = eta² σ~².
+
+    eta=0 is deterministic and needs no keys; eta=1 has the posterior's variance. keys: [B] typed PRNG keys. eps is
+    the one that fits the clipped x, as in ADM.
+    """
+    if eta and keys is None:
+        raise ValueError('ddim with eta > 0 adds noise and needs keys, one per image')
+
+    def step_to(step, z, x, prediction, logsnr_t, logsnr_s):
+        eps = diffusion.predict_eps(z, x, logsnr_t) if clip_x else prediction.eps
+        alpha_s, sigma_s = diffusion.alpha_sigma(logsnr_s)
+        if not eta:
+            return alpha_s * x + sigma_s * eps
+        c2 = eta**2 * diffusion.reverse_variance(logsnr_t, logsnr_s, 0.0)
+        noise = step_noise(keys, step, z.shape[1:])
+        return alpha_s * x + jnp.sqrt(sigma_s**2 - c2) * eps + jnp.sqrt(c2) * noise
+
+    return _walk(denoise, z, logsnrs, clip_x, step_to)

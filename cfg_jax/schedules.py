@@ -1,0 +1,124 @@
+"""Noise schedules: numbers u in [0, 1], or timesteps, to log signal-to-noise ratios.
+
+A schedule is a function u -> logsnr (λ), decreasing from λ_max at u=0 (data) to λ_min at u=1 (noise). Discrete
+schedules are tables of λ, one per timestep, t=0 (data) first.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from cfg_jax.errors import UserError
+
+
+# ---------------------------------------------------------------- continuous time (CFG paper, section 2)
+
+
+def _cosine_ends(logsnr_min, logsnr_max):
+    """Angles (start, stop) of the cosine schedule: arctan(e^{-λmax/2}) and its mirror arctan(e^{λmin/2})."""
+    return math.atan(math.exp(-0.5 * logsnr_max)), math.atan(math.exp(0.5 * logsnr_min))
+
+
+def cosine_logsnr(u, *, logsnr_min=-20.0, logsnr_max=20.0):
+    """λ(u) = -2 log tan(a u + b), b = arctan(e^{-λmax/2}), a = arctan(e^{-λmin/2}) - b. Shape of u.
+
+    Above u = 1/2 the same function is evaluated as 2 log tan(π/2 - a u - b): near π/2 the tangent would lose three
+    digits of λ in float32.
+    """
+    start, stop = _cosine_ends(logsnr_min, logsnr_max)
+    slope = 0.5 * math.pi - start - stop
+    u = jnp.asarray(u, jnp.float32)
+    # Each branch sees only its own half, so that neither makes a NaN that a gradient would carry.
+    near_data = -2.0 * jnp.log(jnp.tan(slope * jnp.minimum(u, 0.5) + start))
+    near_noise = 2.0 * jnp.log(jnp.tan(slope * jnp.minimum(1.0 - u, 0.5) + stop))
+    return jnp.where(u < 0.5, near_data, near_noise)
+
+
+def cosine_u(logsnr, *, logsnr_min=-20.0, logsnr_max=20.0):
+    """The inverse of `cosine_logsnr`: u in [0, 1], shape of logsnr."""
+    start, stop = _cosine_ends(logsnr_min, logsnr_max)
+    slope = 0.5 * math.pi - start - stop
+    logsnr = jnp.asarray(logsnr, jnp.float32)
+    near_data = (jnp.arctan(jnp.exp(-0.5 * logsnr)) - start) / slope
+    near_noise = 1.0 - (jnp.arctan(jnp.exp(0.5 * logsnr)) - stop) / slope
+    return jnp.where(logsnr > 0.0, near_data, near_noise)
+
+
+def logsnr_grid(schedule, num_steps):
+    """λ at `num_steps` uniformly spaced u, from schedule(1) = λ_min up to schedule(0) = λ_max. [num_steps]."""
+    if num_steps < 1:
+        raise UserError(f'num_steps is {num_steps}; it must be at least 1 (config.sample.num_steps).')
+    return schedule(jnp.linspace(1.0, 0.0, num_steps))
+
+
+def continuous_time_input(logsnr):
+    """What a continuous-time network is told of λ: 1000 · arctan(e^{-λ/2}) / (π/2), in (0, 1000). Shape of logsnr."""
+    return jnp.arctan(jnp.exp(-0.5 * logsnr)) * (1000.0 / (0.5 * math.pi))
+
+
+# ---------------------------------------------------------------- discrete time (DDPM, Improved DDPM, ADM)
+
+
+def linear_betas(num_timesteps=1000):
+    """DDPM's β_t, linear from 1e-4 to 0.02 at 1000 steps, rescaled for other lengths. float64 [T]."""
+    scale = 1000.0 / num_timesteps
+    return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
+
+
+def iddpm_cosine_betas(num_timesteps=1000, *, max_beta=0.999):
+    """Improved DDPM's β_t of ᾱ(t) = cos²((t + 0.008)/1.008 · π/2), capped at `max_beta`. float64 [T]."""
+    t = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2.0) ** 2
+    return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
+
+
+def betas_logsnr(betas):
+    """λ_t = log(ᾱ_t / (1 - ᾱ_t)) with ᾱ_t = Π (1 - β). float64 [T], decreasing."""
+    alpha_bar = np.cumprod(1.0 - np.asarray(betas, np.float64))
+    return np.log(alpha_bar) - np.log1p(-alpha_bar)
+
+
+def linear_beta_logsnr(num_timesteps=1000):
+    """λ_t of DDPM's and ADM's linear schedule. float64 [T], t=0 first."""
+    return betas_logsnr(linear_betas(num_timesteps))
+
+
+def iddpm_cosine_logsnr(num_timesteps=1000):
+    """λ_t of Improved DDPM's cosine schedule. float64 [T], t=0 first."""
+    return betas_logsnr(iddpm_cosine_betas(num_timesteps))
+
+
+def spaced_timesteps(num_timesteps, spacing):
+    """The timesteps that a respaced process keeps, as sorted ints.
+
+    spacing: '250' (that many, evenly), 'ddim25' (a fixed stride, as in the DDIM paper) or '10,15,20' (so many from
+    each equal section). Raises UserError where the counts do not fit.
+    """
+    wrong = f"spacing {spacing!r} does not fit {num_timesteps} timesteps; allowed: '250', 'ddim25' or '10,15,20'"
+    spacing = str(spacing)
+    try:
+        if spacing.startswith('ddim'):
+            count = int(spacing[len('ddim') :])
+            for stride in range(1, num_timesteps):
+                if len(range(0, num_timesteps, stride)) == count:
+                    return list(range(0, num_timesteps, stride))
+            raise UserError(f'{wrong} (no whole stride gives {count} steps).')
+        counts = [int(count) for count in spacing.split(',')]
+    except ValueError:
+        raise UserError(f'{wrong}.') from None
+    if min(counts) < 1:
+        raise UserError(f'{wrong} (a section with no steps).')
+    size, extra = divmod(num_timesteps, len(counts))
+    kept, start = [], 0
+    for section, count in enumerate(counts):
+        length = size + (section < extra)
+        if count > length:
+            raise UserError(f'{wrong} (a section of {length} cannot give {count} steps).')
+        stride = 1.0 if count == 1 else (length - 1) / (count - 1)
+        position = 0.0  # summed, not multiplied: the reference rounds the running sum
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride
+        start += length
+    return sorted(set(kept))

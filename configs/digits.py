@@ -1,0 +1,40 @@
+"""Classifier-free guidance on scikit-learn's 8x8 digits: trains, samples and draws the trade-off curve.
+
+    python -m cfg_jax.main --config=configs/digits.py
+
+Hardware: two CPU cores. Cost: TODO.
+"""
+
+from cfg_jax.config import default
+
+
+def get_config():
+    config = default()
+
+    config.model.channels = 16
+    config.model.channel_mult = (1, 2)
+    config.model.attention_resolutions = (4,)
+    config.model.num_heads = 2
+    config.model.num_groups = 8
+
+    config.optim.learning_rate = 2e-3
+    config.optim.decay = 'cosine'
+    config.optim.warmup_steps = 100
+    config.optim.ema_decay = 0.995
+
+    config.loss.low_discrepancy = True
+
+    config.train.batch_size = 64
+    config.train.num_steps = 2500
+    config.train.log_every = 100
+    config.train.checkpoint_every = 500
+    config.train.grid_every = 500
+
+    config.sample.num_steps = 32
+    config.sample.guidance_weight = 0.5
+    config.sample.batch_size = 200
+
+    config.eval.at_end = True
+    config.eval.judge = 'digits'
+    config.eval.num_samples = 1000
+    return config

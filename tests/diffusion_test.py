@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfg_jax import diffusion
+
+X = jax.random.normal(jax.random.key(0), (64, 4, 4, 3))
+EPS = jax.random.normal(jax.random.key(1), X.shape)
+
+
+def worst(a, b):
+    return float(jnp.max(jnp.abs(a - b)))
+
+
+def test_alpha_sigma():
+    logsnr = jnp.array([-20.0, -1.0, 0.0, 3.0, 20.0])
+    alpha, sigma = diffusion.alpha_sigma(logsnr)
+    exact = np.exp(np.float64(logsnr))
+    np.testing.assert_allclose(alpha, np.sqrt(exact / (1 + exact)), rtol=1e-6)
+    np.testing.assert_allclose(sigma, np.sqrt(1 / (1 + exact)), rtol=1e-6)
+
+
+# The error of a round trip is float32's 6e-8, times what it divides by: 1/alpha is 2.2e4 at λ = -20, 1/sigma at λ = 20.
+@pytest.mark.parametrize(('logsnr', 'x_error', 'eps_error'), [(-20.0, 2e-2, 1e-6), (0.0, 2e-6, 2e-6), (20.0, 1e-6, 2e-2)])
+def test_round_trips(logsnr, x_error, eps_error):
+    logsnr = jnp.full(len(X), logsnr)
+    z = diffusion.q_sample(X, EPS, logsnr)
+    assert worst(diffusion.predict_x(z, EPS, logsnr), X) <= x_error
+    assert worst(diffusion.predict_eps(z, X, logsnr), EPS) <= eps_error
+    v = diffusion.velocity(X, EPS, logsnr)
+    # v and z are a rotation of x and eps: nothing is divided, no digits are lost at either end
+    assert worst(diffusion.network_eps(v, z, logsnr, 'v'), EPS) <= 2e-6
+    alpha, sigma = diffusion.alpha_sigma(logsnr[:, None, None, None])
+    assert worst(alpha * z - sigma * v, X) <= 2e-6
+    assert worst(diffusion.network_eps(X, z, logsnr, 'x'), EPS) <= eps_error
+    assert worst(diffusion.network_eps(EPS, z, logsnr, 'eps'), EPS) == 0
+
+
+def test_unknown_prediction():
+    with pytest.raises(ValueError, match="'eps', 'x', 'v'"):
+        diffusion.network_eps(EPS, X, 0.0, 'score')
+
+
+def test_posterior_is_bayes_rule():
+    """q(z_s | z_t, x) from the joint Gaussian of z_s and z_t given x, in float64."""
+    for logsnr_t, logsnr_s in [(-20.0, -19.0), (-1.0, 2.0), (15.0, 20.0)]:
+        exact = [np.sqrt(1 / (1 + np.exp(sign * value))) for value in (logsnr_t, logsnr_s) for sign in (-1, 1)]
+        alpha_t, sigma_t, alpha_s, sigma_s = exact
+        alpha_ts = alpha_t / alpha_s
+        variance_ts = sigma_t**2 - alpha_ts**2 * sigma_s**2
+        precision = 1 / sigma_s**2 + alpha_ts**2 / variance_ts
+        expected = (np.float64(X) * alpha_s / sigma_s**2 + np.float64(EPS) * alpha_ts / variance_ts) / precision
+        mean, variance = diffusion.q_posterior(X, EPS, logsnr_t, logsnr_s)
+        np.testing.assert_allclose(mean, expected, rtol=2e-5, atol=1e-5)
+        np.testing.assert_allclose(variance, 1 / precision, rtol=2e-5)
+
+
+def test_reverse_variance_interpolates_in_the_logarithm():
+    logsnr_t, logsnr_s = -1.0, 0.5
+    _, sigma_t = diffusion.alpha_sigma(logsnr_t)
+    _, posterior = diffusion.q_posterior(X, EPS, logsnr_t, logsnr_s)
+    upper = (1 - np.exp(logsnr_t - logsnr_s)) * sigma_t**2
+    np.testing.assert_allclose(diffusion.reverse_variance(logsnr_t, logsnr_s, 0.0), posterior, rtol=1e-6)
+    np.testing.assert_allclose(diffusion.reverse_variance(logsnr_t, logsnr_s, 1.0), upper, rtol=1e-6)
+    between = diffusion.reverse_variance(logsnr_t, logsnr_s, jnp.array([0.3, 0.5]))
+    np.testing.assert_allclose(between, posterior ** np.array([0.7, 0.5]) * upper ** np.array([0.3, 0.5]), rtol=1e-6)
+
+
+def test_logsnr_may_be_one_per_image_or_one_for_all():
+    z_each, z_all = diffusion.q_sample(X, EPS, jnp.full(len(X), 0.7)), diffusion.q_sample(X, EPS, 0.7)
+    np.testing.assert_array_equal(z_each, z_all)
+    _, variance = diffusion.q_posterior(X, EPS, jnp.full(len(X), -1.0), jnp.full(len(X), 1.0))
+    assert variance.shape == (len(X), 1, 1, 1)

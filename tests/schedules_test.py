@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfg_jax import schedules
+from cfg_jax.errors import UserError
+
+REFERENCE = np.load(Path(__file__).parent / 'data' / 'schedules.npz')
+
+
+def paper_logsnr(u, logsnr_min=-20.0, logsnr_max=20.0):
+    """Section 2 of the paper, word for word, in float64."""
+    b = np.arctan(np.exp(-logsnr_max / 2))
+    a = np.arctan(np.exp(-logsnr_min / 2)) - b
+    return -2 * np.log(np.tan(a * np.float64(u) + b))
+
+
+def test_cosine_is_the_papers_formula():
+    u = np.float32(np.linspace(0, 1, 1001))
+    # λ moves by 2a/(sin cos) · δu = 7e4 δu at the ends: the error that u's own rounding makes is what is allowed there.
+    np.testing.assert_allclose(schedules.cosine_logsnr(u)[20:-20], paper_logsnr(u)[20:-20], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(schedules.cosine_logsnr(u), paper_logsnr(u), atol=5e-3)
+    np.testing.assert_allclose(schedules.cosine_logsnr(jnp.array([0.0, 0.5, 1.0])), [20, 0, -20], atol=1e-5)
+
+
+def test_other_ends():
+    values = schedules.cosine_logsnr(jnp.array([0.0, 0.3, 1.0]), logsnr_min=-8.0, logsnr_max=12.0)
+    np.testing.assert_allclose(values, paper_logsnr([0.0, 0.3, 1.0], -8.0, 12.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(('logsnr', 'error'), [(-20.0, 5e-3), (-5.0, 1e-4), (0.0, 2e-6), (5.0, 1e-5), (20.0, 1e-5)])
+def test_u_round_trip(logsnr, error):
+    """λ -> u -> λ in float32. At λ = -20, u is within 1e-9 of 1, where float32 has steps of 6e-8 and λ of 4e-3."""
+    assert abs(float(schedules.cosine_logsnr(schedules.cosine_u(logsnr))) - logsnr) <= error
+
+
+def test_u_round_trip_the_other_way():
+    u = jnp.linspace(0.0, 1.0, 257)
+    np.testing.assert_allclose(schedules.cosine_u(schedules.cosine_logsnr(u)), u, atol=2e-7)
+
+
+def test_gradient_is_finite_everywhere():
+    gradient = jax.vmap(jax.grad(schedules.cosine_logsnr))(jnp.linspace(0.0, 1.0, 33))
+    assert bool(jnp.all(gradient < 0)) and bool(jnp.all(jnp.isfinite(gradient)))
+
+
+def test_grid_increases_from_noise_to_data():
+    grid = schedules.logsnr_grid(schedules.cosine_logsnr, 64)
+    assert grid.shape == (64,) and bool(jnp.all(jnp.diff(grid) > 0))
+    np.testing.assert_allclose(grid[jnp.array([0, -1])], [-20, 20], atol=1e-5)
+    with pytest.raises(UserError, match='num_steps'):
+        schedules.logsnr_grid(schedules.cosine_logsnr, 0)
+
+
+def test_time_input():
+    np.testing.assert_allclose(
+        schedules.continuous_time_input(jnp.array([-20.0, 0.0, 20.0])), [999.971, 500.0, 0.028903], rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize('name', ['linear', 'cosine'])
+def test_discrete_tables_are_the_references(name):
+    betas = {'linear': schedules.linear_betas, 'cosine': schedules.iddpm_cosine_betas}[name]()
+    logsnr = {'linear': schedules.linear_beta_logsnr, 'cosine': schedules.iddpm_cosine_logsnr}[name]()
+    np.testing.assert_allclose(betas, REFERENCE[f'betas_{name}_1000'], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(1 / (1 + np.exp(-logsnr)), REFERENCE[f'alphas_cumprod_{name}_1000'], rtol=0, atol=1e-10)
+    assert np.all(np.diff(logsnr) < 0)
+
+
+@pytest.mark.parametrize('spacing', ['250', 'ddim25', '10,15,20', '1000'])
+def test_spacings_are_the_references(spacing):
+    assert schedules.spaced_timesteps(1000, spacing) == REFERENCE[f'timesteps_{spacing.replace(",", "_")}'].tolist()
+
+
+@pytest.mark.parametrize('spacing', ['0', '1001', 'ddim999', 'ddimx', '10,-1', 'many', ''])
+def test_wrong_spacings(spacing):
+    with pytest.raises(UserError, match='spacing'):
+        schedules.spaced_timesteps(1000, spacing)
