@@ -19,7 +19,7 @@ def frechet_distance(features_a, features_b):
 
 def _gaussian(features):
     features = np.asarray(features, np.float64)
-    return features.mean(0), np.atleast_2d(np.cov(features, rowvar=False))
+    return np.atleast_1d(features.mean(0)), np.atleast_2d(np.cov(features, rowvar=False))
 
 
 def gaussian_distance(mean_a, covariance_a, mean_b, covariance_b):

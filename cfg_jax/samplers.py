@@ -72,8 +72,9 @@ def ddim(denoise, z, logsnrs, keys=None, *, eta=0.0, clip_x=True):
         alpha_s, sigma_s = diffusion.alpha_sigma(logsnr_s)
         if not eta:
             return alpha_s * x + sigma_s * eps
-        c2 = eta**2 * diffusion.reverse_variance(logsnr_t, logsnr_s, 0.0)
+        # c² = η² (1 - e^{λt-λs}) sigma_s²: factored, so that the rest of sigma_s² never rounds below zero
+        share = -(eta**2) * jnp.expm1(logsnr_t - logsnr_s)
         noise = step_noise(keys, step, z.shape[1:])
-        return alpha_s * x + jnp.sqrt(sigma_s**2 - c2) * eps + jnp.sqrt(c2) * noise
+        return alpha_s * x + sigma_s * (jnp.sqrt(1.0 - share) * eps + jnp.sqrt(share) * noise)
 
     return _walk(denoise, z, logsnrs, clip_x, step_to)

@@ -31,6 +31,7 @@ def get_config():
     config.train.grid_every = 500
 
     config.sample.num_steps = 32
+    config.sample.v = 1.0
     config.sample.guidance_weight = 0.5
     config.sample.batch_size = 200
 
