@@ -1,20 +1,25 @@
 """From a config to the parts it names: model, schedule, loss, optimizer, data, sampler."""
 
 import importlib
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import diffusion, guidance, losses, optim, samplers, schedules, sharding
+from cfg_jax import diffusion, guidance, losses, optim, samplers, schedules
 from cfg_jax.data import pipeline, sources
 from cfg_jax.errors import UserError
 from cfg_jax.models.unet import UNet
 
-# Sections that fix what a checkpoint's parameters mean: a workdir holds checkpoints of one such config.
-MODEL_SECTIONS = ('data', 'diffusion', 'model')
+
+def model_identity(config):
+    """The part of the config that fixes what a checkpoint's parameters mean, as a nested dict of plain values."""
+    plain = config.to_dict()
+    data = {key: plain['data'][key] for key in ('image_size', 'image_channels', 'num_classes')}
+    how = ('dropout', 'remat', 'dtype')  # how the network is computed and trained, not what it is
+    model = {key: value for key, value in plain['model'].items() if key not in how}
+    return {'data': data, 'diffusion': plain['diffusion'], 'model': model}
 
 
 def check(config):
@@ -284,63 +289,6 @@ def sampler(config):
         return samplers.ancestral(denoise, z, logsnrs, keys, v=config.sample.v, clip_x=config.sample.clip_x)
 
     return sample
-
-
-def image_batches(config, mesh):
-    """The jitted sampler over any number of images: a function (params, labels, weight, seed) -> batches of uint8.
-
-    labels: int [N] on the host, checked here; image i's noise depends on seed and i alone. The last batch is filled up
-    and cut, so that there is one compilation whatever N is. It yields numpy arrays [<= B, H, W, C].
-    """
-    per_device = math.ceil(config.sample.batch_size / mesh.size)
-    size = per_device * mesh.size
-    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    sample = sampler(config)
-
-    @partial(jax.jit, in_shardings=(whole, whole, split, split, whole), out_shardings=split)
-    def jitted(params, seed, indices, labels, weight):
-        return to_uint8(sample(params, seed, indices, labels, weight))
-
-    def batches(params, labels, weight, seed):
-        check_labels(labels, config.data.num_classes)
-        computing = None  # each batch is fetched after the next one has been dispatched
-        for start in range(0, len(labels), size):
-            indices = np.arange(start, start + size, dtype=np.uint32)
-            filled = np.resize(labels[start : start + size], size).astype(np.int32)
-            dispatched = jitted(params, np.uint32(seed), indices, filled, np.float32(weight))
-            if computing is not None:
-                yield np.asarray(computing)
-            computing = dispatched
-        yield np.asarray(computing)[: len(labels) - start]
-
-    return batches
-
-
-def check_labels(labels, num_classes):
-    """Raises UserError for a label outside [0, num_classes): under jit it would clamp or become NaN in silence."""
-    for label in labels:
-        if not 0 <= label < num_classes:
-            raise UserError(f'label {label} is not a class; allowed: 0 to {num_classes - 1} (config.sample.labels).')
-
-
-def parse_labels(text, class_names):
-    """'0,1,2' or 'cat,dog' -> a list of label ids; '' -> all of them."""
-    if not text.strip():
-        return list(range(len(class_names)))
-    ids = []
-    for item in (item.strip() for item in text.split(',')):
-        if item in class_names:
-            ids.append(class_names.index(item))
-        elif item.lstrip('+-').isdigit():
-            ids.append(int(item))
-        else:
-            names = ', '.join(map(repr, class_names[:10])) + (', ...' if len(class_names) > 10 else '')
-            raise UserError(
-                f'label {item!r} is not a class; allowed: 0 to {len(class_names) - 1} or a name of {names} '
-                '(config.sample.labels).'
-            )
-    check_labels(ids, len(class_names))
-    return ids
 
 
 def judge(config, data):

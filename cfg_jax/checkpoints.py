@@ -13,10 +13,10 @@ from cfg_jax.errors import UserError
 
 
 def config_differences(config, saved, prefix='config'):
-    """Fields in which two nested dicts differ: a list of 'config.a.b is 1 here and 2 there' strings."""
+    """Fields of the nested dict `config` whose value in `saved` is another: 'config.a.b is 1 here and 2 there' strings."""
     differences = []
-    for key in sorted(config.keys() | saved.keys()):
-        here, there, name = config.get(key), saved.get(key), f'{prefix}.{key}'
+    for key, here in config.items():
+        there, name = saved.get(key), f'{prefix}.{key}'
         if isinstance(here, dict) and isinstance(there, dict):
             differences += config_differences(here, there, name)
         elif here != there:
@@ -36,18 +36,22 @@ class Checkpoints:
     """The checkpoints of one run. Saving is asynchronous and atomic; `close` waits for the last one.
 
     config: nested dict of plain values that fixes what the checkpoints mean. Another config's are refused: every field
-    of it has to be the saved one's. class_names: the data set's, saved along.
+    of it has to be the saved one's. class_names: the data set's, saved along. read_only: changes nothing on disk, for
+    jobs that may read while another one trains.
     """
 
-    def __init__(self, directory, config, *, class_names=(), keep=2):
+    def __init__(self, directory, config, *, class_names=(), keep=2, read_only=False):
         self.directory = Path(directory).absolute()
         self._config = json.loads(json.dumps(config))  # as it reads back: tuples become lists
         self._class_names = class_names
-        policy = ocp.checkpoint_managers.LatestN(keep)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=policy, create=True),
+        self._read_only = read_only
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,  # what a kill left half-written
         )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step, state, data_iterator):
         """Saves in the background; waits only for the save before."""
@@ -116,7 +120,8 @@ class Checkpoints:
                 continue
             for bad, reason in damaged.items():
                 print(f'checkpoint {bad} is damaged ({reason}); going on from step {step} instead', flush=True)
-                self._move_aside(bad)
+                if not self._read_only:
+                    self._move_aside(bad)
             return Restored(tree, step, tuple(meta['class_names']))
         if damaged:
             step, reason = next(iter(damaged.items()))
@@ -127,7 +132,7 @@ class Checkpoints:
         return None
 
     def _check_config(self, saved):
-        differences = config_differences(self._config, {key: saved.get(key) for key in self._config})
+        differences = config_differences(self._config, saved)
         if differences:
             more = f' (and {len(differences) - 1} more fields)' if len(differences) > 1 else ''
             raise UserError(

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import build, figures, metrics, sharding
+from cfg_jax import build, figures, metrics, sampling, sharding
 from cfg_jax.errors import UserError
-from cfg_jax.sample import collect, load
 
 COLUMNS = (
     'guidance_weight',
@@ -55,7 +54,7 @@ def run(config, workdir):
         raise UserError("config.eval.judge is not set; allowed: 'digits'.")
     workdir, weights = Path(workdir), sorted(config.eval.guidance_weights)
     mesh = sharding.make_mesh()
-    params, step, class_names = load(config, workdir, mesh)
+    params, step, class_names = sampling.load(config, workdir, mesh)
     source = build.source(config)
     judge, real_images, real_labels = build.judge(config, source)
     real_features, real_logits = judge(real_images)
@@ -64,10 +63,10 @@ def run(config, workdir):
     print(f'data   IS {real_score:.2f}  spread {spread:.2f}  ({len(real_images):,} images)', flush=True)
 
     labels = np.resize(np.arange(config.data.num_classes, dtype=np.int32), config.eval.num_samples)
-    batches = build.image_batches(config, mesh)
+    batches = sampling.image_batches(config, mesh)
     rows, same_noise = [], []
     for weight in weights:
-        images = collect(batches(params, labels, weight, config.sample.seed), len(labels), f'w={weight:g}')
+        images = sampling.collect(batches(params, labels, weight, config.sample.seed), len(labels), f'w={weight:g}')
         row = {'guidance_weight': float(weight), **measure(config, *judge(images), labels, real_features)}
         row |= {
             'num_samples': len(images),

@@ -10,21 +10,24 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from cfg_jax import build, figures, optim, sharding
+from cfg_jax import build, figures, optim, sampling, sharding
 from cfg_jax.checkpoints import Checkpoints
 from cfg_jax.errors import UserError
 from cfg_jax.train_state import TrainState
 from cfg_jax.writers import MetricWriter, Progress
 
-# What has to stay for a run to be the same run; its length, logs and sampling may change.
-SECTIONS = ('seed', *build.MODEL_SECTIONS, 'loss', 'optim')
-TRAIN_KEYS = ('batch_size', 'accumulation_steps')
-
 
 def identity(config):
-    """The part of the config that a resumed run shares with the one it resumes, as a plain dict."""
+    """The part of the config that a resumed run shares with the one it resumes, as a nested dict of plain values.
+
+    How long it runs, where the data lies, how it is read, logged and sampled may change.
+    """
     plain = config.to_dict()
-    return {key: plain[key] for key in SECTIONS} | {'train': {key: plain['train'][key] for key in TRAIN_KEYS}}
+    data = {key: plain['data'][key] for key in ('source', 'name', 'split', 'flip')}
+    model = {key: value for key, value in plain['model'].items() if key != 'remat'}
+    update = {key: plain['train'][key] for key in ('batch_size', 'accumulation_steps')}
+    rest = {section: plain[section] for section in ('seed', 'diffusion', 'loss', 'optim')}
+    return {**rest, 'data': data | build.model_identity(config)['data'], 'model': model, 'train': update}
 
 
 def quarter_edges(config):
@@ -207,7 +210,7 @@ def run(config, workdir):
 
 def grid_drawer(config, mesh, class_names, workdir):
     """(step, ema_params) -> uint8 picture, also written to workdir/samples: the same noise and labels every time."""
-    sample = build.image_batches(config, mesh)
+    sample = sampling.image_batches(config, mesh)
     # All classes, or as many, evenly spread, as give a square picture.
     rows = min(len(class_names), max(math.isqrt(config.train.grid_images), 1))
     ids = np.linspace(0, len(class_names) - 1, rows).round().astype(int)

@@ -32,7 +32,6 @@ def get_config():
 
     config.sample.num_steps = 32
     config.sample.v = 1.0
-    config.sample.guidance_weight = 0.5
     config.sample.batch_size = 200
 
     config.eval.at_end = True

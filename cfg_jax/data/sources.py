@@ -63,4 +63,6 @@ class TfdsSource:
                 f'image {index} has shape {example["image"].shape}, not {self.image_shape} '
                 '(config.data.image_size, config.data.image_channels).'
             )
+        if not 0 <= example['label'] < len(self.class_names):
+            raise UserError(f'image {index} has label {example["label"]}; this split has no labels (config.data.split).')
         return {'image': example['image'], 'label': np.int32(example['label'])}

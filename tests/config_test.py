@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfg_jax import build, train
+from cfg_jax.config import default
+from cfg_jax.errors import UserError
+from cfg_jax.train_state import TrainState
+from tests import tiny
+
+CONFIGS = sorted(path.stem for path in (tiny.ROOT / 'configs').glob('*.py'))
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_config_only_overrides_the_default(name):
+    config, every = tiny.load_config(name), default()
+    assert config.to_dict().keys() == every.to_dict().keys()
+    for section, fields in every.to_dict().items():
+        if isinstance(fields, dict):
+            assert config[section].to_dict().keys() == fields.keys()
+    build.check(config)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_config_says_how_to_use_it(name):
+    text = (tiny.ROOT / 'configs' / f'{name}.py').read_text().split('"""')[1]
+    assert f'python -m cfg_jax.main --config=configs/{name}.py' in text
+    assert 'Hardware:' in text and 'Expect' in text and 'TODO' not in text
+
+
+@pytest.mark.parametrize(('name', 'millions'), [('imagenet64', 295.9), ('imagenet128', 421.5)])
+def test_parameter_counts(name, millions):
+    config = tiny.load_config(name)
+    shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert round(count / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_shrunk_config_trains_a_step_and_samples(name):
+    """Narrow, small images, few steps; levels, blocks, attention, heads, dtype and optimizer as they are."""
+    config = tiny.load_config(name)
+    levels, groups = len(config.model.channel_mult), 4
+    with config.unlocked():
+        config.model.channels = 8
+        config.model.num_groups = groups
+        config.model.num_blocks = 1
+        config.model.num_heads = min(config.model.num_heads, 2)
+        if config.model.head_channels is not None:
+            config.model.head_channels = 4
+        config.data.image_size = 2 ** (levels - 1)
+        config.model.attention_resolutions = (config.data.image_size // 2,)
+        config.train.batch_size = 8
+        config.sample.num_steps = 2
+    build.check(config)
+    shape = build.image_shape(config)
+    batch = {
+        'image': np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8),
+        'label': np.arange(8, dtype=np.int32),
+    }
+
+    def init():
+        return TrainState.create(build.init_params(config, jax.random.key(0)), build.optimizer(config))
+
+    before = jax.jit(init)()
+    after, metrics = jax.jit(train.make_train_step(config))(before, batch, jax.random.key(1))
+    assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0
+    changed = [bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params))]
+    assert any(changed)
+    x = jax.jit(build.sampler(config))(after.ema_params, 0, jnp.arange(2), jnp.arange(2), 1.0)
+    assert x.shape == (2, *shape) and float(jnp.abs(x).max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [
+        ('loss.p_uncond', 1.5),
+        ('model.dropout', 1.0),
+        ('model.num_groups', 3),
+        ('sample.v', -0.1),
+        ('sample.eta', 2.0),
+        ('optim.weight_decay', 0.1),
+        ('optim.decay', 'linear'),
+        ('train.log_every', 0),
+        ('eval.nearest_k', 0),
+        ('diffusion.logsnr_min', 30.0),
+        ('model.dtype', 'float16'),
+    ],
+)
+def test_a_wrong_value_is_named(field, value):
+    config = tiny.config(**{field.replace('.', '__'): value})
+    with pytest.raises(UserError, match=rf'config\.{field} is {value!r}; (it must be|allowed)'):
+        build.check(config)

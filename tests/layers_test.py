@@ -1,0 +1,75 @@
+"""The layer rule: modules import only downwards, and the lower ones need little."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny import ROOT
+
+LAYERS = [
+    {'errors', 'schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics'},
+    {'models', 'data', 'judges', 'optim', 'train_state', 'checkpoints', 'sharding', 'figures', 'writers', 'runtime'},
+    {'config', 'build', 'sampling'},
+    {'train', 'sample', 'evaluate'},
+    {'main'},
+]
+# Within a layer: of layer 0 by name, of layer 2 sampling, which builds what it runs.
+ALLOWED_BESIDE = {
+    ('schedules', 'errors'), ('guidance', 'diffusion'), ('samplers', 'diffusion'), ('losses', 'diffusion'),
+    ('sampling', 'build'),
+}  # fmt: skip
+MODULES = sorted((ROOT / 'cfg_jax').rglob('*.py'))
+
+
+def layer_of(name):
+    (layer,) = [index for index, names in enumerate(LAYERS) if name in names]
+    return layer
+
+
+def imports(path):
+    """Every module that the file imports, anywhere in it, as dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def own_name(path):
+    return path.relative_to(ROOT / 'cfg_jax').with_suffix('').parts[0]
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downwards(path):
+    name = own_name(path)
+    if name == '__init__':
+        return
+    for imported in imports(path):
+        parts = imported.split('.')
+        if parts[0] != 'cfg_jax' or parts[1] == name:
+            continue
+        below = layer_of(parts[1]) < layer_of(name)
+        assert below or (name, parts[1]) in ALLOWED_BESIDE, f'{name} imports {parts[1]}'
+
+
+def test_only_the_upper_layers_know_configs():
+    for path in MODULES:
+        if own_name(path) != '__init__' and layer_of(own_name(path)) < 2:
+            assert not any('ml_collections' in imported for imported in imports(path)), path
+
+
+def test_the_lower_layers_import_with_little():
+    """Layers 0 and 1, data, checkpoints and writers aside, need jax, flax, optax, numpy, scipy and Pillow alone."""
+    skipped = {'data', 'checkpoints', 'writers'}
+    names = [
+        '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+        for path in MODULES
+        if own_name(path) != '__init__' and layer_of(own_name(path)) < 2 and own_name(path) not in skipped
+    ]
+    heavy = ['tensorflow', 'tensorflow_datasets', 'clu', 'grain', 'orbax', 'ml_collections', 'sklearn', 'matplotlib', 'torch', 'tensorboardX']  # fmt: skip
+    blocked = ''.join(f'sys.modules[{name!r}] = None\n' for name in heavy if name != 'orbax')  # flax imports orbax itself
+    code = f'import sys\n{blocked}' + ''.join(f'import {name}\n' for name in names)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

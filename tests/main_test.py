@@ -1,0 +1,170 @@
+import csv
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfg_jax import evaluate, sampling
+from cfg_jax.errors import UserError
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A workdir that one whole command made: training, then sampling and evaluating, as configs/digits.py asks for."""
+    workdir = tmp_path_factory.mktemp('trained')
+    done = tiny.main(*tiny.flags(eval__at_end=True), f'--workdir={workdir}')
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_the_whole_command(trained):
+    workdir, out = trained
+    assert 'Total: ' in out  # clu's parameter overview
+    assert re.search(r'^step 4/4  loss \d+\.\d+  \d+ images/s  \d+s left$', out, re.MULTILINE)
+    written = {path.name for path in workdir.iterdir()}
+    assert {'checkpoints', 'metrics.jsonl', 'tensorboard', 'tradeoff.csv', 'tradeoff.png'} <= written
+    assert {'samples_w0.png', 'samples_w1.png', 'samples_over_w.png', 'sample_w0_seed0.npz'} <= written
+    assert not [name for name in written if name.endswith('.tmp')]
+
+
+def test_the_table(trained):
+    text = (trained[0] / 'tradeoff.csv').read_text()
+    assert text.splitlines()[0] == ','.join(evaluate.COLUMNS)
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [float(row['guidance_weight']) for row in rows] == [0, 1]
+    for row in rows:
+        assert (row['num_samples'], row['num_steps'], row['sampler'], row['seed']) == ('40', '3', 'ancestral', '0')
+        assert float(row['fid']) > 0 and 1 <= float(row['inception_score']) <= 10
+        assert all(0 <= float(row[key]) <= 1 for key in ('precision', 'recall', 'accuracy'))
+
+
+def sample(workdir, **changes):
+    done = tiny.main(*tiny.flags(**changes), '--mode=sample', f'--workdir={workdir}')
+    assert done.returncode == 0, done.stderr
+    png, npz = re.search(r'wrote (\S+\.png) and (\S+\.npz)', done.stdout).groups()
+    with np.load(npz) as arrays:
+        return Image.open(png), arrays['arr_0'], arrays['arr_1'], png
+
+
+def test_sample_writes_the_classes_asked_for(trained):
+    picture, images, labels, _ = sample(trained[0], sample__labels='7,2', sample__num_images=6)
+    assert images.shape == (6, 8, 8, 1) and images.dtype == np.uint8
+    assert labels.tolist() == [7, 2, 7, 2, 7, 2]
+    # two rows of three: 8 pixels and 2 between them, enlarged 4 times, and a margin with the names
+    assert picture.height == 4 * (2 + 2 * 10) and picture.width > 4 * (2 + 3 * 10)
+
+
+def test_a_scale_is_a_weight_plus_one_and_the_seed_matters(trained):
+    _, weighted, _, weight_path = sample(trained[0], sample__guidance_weight=2.0)
+    _, scaled, _, scale_path = sample(trained[0], sample__guidance_scale=3.0)
+    np.testing.assert_array_equal(scaled, weighted)
+    assert scale_path == weight_path
+    _, other, _, other_path = sample(trained[0], sample__guidance_weight=2.0, sample__seed=1)
+    assert not np.array_equal(weighted, other) and weight_path != other_path
+
+
+def test_more_images_leave_the_first_ones_as_they_are(trained):
+    _, few, _, _ = sample(trained[0], sample__num_images=7)
+    _, many, _, _ = sample(trained[0], sample__num_images=64)
+    np.testing.assert_array_equal(many[:7], few)
+
+
+BAD = {
+    'a label too large': (['--mode=sample', '--config.sample.labels=10'], r'label 10 is not a class; allowed: 0 to 9'),
+    'a negative label': (['--mode=sample', '--config.sample.labels=-1'], r'label -1 is not a class; allowed: 0 to 9'),
+    'an unknown class': (['--mode=sample', '--config.sample.labels=cat'], r"label 'cat' is not a class; .*sample\.labels"),
+    'an unknown field': (['--config.model.chanels=4'], r'chanels.*channels'),
+    'a value of the wrong type': (['--config.model.channels=many'], r'channels.*many'),
+    'weight and scale': (
+        ['--mode=sample', '--config.sample.guidance_weight=1', '--config.sample.guidance_scale=2'],
+        r'both config\.sample\.guidance_weight \(1\) and config\.sample\.guidance_scale \(2\) are set',
+    ),
+    "another config's checkpoints": (
+        ['--config.model.channels=12'],
+        r"holds another config's checkpoints: config\.model\.channels is 12 here and 8 there",
+    ),
+    'sampling with another model': (
+        ['--mode=sample', '--config.diffusion.prediction=v'],
+        r"another config's checkpoints: config\.diffusion\.prediction is 'v' here and 'eps' there",
+    ),
+    'no sampling steps': (['--mode=sample', '--config.sample.num_steps=0'], r'config\.sample\.num_steps is 0; .* at least 1'),
+    'an image that the levels do not halve': (
+        ['--config.model.channel_mult=(1,1,1,1,1)'],
+        r'config\.data\.image_size is 8; it must be a multiple of 16',
+    ),
+    'an unknown sampler': (['--config.sample.sampler=euler'], r"config\.sample\.sampler is 'euler'; allowed: 'ancestral', 'ddim'"),
+    'an unknown guidance': (['--mode=sample', '--config.guidance.function=nowhere:rule'], r'config\.guidance\.function.*nowhere'),
+    'an unknown mode': (['--mode=dream'], r'mode.*train'),
+    'no judge': (['--mode=evaluate', '--config.eval.judge='], r"config\.eval\.judge is not set; allowed: 'digits'"),
+    'no data': (
+        ['--config.data.source=tfds', '--config.data.name=imagenet_resized/64x64', '--config.data.data_dir=/nowhere'],
+        r'no data set .*config\.data\.data_dir',
+    ),
+}  # fmt: skip
+
+
+def one_line_of_error(done):
+    """The error that a failed command shows: one line, no traceback."""
+    assert done.returncode not in (0, 1), done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert done.stderr.splitlines()[-1] == line
+    return line
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input(trained, case):
+    arguments, message = BAD[case]
+    before = sorted(path.name for path in trained[0].rglob('*'))
+    done = tiny.main(*tiny.flags(), *arguments, f'--workdir={trained[0]}')
+    assert re.search(message, one_line_of_error(done)), done.stderr
+    assert sorted(path.name for path in trained[0].rglob('*')) == before
+
+
+def test_no_checkpoint(tmp_path):
+    for empty in (tmp_path / 'missing', tmp_path):
+        done = tiny.main(*tiny.flags(), '--mode=sample', f'--workdir={empty}')
+        assert re.search(r'no checkpoint in .*checkpoints; train first', one_line_of_error(done))
+
+
+def test_no_config():
+    assert 'no config' in one_line_of_error(tiny.main())
+    assert 'nowhere.py' in one_line_of_error(tiny.main('--config=nowhere.py'))
+
+
+def test_a_batch_that_the_devices_do_not_divide(tmp_path):
+    done = tiny.main(*tiny.flags(train__batch_size=12), f'--workdir={tmp_path}', devices=8)
+    assert re.search(r'batch of 12 images does not divide over 8 devices.*multiple of 8', one_line_of_error(done))
+
+
+def test_sampling_survives_a_damaged_newest_checkpoint(trained, tmp_path):
+    workdir = tmp_path / 'run'
+    shutil.copytree(trained[0], workdir)
+    shutil.rmtree(workdir / 'checkpoints' / '4' / 'state')
+    done = tiny.main(*tiny.flags(), '--mode=sample', f'--workdir={workdir}')
+    assert done.returncode == 0, done.stderr
+    assert 'checkpoint 4 is damaged' in done.stdout
+    assert (workdir / 'checkpoints' / '4').is_dir()  # a job that only reads moves nothing
+
+
+def test_one_image_in_any_batch_on_any_devices(trained, tmp_path):
+    """Images end the same to one grey level of 255 in batches of 1, 7 and 64, and on 8 devices."""
+    _, whole, _, _ = sample(trained[0], sample__num_images=14, sample__batch_size=64)
+    for batch_size, devices in ((1, 1), (7, 1), (64, 8)):
+        changes = {'sample__num_images': 14, 'sample__batch_size': batch_size, 'sample__seed': 0}
+        done = tiny.main(*tiny.flags(**changes), '--mode=sample', f'--workdir={trained[0]}', devices=devices)
+        assert done.returncode == 0, done.stderr
+        images = np.load(re.search(r'and (\S+\.npz)', done.stdout)[1])['arr_0']
+        assert np.abs(images.astype(int) - whole).max() <= 1
+        assert np.mean(images != whole) < 0.01
+
+
+def test_labels_by_name():
+    assert sampling.parse_labels('dog, cat', ('cat', 'dog')) == [1, 0]
+    assert sampling.parse_labels('', ('cat', 'dog')) == [0, 1]
+    assert sampling.parse_labels('1,1', ('cat', 'dog')) == [1, 1]
+    with pytest.raises(UserError, match='label 2 is not a class'):
+        sampling.parse_labels('2', ('cat', 'dog'))

@@ -1,0 +1,58 @@
+"""The digits experiment, shrunk until a job takes seconds."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+OVERRIDES = {
+    'model.channels': 8,
+    'model.channel_mult': (1,),
+    'model.attention_resolutions': (),
+    'model.num_heads': 1,
+    'model.num_groups': 4,
+    'train.batch_size': 16,
+    'train.num_steps': 4,
+    'train.log_every': 2,
+    'train.checkpoint_every': 2,
+    'train.grid_every': 0,
+    'sample.num_steps': 3,
+    'sample.num_images': 20,
+    'sample.batch_size': 20,
+    'eval.at_end': False,
+    'eval.num_samples': 40,
+    'eval.guidance_weights': (0.0, 1.0),
+}
+
+
+def load_config(name):
+    """The config of configs/<name>.py."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def config(**changes):
+    """The tiny config; changes are named with '__' for '.'."""
+    tiny = load_config('digits')
+    with tiny.unlocked():
+        tiny.update_from_flattened_dict({**OVERRIDES, **{k.replace('__', '.'): v for k, v in changes.items()}})
+    return tiny
+
+
+def flags(**changes):
+    """The same, as command-line flags of configs/digits.py."""
+    every = {**OVERRIDES, **{k.replace('__', '.'): v for k, v in changes.items()}}
+    return [f'--config={ROOT}/configs/digits.py', *(f'--config.{key}={value}' for key, value in every.items())]
+
+
+def main(*arguments, devices=1, start=subprocess.run, **options):
+    """Starts `python -m cfg_jax.main` with these arguments as a process of its own."""
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+    defaults = {'cwd': ROOT, 'env': environment, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return start([sys.executable, '-m', 'cfg_jax.main', *map(str, arguments)], **{**defaults, **options})

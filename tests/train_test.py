@@ -1,0 +1,207 @@
+import json
+import shutil
+import signal
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cfg_jax import build, train
+from cfg_jax.errors import UserError
+from cfg_jax.train_state import TrainState
+from tests import tiny
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """A run of 12 steps that nothing stops: (workdir, its final state)."""
+    workdir = tmp_path_factory.mktemp('undisturbed')
+    state = train.run(tiny.config(train__num_steps=12, train__grid_every=6), workdir)
+    return workdir, jax.device_get(state)
+
+
+def test_what_a_run_leaves_behind(undisturbed):
+    workdir, state = undisturbed
+    assert int(state.step) == 12
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert {'loss', 'grad_norm', 'loss_conditional', 'images_per_second', 'learning_rate'} <= lines[0].keys()
+    assert all(f'loss_logsnr_q{q}' in lines[0] for q in (1, 2, 3, 4))
+    assert sorted(path.name for path in (workdir / 'samples').iterdir()) == ['step_00000006.png', 'step_00000012.png']
+    assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['10', '12']
+    board = EventAccumulator(str(workdir / 'tensorboard'))
+    board.Reload()
+    assert [event.step for event in board.Scalars('loss')] == [2, 4, 6, 8, 10, 12]
+    assert [event.step for event in board.Images('samples')] == [6, 12]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tmp_path):
+    """SIGKILL in the middle, twice; the third start of the same command ends where the undisturbed run did."""
+    arguments = [*tiny.flags(train__num_steps=12, train__grid_every=6), f'--workdir={tmp_path}']
+    for last_step in (4, 8):
+        process = tiny.main(*arguments, start=subprocess.Popen, stderr=subprocess.STDOUT)
+        for line in process.stdout:
+            if line.startswith(f'step {last_step}/12'):
+                break
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / 'checkpoints' / '12').exists()
+    state = train.run(tiny.config(train__num_steps=12, train__grid_every=6), tmp_path)
+    assert_same_bits(jax.device_get(state), undisturbed[1])
+    steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
+def test_a_longer_run_goes_on(undisturbed, tmp_path):
+    """With a constant learning rate, 6 steps and then 12 are the same as 12; a finished run does nothing more."""
+    constant = {'optim__decay': 'constant', 'optim__warmup_steps': 0}
+    whole = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'whole')
+    train.run(tiny.config(**constant, train__num_steps=6), tmp_path / 'parts')
+    parts = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'parts')
+    assert_same_bits(jax.device_get(parts), jax.device_get(whole))
+    again = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'parts')
+    assert_same_bits(jax.device_get(again), jax.device_get(whole))
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'deleted file', 'empty folder', 'flipped metadata'])
+def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, capfd, damage):
+    """Falls back to the one before, says so, keeps the damaged one aside, and ends with the same bits."""
+    workdir = tmp_path / 'run'
+    shutil.copytree(undisturbed[0], workdir)
+    newest = workdir / 'checkpoints' / '12'
+    largest = max((path for path in newest.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+    if damage == 'truncated':
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    elif damage == 'deleted file':
+        largest.unlink()
+    elif damage == 'empty folder':
+        shutil.rmtree(newest)
+        newest.mkdir()
+    else:
+        (newest / 'meta' / 'metadata').write_text('{"config": ')
+    state = train.run(tiny.config(train__num_steps=12, train__grid_every=6), workdir)
+    assert_same_bits(jax.device_get(state), undisturbed[1])
+    out = capfd.readouterr().out
+    assert 'checkpoint 12 is damaged' in out and 'from step 10' in out
+    assert (workdir / 'damaged_checkpoints' / '12').is_dir()
+    assert (workdir / 'checkpoints' / '12').is_dir()  # saved again
+
+
+def test_all_checkpoints_damaged(undisturbed, tmp_path):
+    workdir = tmp_path / 'run'
+    shutil.copytree(undisturbed[0], workdir)
+    for step in ('10', '12'):
+        shutil.rmtree(workdir / 'checkpoints' / step / 'state')
+    with pytest.raises(UserError, match='none of the 2 checkpoints'):
+        train.run(tiny.config(), workdir)
+    assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['10', '12']
+
+
+def test_the_loss_falls_and_ema_follows(tmp_path):
+    config = tiny.config(
+        train__num_steps=60, train__log_every=20, train__checkpoint_every=60, optim__warmup_steps=0, optim__ema_decay=0.5
+    )
+    state = train.run(config, tmp_path)
+    losses = [json.loads(line)['loss'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert losses[-1] < 0.7 * losses[0]
+    start = build.init_params(config, jax.random.split(jax.random.key(config.seed))[0])
+
+    def distance(a, b):
+        return float(sum(jnp.square(x - y).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))))
+
+    assert distance(state.ema_params, state.params) < 0.05 * distance(start, state.params)
+
+
+def step_once(config, state_key=0):
+    optimizer = build.optimizer(config)
+    params = build.init_params(config, jax.random.key(state_key))
+    state = TrainState.create(params, optimizer)
+    source = build.source(config)
+    batch = next(build.train_batches(config, source))
+    return jax.jit(train.make_train_step(config))(state, batch, jax.random.key(1))
+
+
+def test_one_step_by_hand():
+    """Adam's first update is lr · sign(g); the EMA moves by 1 - decay of it; the counts add up."""
+    config = tiny.config(optim__warmup_steps=0, optim__decay='constant', optim__clip_norm=0.0, optim__ema_decay=0.9)
+    before = build.init_params(config, jax.random.key(0))
+    state, metrics = step_once(config)
+    steps = np.concatenate([np.ravel(a - b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before))])
+    moved = steps[np.abs(steps) > 1e-5]
+    assert len(moved) > 50
+    np.testing.assert_allclose(np.abs(moved), config.optim.learning_rate, rtol=0.02)
+    jax.tree.map(
+        lambda e, b, p: np.testing.assert_allclose(e, 0.9 * b + 0.1 * p, atol=1e-6), state.ema_params, before, state.params
+    )
+    assert int(state.step) == 1
+    assert float(metrics['quarter_counts'].sum()) == float(metrics['kind_counts'].sum()) == 16
+    np.testing.assert_allclose(metrics['quarter_sums'].sum() / 16, metrics['loss'], rtol=1e-5)
+    # low-discrepancy u: a quarter of the images in each quarter of λ
+    np.testing.assert_array_equal(metrics['quarter_counts'], 4)
+
+
+def test_accumulation_averages_the_parts_gradients():
+    config = tiny.config(train__accumulation_steps=4, optim__clip_norm=0.0)
+    params = build.init_params(config, jax.random.key(0))
+    # the zero-initialised last layer would hide all gradients but its own
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    images, labels = np.arange(16 * 64, dtype=np.uint8).reshape(16, 8, 8, 1), np.arange(16) % 10
+    loss_fn, key = build.loss(config), jax.random.fold_in(jax.random.key(1), 0)
+
+    def part_gradient(part):
+        def loss(p):
+            x = build.to_unit_range(images[part::4])
+            return loss_fn(p, x, labels[part::4], jax.random.fold_in(key, part)).loss.mean()
+
+        return jax.grad(loss)(params)
+
+    expected = jax.tree.map(lambda *g: sum(g) / 4, *[part_gradient(part) for part in range(4)])
+    state = TrainState.create(params, build.optimizer(config))
+    _, metrics = jax.jit(train.make_train_step(config))(state, {'image': images, 'label': labels}, jax.random.key(1))
+    norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(expected)))
+    np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-4)
+    assert float(metrics['quarter_counts'].sum()) == 16
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    train.run(tiny.config(optim__decay='constant'), tmp_path)
+    diverging = tiny.config(optim__decay='constant', train__num_steps=50)
+    optimizer_state_kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, 'learning_rate', lambda config: lambda step: 1e30 * (step >= 4))
+        with pytest.raises(UserError) as caught:
+            train.run(diverging, tmp_path)
+    message = str(caught.value)
+    assert 'step 6: the loss is not finite at λ in' in message
+    assert f'the last good checkpoint is {tmp_path}/checkpoints/4' in message
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == optimizer_state_kept
+
+
+def test_the_quarter_of_the_nan_is_named():
+    config = tiny.config()
+    metrics = {'loss': np.nan, 'grad_norm': 1.0, 'quarter_sums': np.array([1.0, 2.0, np.nan, 4.0])}
+
+    class NoCheckpoints:
+        def latest_step(self):
+            return None
+
+    with pytest.raises(UserError, match=r'step 7: the loss is not finite at λ in .* to 1\.76; no checkpoint'):
+        train.check_finite(config, 7, metrics, NoCheckpoints())
+
+
+def test_one_nan_stays_in_its_quarter():
+    membership = jax.nn.one_hot(jnp.array([0, 1, 2, 3]), 4)
+    sums = train._sums(membership, jnp.array([1.0, jnp.nan, 3.0, 4.0]))
+    np.testing.assert_array_equal(sums, [1, np.nan, 3, 4])
+
+
+def test_another_configs_workdir(undisturbed):
+    with pytest.raises(UserError, match=r"another config's checkpoints: config.model.channels is 4 here and 8 there"):
+        train.run(tiny.config(model__channels=4), undisturbed[0])
