@@ -13,7 +13,7 @@ from cfg_jax.errors import UserError
 
 
 def config_differences(config, saved, prefix='config'):
-    """Fields of the nested dict `config` whose value in `saved` is another: 'config.a.b is 1 here and 2 there' strings."""
+    """Fields of the nested dict `config` that differ in `saved`: a list of 'config.a.b is 1 here and 2 there'."""
     differences = []
     for key, here in config.items():
         there, name = saved.get(key), f'{prefix}.{key}'
@@ -85,12 +85,15 @@ class Checkpoints:
         Raises UserError where none can be read, or where they are another config's.
         """
         return self._newest_readable(
-            lambda step: self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), data=grain_checkpoint.CheckpointRestore(data_iterator)
-                ),
-            ).state
+            lambda step: (
+                self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract_state),
+                        data=grain_checkpoint.CheckpointRestore(data_iterator),
+                    ),
+                ).state
+            )
         )
 
     def restore_ema(self, abstract_params):

@@ -86,6 +86,7 @@ def default():
 
     config.eval = evaluate = ConfigDict()
     evaluate.at_end = False  # training ends with --mode=sample and --mode=evaluate
+    evaluate.folder = ''  # of the workdir, where the results go; '' is the workdir itself
     evaluate.judge = ''  # the features' network: 'digits'
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
     evaluate.num_samples = 1000  # for each weight, balanced over the classes

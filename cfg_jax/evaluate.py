@@ -48,11 +48,11 @@ def as_csv(rows):
 
 
 def run(config, workdir):
-    """Samples at every weight of config.eval.guidance_weights and writes tradeoff.csv and .png, samples_w*.png."""
+    """Samples at every weight of config.eval.guidance_weights; writes tradeoff.csv and .png, samples_*.png."""
     build.check(config)
     if not config.eval.judge:
         raise UserError("config.eval.judge is not set; allowed: 'digits'.")
-    workdir, weights = Path(workdir), sorted(config.eval.guidance_weights)
+    folder, weights = Path(workdir) / config.eval.folder, sorted(config.eval.guidance_weights)
     mesh = sharding.make_mesh()
     params, step, class_names = sampling.load(config, workdir, mesh)
     source = build.source(config)
@@ -78,20 +78,20 @@ def run(config, workdir):
         same_noise.append(images[: 2 * min(config.data.num_classes, 10)])
         shown = slice(0, 100)
         figures.save_png(
-            workdir / f'samples_w{weight:g}.png', figures.class_grid(images[shown], labels[shown], class_names)
+            folder / f'samples_w{weight:g}.png', figures.class_grid(images[shown], labels[shown], class_names)
         )
-        figures.write_atomically(workdir / 'tradeoff.csv', as_csv(rows).encode())
+        figures.write_atomically(folder / 'tradeoff.csv', as_csv(rows).encode())
         print(
             f'w={weight:<4g} FID {row["fid"]:.3f}  IS {row["inception_score"]:.3f}  precision {row["precision"]:.3f}  '
             f'recall {row["recall"]:.3f}  accuracy {row["accuracy"]:.4f}  spread {row["spread"]:.3f}',
             flush=True,
         )
     names = [f'w = {weight:g}' for weight in weights]
-    figures.save_png(workdir / 'samples_over_w.png', figures.grid(same_noise, names))
+    figures.save_png(folder / 'samples_over_w.png', figures.grid(same_noise, names))
     title = (
         f'{config.data.name or config.data.source}: {len(labels):,} samples a weight, {config.sample.num_steps} '
         f'{config.sample.sampler} steps, judge {config.eval.judge!r}, training step {step:,}'
     )
-    figures.write_atomically(workdir / 'tradeoff.png', figures.tradeoff(rows, title=title, real=real_score))
-    print(f'wrote {workdir}/tradeoff.csv, tradeoff.png, samples_over_w.png and samples_w*.png', flush=True)
+    figures.write_atomically(folder / 'tradeoff.png', figures.tradeoff(rows, title=title, real=real_score))
+    print(f'wrote {folder}/tradeoff.csv, tradeoff.png, samples_over_w.png and samples_w*.png', flush=True)
     return rows

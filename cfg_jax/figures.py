@@ -31,7 +31,7 @@ def grid(rows, names=None):
 
     rows: lists of uint8 [h, w, 1 or 3] images, all of one size; rows may be of unequal length. names: one text a row.
     """
-    height, width, channels = rows[0][0].shape
+    height, width, _ = rows[0][0].shape
     columns = max(map(len, rows))
     picture = np.full((_PAD + len(rows) * (height + _PAD), _PAD + columns * (width + _PAD), 3), 255, np.uint8)
     for r, row in enumerate(rows):
@@ -64,7 +64,8 @@ def class_grid(images, labels, class_names=None):
 def tradeoff(rows, *, title, real=None):
     """The CFG paper's figures 1 and 4 as PNG bytes: FID against Inception score, and both against w.
 
-    rows: dicts with guidance_weight, fid, inception_score, increasing in w. real: the Inception score of the data itself.
+    rows: dicts with guidance_weight, fid, inception_score, increasing in w. real: the data's own
+    Inception score.
     """
     import matplotlib
 
@@ -75,6 +76,7 @@ def tradeoff(rows, *, title, real=None):
     ink, accent = '#1f4e79', '#b5482a'
     figure, (curve, fid_axis, score_axis) = plt.subplots(1, 3, figsize=(12, 3.8), layout='constrained')
     curve.plot(score, fid, 'o-', color=ink)
+    curve.margins(x=0.12)
     _label_points(curve, score, fid, w)
     curve.set(xlabel='Inception score', ylabel='Fréchet distance', title='The trade-off')
     fid_axis.plot(w, fid, 'o-', color=ink)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from cfg_jax import diffusion
 from cfg_jax.diffusion import Prediction
 
-
 # ---------------------------------------------------------------- classifier-free guidance (CFG paper, eq. 6)
 
 

@@ -19,7 +19,7 @@ class Loss(NamedTuple):
 def sample_u(key, batch_size, *, low_discrepancy):
     """u ~ Uniform[0, 1), one per image: [B].
 
-    low_discrepancy: u_i = (i + offset) / B mod 1 with one shared random offset (Variational Diffusion Models, app. I.1):
+    low_discrepancy: u_i = (i + offset) / B mod 1, one random offset for all (Variational Diffusion Models, app. I.1):
     each u is still uniform, and the batch covers [0, 1) evenly.
     """
     if not low_discrepancy:

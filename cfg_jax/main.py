@@ -11,7 +11,10 @@ from cfg_jax import runtime
 from cfg_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'The experiment, a file of configs/; --config.section.key=value overrides a field.', lock_config=True
+    'config',
+    None,
+    'The experiment, a file of configs/; --config.section.key=value overrides a field.',
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and pictures go; runs/<config name> if unset.')
 _MODE = flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate'], 'The job.')
@@ -36,10 +39,16 @@ def _parse_flags(argv):
     """Parses the flags; whatever is wrong with them, or with a field of the config, becomes a UserError."""
     try:
         rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.to_dict()  # a file that does not load says so only when it is asked for something
         if flags.FLAGS['verbosity'].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING  # Orbax tells of every file that it opens
         return rest
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+    except (AttributeError, KeyError) as error:
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]  # the KeyError within, whose text has no quotes of its own
+        raise UserError(f'unknown config field {" ".join(str(error.args[0]).split())}') from None
+    except (flags.Error, ValueError, TypeError, OSError) as error:
         raise UserError(' '.join(str(error).split())) from error
 
 

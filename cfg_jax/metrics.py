@@ -8,7 +8,6 @@ import scipy.linalg
 import scipy.spatial.distance
 import scipy.special
 
-
 # ---------------------------------------------------------------- Fréchet distance (Heusel et al. 2017, eq. 6)
 
 
@@ -40,7 +39,7 @@ def gaussian_distance(mean_a, covariance_a, mean_b, covariance_b):
 
 
 def inception_score(logits, *, num_splits):
-    """exp E KL(p(y | x) || p(y)) over each of `num_splits` parts in order: (mean, standard deviation) over the parts."""
+    """exp E KL(p(y | x) || p(y)) over `num_splits` parts in order: its (mean, standard deviation) over the parts."""
     logits = np.asarray(logits, np.float64)
     if not 1 <= num_splits <= len(logits):
         raise ValueError(f'num_splits is {num_splits}; it must be from 1 to the number of images, {len(logits)}')
@@ -52,7 +51,7 @@ def inception_score(logits, *, num_splits):
     return float(np.mean(scores)), float(np.std(scores))
 
 
-# ---------------------------------------------------------------- improved precision and recall (Kynkäänniemi et al. 2019)
+# ---------------------------------------------------------------- improved precision, recall (Kynkäänniemi et al. 2019)
 
 
 def precision_recall(generated, real, *, k=3):
@@ -70,14 +69,9 @@ def _covered(points, centres, k):
         raise ValueError(f'k is {k}; it must be below the number of images, {len(centres)}')
     # Column 0 of each sorted row is the point itself.
     radii = np.concatenate(
-        [
-            np.partition(scipy.spatial.distance.cdist(block, centres), k, axis=1)[:, k]
-            for block in _blocks(centres)
-        ]
+        [np.partition(scipy.spatial.distance.cdist(block, centres), k, axis=1)[:, k] for block in _blocks(centres)]
     )
-    inside = [
-        (scipy.spatial.distance.cdist(block, centres) <= radii).any(axis=1) for block in _blocks(points)
-    ]
+    inside = [(scipy.spatial.distance.cdist(block, centres) <= radii).any(axis=1) for block in _blocks(points)]
     return float(np.concatenate(inside).mean())
 
 

@@ -15,7 +15,9 @@ def run(config, workdir):
     params, _, class_names = sampling.load(config, workdir, mesh)
     weight, seed = build.guidance_weight(config), config.sample.seed
     ids = sampling.parse_labels(config.sample.labels, class_names)
-    labels = np.resize(np.array(ids, np.int32), config.sample.num_images)  # image i's class does not depend on their number
+    labels = np.resize(
+        np.array(ids, np.int32), config.sample.num_images
+    )  # image i's class does not depend on their number
     batches = sampling.image_batches(config, mesh)(params, labels, weight, seed)
     images = sampling.collect(batches, len(labels), f'w={weight:g}')
     path = Path(workdir) / f'sample_w{weight:g}_seed{seed}'

@@ -14,10 +14,12 @@ from cfg_jax.writers import Progress
 
 
 def load(config, workdir, mesh):
-    """The newest checkpoint's EMA parameters, on every device, as `checkpoints.Restored`. UserError if there is none."""
+    """The newest checkpoint's EMA parameters on every device, as `checkpoints.Restored`; UserError if there is none."""
     directory = Path(workdir) / 'checkpoints'
     if not directory.is_dir():
-        raise UserError(f'no checkpoint in {directory}; train first (--mode=train) or point --workdir at a trained one.')
+        raise UserError(
+            f'no checkpoint in {directory}; train first (--mode=train) or point --workdir at a trained one.'
+        )
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     whole = sharding.replicated(mesh)
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
@@ -25,7 +27,9 @@ def load(config, workdir, mesh):
     restored = checkpoints.restore_ema(abstract)
     checkpoints.close()
     if restored is None:
-        raise UserError(f'no checkpoint in {directory}; train first (--mode=train) or point --workdir at a trained one.')
+        raise UserError(
+            f'no checkpoint in {directory}; train first (--mode=train) or point --workdir at a trained one.'
+        )
     print(f'sampling from {checkpoints.path(restored.step)}', flush=True)
     return restored
 

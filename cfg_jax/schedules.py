@@ -11,7 +11,6 @@ import numpy as np
 
 from cfg_jax.errors import UserError
 
-
 # ---------------------------------------------------------------- continuous time (CFG paper, section 2)
 
 

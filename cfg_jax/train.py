@@ -1,7 +1,6 @@
 """The training job: one loop, from top to bottom."""
 
 import math
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -74,7 +73,7 @@ def make_train_step(config):
         kinds = jax.nn.one_hot(per_image.dropped.astype(jnp.int32), 2)
         metrics = {
             'loss': per_image.loss.mean(),
-            'grad_norm': optax.global_norm(gradients),
+            'grad_norm': optax.tree.norm(gradients),
             'quarter_sums': _sums(quarters, per_image.loss),
             'quarter_counts': quarters.sum(0),
             'kind_sums': _sums(kinds, per_image.loss),

@@ -24,7 +24,10 @@ ABSTRACT = jax.eval_shape(lambda: state_of(0))
 @pytest.fixture
 def saved(tmp_path):
     """Steps 1 to 4 saved, two of them kept; the data stands behind batch 4."""
-    checkpoints, data = Checkpoints(tmp_path / 'c', {'a': 1, 'b': {'c': (1, 2)}}, class_names=('x', 'y'), keep=2), batches()
+    checkpoints, data = (
+        Checkpoints(tmp_path / 'c', {'a': 1, 'b': {'c': (1, 2)}}, class_names=('x', 'y'), keep=2),
+        batches(),
+    )
     for step in range(1, 5):
         next(data)
         checkpoints.save(step, state_of(step), data)

@@ -22,7 +22,9 @@ def test_alpha_sigma():
 
 
 # The error of a round trip is float32's 6e-8, times what it divides by: 1/alpha is 2.2e4 at λ = -20, 1/sigma at λ = 20.
-@pytest.mark.parametrize(('logsnr', 'x_error', 'eps_error'), [(-20.0, 2e-2, 1e-6), (0.0, 2e-6, 2e-6), (20.0, 1e-6, 2e-2)])
+@pytest.mark.parametrize(
+    ('logsnr', 'x_error', 'eps_error'), [(-20.0, 2e-2, 1e-6), (0.0, 2e-6, 2e-6), (20.0, 1e-6, 2e-2)]
+)
 def test_round_trips(logsnr, x_error, eps_error):
     logsnr = jnp.full(len(X), logsnr)
     z = diffusion.q_sample(X, EPS, logsnr)

@@ -39,7 +39,7 @@ def test_u_is_uniform_and_the_low_discrepancy_one_even():
     plain = jax.vmap(lambda key: losses.sample_u(key, 16, low_discrepancy=False))(keys)
     np.testing.assert_array_equal(np.sort(np.int32(even * 16), axis=1), np.tile(np.arange(16), (400, 1)))
     for u in (even, plain):
-        assert 0 <= float(u.min()) and float(u.max()) < 1
+        assert float(u.min()) >= 0 and float(u.max()) < 1
         # each image's own u is uniform over the batches: mean and variance of U(0, 1)
         assert abs(float(u[:, 3].mean()) - 0.5) < 4 * np.sqrt(1 / 12 / 400)
         assert abs(float(u[:, 3].var()) - 1 / 12) < 0.02

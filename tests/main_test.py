@@ -75,8 +75,12 @@ def test_more_images_leave_the_first_ones_as_they_are(trained):
 BAD = {
     'a label too large': (['--mode=sample', '--config.sample.labels=10'], r'label 10 is not a class; allowed: 0 to 9'),
     'a negative label': (['--mode=sample', '--config.sample.labels=-1'], r'label -1 is not a class; allowed: 0 to 9'),
-    'an unknown class': (['--mode=sample', '--config.sample.labels=cat'], r"label 'cat' is not a class; .*sample\.labels"),
-    'an unknown field': (['--config.model.chanels=4'], r'chanels.*channels'),
+    'an unknown class': (
+        ['--mode=sample', '--config.sample.labels=cat'],
+        r"label 'cat' is not a class; .*sample\.labels",
+    ),
+    'an unknown field': (['--config.model.chanels=4'], r"unknown config field 'chanels' Did you mean \"channels\""),
+    'an unknown section': (['--config.modle.channels=4'], r'unknown config field .*modle'),
     'a value of the wrong type': (['--config.model.channels=many'], r'channels.*many'),
     'weight and scale': (
         ['--mode=sample', '--config.sample.guidance_weight=1', '--config.sample.guidance_scale=2'],
@@ -90,20 +94,30 @@ BAD = {
         ['--mode=sample', '--config.diffusion.prediction=v'],
         r"another config's checkpoints: config\.diffusion\.prediction is 'v' here and 'eps' there",
     ),
-    'no sampling steps': (['--mode=sample', '--config.sample.num_steps=0'], r'config\.sample\.num_steps is 0; .* at least 1'),
+    'no sampling steps': (
+        ['--mode=sample', '--config.sample.num_steps=0'],
+        r'config\.sample\.num_steps is 0; it must be at least 1',
+    ),
     'an image that the levels do not halve': (
         ['--config.model.channel_mult=(1,1,1,1,1)'],
-        r'config\.data\.image_size is 8; it must be a multiple of 16',
+        # a tuple's flags add up: one level of tests.tiny's, and five
+        r'config\.data\.image_size is 8; it must be a multiple of 32: the 6 levels',
     ),
-    'an unknown sampler': (['--config.sample.sampler=euler'], r"config\.sample\.sampler is 'euler'; allowed: 'ancestral', 'ddim'"),
-    'an unknown guidance': (['--mode=sample', '--config.guidance.function=nowhere:rule'], r'config\.guidance\.function.*nowhere'),
+    'an unknown sampler': (
+        ['--config.sample.sampler=euler'],
+        r"config\.sample\.sampler is 'euler'; allowed: 'ancestral', 'ddim'",
+    ),
+    'an unknown guidance': (
+        ['--mode=sample', '--config.guidance.function=nowhere:rule'],
+        r'config\.guidance\.function.*nowhere',
+    ),
     'an unknown mode': (['--mode=dream'], r'mode.*train'),
     'no judge': (['--mode=evaluate', '--config.eval.judge='], r"config\.eval\.judge is not set; allowed: 'digits'"),
     'no data': (
         ['--config.data.source=tfds', '--config.data.name=imagenet_resized/64x64', '--config.data.data_dir=/nowhere'],
         r'no data set .*config\.data\.data_dir',
     ),
-}  # fmt: skip
+}
 
 
 def one_line_of_error(done):
@@ -168,3 +182,18 @@ def test_labels_by_name():
     assert sampling.parse_labels('1,1', ('cat', 'dog')) == [1, 1]
     with pytest.raises(UserError, match='label 2 is not a class'):
         sampling.parse_labels('2', ('cat', 'dog'))
+
+
+def test_the_readmes_own_guidance(trained, tmp_path):
+    """The five lines of the README run, and their curve lies beside the other, not over it."""
+    (tmp_path / 'interval.py').write_text((tiny.ROOT / 'README.md').read_text().split('```python\n')[1].split('```')[0])
+    before = (trained[0] / 'tradeoff.csv').read_text()
+    done = tiny.main(
+        *tiny.flags(guidance__function='interval:limited', eval__folder='interval'),
+        '--mode=evaluate',
+        f'--workdir={trained[0]}',
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (trained[0] / 'interval' / 'tradeoff.csv').read_text() != before
+    assert (trained[0] / 'tradeoff.csv').read_text() == before

@@ -30,8 +30,9 @@ SIZES = {
 
 
 @pytest.mark.parametrize(
-    ('size', 'learned_variance', 'null_label'), [(64, 295_904_454, 295_900_035), (128, 421_529_606, 421_523_715), (256, 553_838_086, 553_832_195)]
-)  # fmt: skip
+    ('size', 'learned_variance', 'null_label'),
+    [(64, 295_904_454, 295_900_035), (128, 421_529_606, 421_523_715), (256, 553_838_086, 553_832_195)],
+)
 def test_parameter_counts_are_adms(size, learned_variance, null_label):
     """To the parameter: ADM's own (six output channels, 1000 labels), and the paper's (three, and a null label)."""
     assert count(shapes(SIZES[size](num_labels=1000, out_channels=6), size)) == learned_variance

@@ -33,7 +33,7 @@ def draw(sampler, denoise, num_steps, seed):
 
 @pytest.mark.parametrize('sampler', SAMPLERS)
 def test_a_gaussian_is_reached_as_steps_grow(sampler):
-    """The bias of the standard deviation falls as 1/T; at T = 4096, mean and covariance are the truth to 4 standard errors."""
+    """The standard deviation's bias falls as 1/T; at T = 4096, mean and covariance are right to 4 standard errors."""
     samples = {num_steps: np.float64(draw(sampler, gaussian, num_steps, 1)) for num_steps in (8, 64, 4096)}
     errors = [np.abs(x.std(0) / STD - 1).max() for x in samples.values()]
     assert errors[2] < errors[1] / 2 < errors[0] / 4

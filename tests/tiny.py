@@ -14,6 +14,9 @@ OVERRIDES = {
     'model.attention_resolutions': (),
     'model.num_heads': 1,
     'model.num_groups': 4,
+    'optim.learning_rate': 0.02,  # four steps have to show
+    'optim.ema_decay': 0.5,
+    'optim.warmup_steps': 0,
     'train.batch_size': 16,
     'train.num_steps': 4,
     'train.log_every': 2,
@@ -53,6 +56,6 @@ def flags(**changes):
 def main(*arguments, devices=1, start=subprocess.run, **options):
     """Starts `python -m cfg_jax.main` with these arguments as a process of its own."""
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-    environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+    environment['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={devices}'
     defaults = {'cwd': ROOT, 'env': environment, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return start([sys.executable, '-m', 'cfg_jax.main', *map(str, arguments)], **{**defaults, **options})

@@ -106,12 +106,16 @@ def test_all_checkpoints_damaged(undisturbed, tmp_path):
 
 def test_the_loss_falls_and_ema_follows(tmp_path):
     config = tiny.config(
-        train__num_steps=60, train__log_every=20, train__checkpoint_every=60, optim__warmup_steps=0, optim__ema_decay=0.5
+        train__num_steps=60,
+        train__log_every=20,
+        train__checkpoint_every=60,
+        optim__warmup_steps=0,
+        optim__ema_decay=0.5,
     )
     state = train.run(config, tmp_path)
     losses = [json.loads(line)['loss'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert losses[-1] < 0.7 * losses[0]
-    start = build.init_params(config, jax.random.split(jax.random.key(config.seed))[0])
+    start = jax.jit(lambda: build.init_params(config, jax.random.split(jax.random.key(config.seed))[0]))()
 
     def distance(a, b):
         return float(sum(jnp.square(x - y).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))))
@@ -119,9 +123,13 @@ def test_the_loss_falls_and_ema_follows(tmp_path):
     assert distance(state.ema_params, state.params) < 0.05 * distance(start, state.params)
 
 
-def step_once(config, state_key=0):
+def initial(config):
+    return jax.jit(lambda: build.init_params(config, jax.random.key(0)))()
+
+
+def step_once(config):
     optimizer = build.optimizer(config)
-    params = build.init_params(config, jax.random.key(state_key))
+    params = initial(config)
     state = TrainState.create(params, optimizer)
     source = build.source(config)
     batch = next(build.train_batches(config, source))
@@ -131,14 +139,17 @@ def step_once(config, state_key=0):
 def test_one_step_by_hand():
     """Adam's first update is lr · sign(g); the EMA moves by 1 - decay of it; the counts add up."""
     config = tiny.config(optim__warmup_steps=0, optim__decay='constant', optim__clip_norm=0.0, optim__ema_decay=0.9)
-    before = build.init_params(config, jax.random.key(0))
+    before = initial(config)
     state, metrics = step_once(config)
     steps = np.concatenate([np.ravel(a - b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before))])
     moved = steps[np.abs(steps) > 1e-5]
     assert len(moved) > 50
     np.testing.assert_allclose(np.abs(moved), config.optim.learning_rate, rtol=0.02)
     jax.tree.map(
-        lambda e, b, p: np.testing.assert_allclose(e, 0.9 * b + 0.1 * p, atol=1e-6), state.ema_params, before, state.params
+        lambda e, b, p: np.testing.assert_allclose(e, 0.9 * b + 0.1 * p, atol=1e-6),
+        state.ema_params,
+        before,
+        state.params,
     )
     assert int(state.step) == 1
     assert float(metrics['quarter_counts'].sum()) == float(metrics['kind_counts'].sum()) == 16
@@ -149,7 +160,7 @@ def test_one_step_by_hand():
 
 def test_accumulation_averages_the_parts_gradients():
     config = tiny.config(train__accumulation_steps=4, optim__clip_norm=0.0)
-    params = build.init_params(config, jax.random.key(0))
+    params = initial(config)
     # the zero-initialised last layer would hide all gradients but its own
     params = jax.tree.map(lambda p: p + 0.1, params)
     images, labels = np.arange(16 * 64, dtype=np.uint8).reshape(16, 8, 8, 1), np.arange(16) % 10
@@ -160,7 +171,7 @@ def test_accumulation_averages_the_parts_gradients():
             x = build.to_unit_range(images[part::4])
             return loss_fn(p, x, labels[part::4], jax.random.fold_in(key, part)).loss.mean()
 
-        return jax.grad(loss)(params)
+        return jax.jit(jax.grad(loss))(params)
 
     expected = jax.tree.map(lambda *g: sum(g) / 4, *[part_gradient(part) for part in range(4)])
     state = TrainState.create(params, build.optimizer(config))

@@ -47,7 +47,8 @@ class TfdsSource:
         except Exception as error:  # TFDS raises a different kind for each way of not being there
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
-                f'no data set {name!r}, split {split!r}, prepared as ArrayRecord under {data_dir or "~/tensorflow_datasets"} '
+                f'no data set {name!r}, split {split!r}, prepared as ArrayRecord under '
+                f'{data_dir or "~/tensorflow_datasets"} '
                 f'(config.data.name, config.data.split, config.data.data_dir): {first_line}'
             ) from error
         self.class_names = tuple(self._source.dataset_info.features['label'].names)
@@ -64,5 +65,7 @@ class TfdsSource:
                 '(config.data.image_size, config.data.image_channels).'
             )
         if not 0 <= example['label'] < len(self.class_names):
-            raise UserError(f'image {index} has label {example["label"]}; this split has no labels (config.data.split).')
+            raise UserError(
+                f'image {index} has label {example["label"]}; this split has no labels (config.data.split).'
+            )
         return {'image': example['image'], 'label': np.int32(example['label'])}

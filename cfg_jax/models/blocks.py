@@ -20,7 +20,7 @@ Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), kernel_init=torch_uniform)
 
 
 def sinusoidal_embedding(t, features, *, max_period=10_000.0):
-    """[cos(t ω), sin(t ω)] with features/2 frequencies ω from 1 down to 1/max_period. t [B] -> float32 [B, features]."""
+    """[cos(t ω), sin(t ω)] with features/2 frequencies ω, from 1 to 1/max_period. t [B] -> float32 [B, features]."""
     half = features // 2
     frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies
@@ -73,7 +73,7 @@ class GroupNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """BigGAN-style residual block; the embedding enters as AdaGN's scale and shift. The last convolution starts at zero.
+    """BigGAN-style residual block; the embedding enters as AdaGN's scale and shift. Its last layer starts at zero.
 
     resample: None, or `upsample`/`downsample`, applied to both branches before the first convolution.
     """
