@@ -22,6 +22,7 @@ LAYERS = [
         'writers',
         'runtime',
         'convert',
+        'torch_files',
     },
     {'config', 'build', 'sampling'},
     {'train', 'sample', 'evaluate'},
@@ -30,7 +31,7 @@ LAYERS = [
 # Within a layer: of layer 0 by name, of layer 2 sampling, which builds what it runs.
 ALLOWED_BESIDE = {
     ('schedules', 'errors'), ('guidance', 'diffusion'), ('samplers', 'diffusion'), ('losses', 'diffusion'),
-    ('sampling', 'build'),
+    ('sampling', 'build'), ('convert', 'torch_files'),
 }  # fmt: skip
 MODULES = sorted((ROOT / 'cfg_jax').rglob('*.py'))
 
