@@ -1,6 +1,7 @@
 """From a config to the parts it names: model, schedule, loss, optimizer, data, sampler."""
 
 import importlib
+import inspect
 from functools import partial
 
 import jax
@@ -10,7 +11,11 @@ import numpy as np
 from cfg_jax import diffusion, guidance, losses, optim, samplers, schedules
 from cfg_jax.data import pipeline, sources
 from cfg_jax.errors import UserError
+from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
+
+# ADM's schedules: λ of each of 1000 timesteps
+TABLES = {'adm_linear': schedules.linear_beta_logsnr, 'adm_cosine': schedules.iddpm_cosine_logsnr}
 
 
 def model_identity(config):
@@ -20,6 +25,21 @@ def model_identity(config):
     how = ('dropout', 'remat', 'dtype')  # how the network is computed and trained, not what it is
     model = {key: value for key, value in plain['model'].items() if key not in how}
     return {'data': data, 'diffusion': plain['diffusion'], 'model': model}
+
+
+def run_identity(config):
+    """The part of the config that a resumed run shares with the one it resumes, as a nested dict of plain values.
+
+    How long it runs, the learning rate, clipping, dropout and precision, where the data lies, how it is read, logged
+    and sampled may change.
+    """
+    plain, model = config.to_dict(), model_identity(config)
+    data = {key: plain['data'][key] for key in ('source', 'name', 'split', 'flip', 'random_crop')}
+    update = {key: plain['train'][key] for key in ('batch_size', 'accumulation_steps')}
+    # what one changes to rescue a run that diverged
+    optim = {key: value for key, value in plain['optim'].items() if key not in ('learning_rate', 'clip_norm')}
+    ours = {'seed': plain['seed'], 'loss': plain['loss'], 'optim': optim, 'train': update}
+    return {**model, **ours, 'data': data | model['data']}
 
 
 def check(config):
@@ -37,6 +57,10 @@ def check(config):
             raise UserError(f'config.{name} is {value!r}; it must be {allowed}.')
 
     one_of('data.source', 'digits', 'tfds')
+    one_of('diffusion.schedule', 'cosine', *TABLES)
+    one_of('model.kind', 'unet', 'classifier')
+    one_of('model.labels', 'null', 'classes', 'none')
+    one_of('guidance.classifier_form', 'eps', 'mean')
     one_of('diffusion.prediction', 'eps', 'x', 'v')
     one_of('model.dtype', 'float32', 'bfloat16')
     one_of('loss.target', 'eps', 'x', 'v')
@@ -45,12 +69,19 @@ def check(config):
     one_of('sample.sampler', 'ancestral', 'ddim')
     one_of('eval.judge', '', 'digits')
     for section, key, least in (
+        ('', 'seed', 0),
         ('data', 'image_size', 1),
         ('data', 'image_channels', 1),
         ('data', 'num_classes', 1),
         ('data', 'num_threads', 0),
         ('data', 'num_workers', 0),
+        ('model', 'channels', 1),
         ('model', 'num_blocks', 1),
+        ('model', 'num_heads', 1),
+        ('model', 'num_groups', 1),
+        ('optim', 'learning_rate', 0),
+        ('optim', 'clip_norm', 0),
+        ('optim', 'weight_decay', 0),
         ('optim', 'warmup_steps', 0),
         ('train', 'num_steps', 1),
         ('train', 'log_every', 1),
@@ -61,10 +92,25 @@ def check(config):
         ('sample', 'num_steps', 1),
         ('sample', 'num_images', 1),
         ('sample', 'batch_size', 1),
-        ('eval', 'num_samples', 1),
+        ('sample', 'seed', 0),
         ('eval', 'nearest_k', 1),
+        ('eval', 'num_samples', config.eval.nearest_k + 1),
+        ('eval', 'num_splits', 1),
     ):
-        require(config[section][key] >= least, f'{section}.{key}', config[section][key], f'at least {least}')
+        value = config[section][key] if section else config[key]
+        require(value >= least, f'{section}.{key}'.lstrip('.'), value, f'at least {least}')
+    for name, value, allowed in (('seed', config.seed, 2**32), ('sample.seed', config.sample.seed, 2**32)):
+        require(value < allowed, name, value, f'below {allowed}')
+    for key in ('b1', 'b2'):
+        require(0 <= config.optim[key] < 1, f'optim.{key}', config.optim[key], 'at least 0 and below 1')
+    require(
+        config.eval.num_splits <= config.eval.num_samples,
+        'eval.num_splits',
+        config.eval.num_splits,
+        f'at most config.eval.num_samples, {config.eval.num_samples}',
+    )
+    weights = config.eval.guidance_weights
+    require(len(weights) > 0, 'eval.guidance_weights', weights, 'a tuple of at least one number')
     require(0 <= config.loss.p_uncond <= 1, 'loss.p_uncond', config.loss.p_uncond, 'between 0 and 1')
     require(0 <= config.model.dropout < 1, 'model.dropout', config.model.dropout, 'at least 0 and below 1')
     require(0 <= config.optim.ema_decay < 1, 'optim.ema_decay', config.optim.ema_decay, 'at least 0 and below 1')
@@ -82,6 +128,51 @@ def check(config):
         config.optim.weight_decay,
         "0 unless config.optim.name is 'adamw'",
     )
+    tabulated = config.diffusion.schedule in TABLES
+    require(
+        tabulated or not config.model.learn_variance,
+        'model.learn_variance',
+        config.model.learn_variance,
+        f'False unless config.diffusion.schedule is one of {", ".join(map(repr, TABLES))}',
+    )
+    require(
+        not config.model.learn_variance or config.diffusion.prediction == 'eps',
+        'diffusion.prediction',
+        config.diffusion.prediction,
+        "'eps' where config.model.learn_variance is set",
+    )
+    require(
+        tabulated or not config.sample.spacing,
+        'sample.spacing',
+        config.sample.spacing,
+        f"'' unless config.diffusion.schedule is one of {', '.join(map(repr, TABLES))}",
+    )
+    require(
+        config.model.labels == 'null' or not config.loss.p_uncond,
+        'loss.p_uncond',
+        config.loss.p_uncond,
+        "0 unless config.model.labels is 'null'",
+    )
+    require(
+        config.model.labels == 'null' or config.guidance.function != 'classifier_free' or config.model.kind != 'unet',
+        'guidance.function',
+        config.guidance.function,
+        "'conditional' or 'unconditional' where config.model.labels is not 'null'",
+    )
+    require(
+        config.guidance.classifier_form == 'eps' or config.sample.sampler == 'ancestral',
+        'guidance.classifier_form',
+        config.guidance.classifier_form,
+        "'eps' unless config.sample.sampler is 'ancestral'",
+    )
+    require(
+        not config.guidance.classifier_weight or config.guidance.classifier_workdir,
+        'guidance.classifier_workdir',
+        config.guidance.classifier_workdir,
+        'the workdir of a trained classifier where config.guidance.classifier_weight is not 0',
+    )
+    if tabulated:
+        sampling_logsnrs(config)
     levels = len(config.model.channel_mult)
     require(levels, 'model.channel_mult', config.model.channel_mult, 'a tuple of at least one number')
     reduction = 2 ** (levels - 1)
@@ -91,8 +182,17 @@ def check(config):
         config.data.image_size,
         f'a multiple of {reduction}: the {levels} levels of config.model.channel_mult halve it {levels - 1} times',
     )
-    for mult in config.model.channel_mult:
+    sizes = [config.data.image_size // 2**level for level in range(levels)]
+    for size in config.model.attention_resolutions:
+        allowed = f'of image sizes that the levels have: {", ".join(map(str, sizes))}'
+        require(size in sizes, 'model.attention_resolutions', config.model.attention_resolutions, allowed)
+    for level, mult in enumerate(config.model.channel_mult):
         width = config.model.channels * mult
+        require(mult >= 1, 'model.channel_mult', config.model.channel_mult, 'of whole numbers from 1 on')
+        field = 'num_heads' if config.model.head_channels is None else 'head_channels'
+        if sizes[level] in config.model.attention_resolutions or level == levels - 1:  # the middle always attends
+            divisor = config.model[field]
+            require(divisor >= 1 and width % divisor == 0, f'model.{field}', divisor, f'a divisor of the width {width}')
         require(
             width % config.model.num_groups == 0,
             'model.num_groups',
@@ -100,6 +200,17 @@ def check(config):
             f'a divisor of every width, {width} among them',
         )
     guidance_weight(config)
+
+
+def check_judge(config):
+    """Raises UserError unless config.eval names a judge."""
+    if not config.eval.judge:
+        raise UserError("config.eval.judge is not set; allowed: 'digits'.")
+
+
+def training_key(config):
+    """The key of all randomness in training, apart from every image's fold_in(seed, index) whatever the seeds are."""
+    return jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
 
 
 def guidance_weight(config):
@@ -151,6 +262,7 @@ def train_batches(config, data):
         batch_size=config.train.batch_size // jax.process_count(),
         seed=config.seed,
         flip=config.data.flip,
+        random_crop=config.data.random_crop,
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
         process_index=jax.process_index(),
@@ -168,58 +280,86 @@ def to_uint8(x):
     return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
+def table(config):
+    """λ of every timestep, float64 [T], of one of ADM's schedules; None for the continuous one."""
+    tabulated = TABLES.get(config.diffusion.schedule)
+    return tabulated() if tabulated else None
+
+
 def schedule(config):
     """u -> λ."""
+    tabulated = table(config)
+    if tabulated is not None:
+        return schedules.table_logsnr(tabulated)
     return partial(
         schedules.cosine_logsnr, logsnr_min=config.diffusion.logsnr_min, logsnr_max=config.diffusion.logsnr_max
     )
 
 
-def unet(config):
-    """The network, a flax module."""
-    return UNet(
-        channels=config.model.channels,
-        channel_mult=tuple(config.model.channel_mult),
-        num_blocks=config.model.num_blocks,
-        attention_resolutions=tuple(config.model.attention_resolutions),
-        num_heads=config.model.num_heads,
-        head_channels=config.model.head_channels,
-        dropout=config.model.dropout,
-        num_groups=config.model.num_groups,
-        remat=config.model.remat,
-        dtype=jnp.dtype(config.model.dtype),
-        num_labels=config.data.num_classes + 1,
-        out_channels=config.data.image_channels,
-    )
+def sampling_logsnrs(config):
+    """The grid of λ that a sampler walks, float32, increasing."""
+    tabulated = table(config)
+    if tabulated is not None:
+        return schedules.spaced_grid(tabulated, config.sample.spacing or str(config.sample.num_steps))
+    return schedules.logsnr_grid(schedule(config), config.sample.num_steps)
+
+
+def network(config):
+    """The network, a flax module: a `UNet` or a `NoisyClassifier`."""
+    tabulated = table(config)
+    encoder = {
+        'channels': config.model.channels,
+        'channel_mult': tuple(config.model.channel_mult),
+        'num_blocks': config.model.num_blocks,
+        'attention_resolutions': tuple(config.model.attention_resolutions),
+        'num_heads': config.model.num_heads,
+        'head_channels': config.model.head_channels,
+        'dropout': config.model.dropout,
+        'num_groups': config.model.num_groups,
+        'remat': config.model.remat,
+        'dtype': jnp.dtype(config.model.dtype),
+        'time_input': schedules.continuous_time_input if tabulated is None else schedules.table_time_input(tabulated),
+    }
+    if config.model.kind == 'classifier':
+        return NoisyClassifier(**encoder, num_classes=config.data.num_classes)
+    num_labels = {'null': config.data.num_classes + 1, 'classes': config.data.num_classes, 'none': 0}
+    channels = config.data.image_channels * (2 if config.model.learn_variance else 1)
+    return UNet(**encoder, num_labels=num_labels[config.model.labels], out_channels=channels)
 
 
 def init_params(config, key):
     """Fresh parameters of the network."""
-    arguments = jnp.zeros((1, *image_shape(config))), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-    return unet(config).init(key, *arguments)['params']
+    arguments = [jnp.zeros((1, *image_shape(config))), jnp.zeros((1,))]
+    if config.model.kind == 'unet':
+        arguments.append(jnp.zeros((1,), jnp.int32))
+    return network(config).init(key, *arguments)['params']
 
 
 def loss(config):
-    """(params, x [B, H, W, C], labels [B], key) -> `losses.Loss`, the paper's Algorithm 1."""
-    module = unet(config)
+    """(params, x [B, H, W, C], labels [B], key) -> `losses.Loss`.
+
+    The paper's Algorithm 1; with a learned variance Improved DDPM's hybrid loss; of a classifier the cross-entropy.
+    """
+    module = network(config)
 
     def of_params(params, x, labels, key):
         loss_key, dropout_key = jax.random.split(key)
-
-        def network(z, logsnr, labels):
-            return module.apply({'params': params}, z, logsnr, labels, train=True, rngs={'dropout': dropout_key})
-
+        apply = partial(module.apply, {'params': params}, train=True, rngs={'dropout': dropout_key})
+        if config.model.kind == 'classifier':
+            return losses.classifier_loss(apply, x, labels, loss_key, schedule=schedule(config))
+        dropping = {'null_label': null_label(config), 'p_uncond': config.loss.p_uncond}
+        if config.model.learn_variance:
+            return losses.hybrid_loss(apply, x, labels, loss_key, logsnrs=table(config), **dropping)
         return losses.diffusion_loss(
-            network,
+            apply,
             x,
             labels,
             loss_key,
             schedule=schedule(config),
-            null_label=null_label(config),
-            p_uncond=config.loss.p_uncond,
             prediction=config.diffusion.prediction,
             target=config.loss.target,
             low_discrepancy=config.loss.low_discrepancy,
+            **dropping,
         )
 
     return of_params
@@ -254,39 +394,68 @@ def guidance_function(config):
     It has the signature of `guidance.classifier_free`.
     """
     name = config.guidance.function
+    ours = {f.__name__: f for f in (guidance.classifier_free, guidance.conditional, guidance.unconditional)}
+    allowed = f"allowed: {', '.join(map(repr, ours))} or one's own 'module:function'"
+    if ':' not in name:
+        if name not in ours:
+            raise UserError(f'config.guidance.function is {name!r}; {allowed}.')
+        return ours[name]
     module_name, _, function_name = name.rpartition(':')
     try:
-        module = importlib.import_module(module_name) if module_name else guidance
-        return getattr(module, function_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"config.guidance.function is {name!r}; allowed: 'classifier_free' or 'module:function' ({error})."
-        ) from None
+        function = getattr(importlib.import_module(module_name), function_name)
+        inspect.signature(function).bind(None, None, None, null_label=0)
+        return function
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise UserError(f'config.guidance.function is {name!r}; {allowed} ({error}).') from None
 
 
 def model(config, params):
     """The trained network as guidance sees it: (z, λ, labels) -> Prediction."""
-    module = unet(config)
+    module = network(config)
 
     def predict(z, logsnr, labels):
-        output = module.apply({'params': params}, z, logsnr, labels)
-        return diffusion.Prediction(diffusion.network_eps(output, z, logsnr, config.diffusion.prediction))
+        output, v = module.apply({'params': params}, z, logsnr, labels), None
+        if config.model.learn_variance:
+            output, v = diffusion.split_variance(output)
+        return diffusion.Prediction(diffusion.network_eps(output, z, logsnr, config.diffusion.prediction), v)
 
     return predict
 
 
-def sampler(config):
-    """(params, seed, image indices [B], labels [B], weight) -> x [B, H, W, C] in [-1, 1]; all of them traced."""
-    guide = guidance_function(config)
+def log_prob(config, params):
+    """A trained noisy classifier as guidance sees it: (z, λ, labels) -> log p(label | z, λ), [B]."""
+    module = network(config)
 
-    def sample(params, seed, indices, labels, weight):
+    def predict(z, logsnr, labels):
+        logits = module.apply({'params': params}, z, logsnr)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+    return predict
+
+
+def sampler(config, classifier_config=None):
+    """(params, seed, image indices [B], labels [B], weight) -> x [B, H, W, C] in [-1, 1]; all of them traced.
+
+    With a classifier's config, two more arguments: its parameters and its weight.
+    """
+    guide = guidance_function(config)
+    shape, logsnrs = image_shape(config), sampling_logsnrs(config)
+    by_mean = config.guidance.classifier_form == 'mean'
+
+    def sample(params, seed, indices, labels, weight, classifier_params=None, classifier_weight=0.0):
         keys = samplers.image_keys(seed, indices)
-        z = samplers.step_noise(keys, 0, image_shape(config))
-        denoise = guide(model(config, params), labels, weight, null_label=null_label(config))
-        logsnrs = schedules.logsnr_grid(schedule(config), config.sample.num_steps)
+        z = samplers.step_noise(keys, 0, shape)
+        denoise, mean_shift = guide(model(config, params), labels, weight, null_label=null_label(config)), None
+        if classifier_config is not None:
+            of_label = log_prob(classifier_config, classifier_params)
+            if by_mean:
+                mean_shift = guidance.classifier_mean_shift(of_label, labels, classifier_weight)
+            else:
+                denoise = guidance.classifier(denoise, of_label, labels, classifier_weight)
+        clip_x = config.sample.clip_x
         if config.sample.sampler == 'ddim':
-            return samplers.ddim(denoise, z, logsnrs, keys, eta=config.sample.eta, clip_x=config.sample.clip_x)
-        return samplers.ancestral(denoise, z, logsnrs, keys, v=config.sample.v, clip_x=config.sample.clip_x)
+            return samplers.ddim(denoise, z, logsnrs, keys, eta=config.sample.eta, clip_x=clip_x)
+        return samplers.ancestral(denoise, z, logsnrs, keys, v=config.sample.v, clip_x=clip_x, mean_shift=mean_shift)
 
     return sample
 
@@ -294,13 +463,12 @@ def sampler(config):
 def judge(config, data):
     """(judge, real images uint8 [N, H, W, C], their labels): the network that config.eval.judge names.
 
-    'digits' is trained here, on all of `data`.
+    'digits' is trained here, on four fifths of `data`.
     """
-    from cfg_jax.judges import digits
-
     examples = [data[index] for index in range(len(data))]
     images = np.stack([example['image'] for example in examples])
     labels = np.array([example['label'] for example in examples])
-    judge, accuracy = digits.train(images, labels, config.data.num_classes)
+    module = importlib.import_module(f'cfg_jax.judges.{config.eval.judge}')
+    judge, accuracy = module.train(images, labels, config.data.num_classes)
     print(f'judge  accuracy {accuracy:.4f} on the fifth of the images held out from it', flush=True)
     return judge, images, labels

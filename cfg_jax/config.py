@@ -21,15 +21,20 @@ def default():
     data.image_channels = 1
     data.num_classes = 10  # labels are 0 .. num_classes - 1; the null label is num_classes
     data.flip = False  # mirror images at random
+    data.random_crop = False  # a random square of 0.8 to 1 times the image's side, resized: for classifiers
     data.num_threads = 0  # reading threads a process; 0 reads between steps
     data.num_workers = 0  # reading processes, each with num_threads
 
     config.diffusion = diffusion = ConfigDict()
-    diffusion.logsnr_min = -20.0  # λ at u = 1, noise
-    diffusion.logsnr_max = 20.0  # λ at u = 0, data
+    diffusion.schedule = 'cosine'  # 'cosine' (continuous) | ADM's tables of 1000 steps: 'adm_linear', 'adm_cosine'
+    diffusion.logsnr_min = -20.0  # cosine: λ at u = 1, noise
+    diffusion.logsnr_max = 20.0  # cosine: λ at u = 0, data
     diffusion.prediction = 'eps'  # what the network outputs: 'eps' | 'x' | 'v'
 
     config.model = model = ConfigDict()
+    model.kind = 'unet'  # 'unet' | 'classifier' (its encoder under an attention pool, for noisy images)
+    model.labels = 'null'  # unet: 'null' (the classes and a null label) | 'classes' (no null label) | 'none'
+    model.learn_variance = False  # unet: as many channels again for the variance; needs one of ADM's tables
     model.channels = 64  # width of the first level
     model.channel_mult = (1, 2)  # width of each level, in units of `channels`; each level halves the image
     model.num_blocks = 1  # residual blocks a level
@@ -42,7 +47,7 @@ def default():
     model.dtype = 'float32'  # compute: 'float32' | 'bfloat16'; parameters are float32
 
     config.loss = loss = ConfigDict()
-    loss.p_uncond = 0.1  # probability that a label is dropped to the null label
+    loss.p_uncond = 0.1  # probability that a label is dropped to the null label; 0 unless model.labels is 'null'
     loss.target = 'eps'  # the squared error is on 'eps' (the paper's) | 'x' | 'v', whatever the network predicts
     loss.low_discrepancy = False  # u of a batch spread evenly instead of independently
 
@@ -69,12 +74,16 @@ def default():
     train.grid_images = 100  # images in such a grid
 
     config.guidance = guidance = ConfigDict()
-    guidance.function = 'classifier_free'  # of cfg_jax.guidance, or one's own: 'my_module:my_function'
+    guidance.function = 'classifier_free'  # | 'conditional' | 'unconditional', or one's own: 'my_module:my_function'
+    guidance.classifier_workdir = ''  # of a trained classifier, to guide with its gradient too
+    guidance.classifier_weight = 0.0  # what that gradient is multiplied by
+    guidance.classifier_form = 'eps'  # 'eps' (ADM's Algorithm 2) | 'mean' (its Algorithm 1; ancestral only)
 
     config.sample = sample = ConfigDict()
     sample.sampler = 'ancestral'  # 'ancestral' | 'ddim'
     sample.num_steps = 256  # network evaluations an image (T)
-    sample.v = 0.3  # ancestral: the variance lies this far from σ~² to σ²_{t|s}, in the logarithm
+    sample.spacing = ''  # ADM's tables: 'ddim25' or '10,15,20' instead of num_steps evenly spaced ones
+    sample.v = 0.3  # ancestral, where no variance is learned: it lies this far from σ~² to σ²_{t|s}, in the logarithm
     sample.eta = 0.0  # ddim: 0 deterministic, 1 the posterior's variance
     sample.clip_x = True  # clip the predicted x to [-1, 1]
     sample.guidance_weight = placeholder(float)  # the paper's w, 0 is off; set this or guidance_scale; unset: 0
@@ -89,7 +98,15 @@ def default():
     evaluate.folder = ''  # of the workdir, where the results go; '' is the workdir itself
     evaluate.judge = ''  # the features' network: 'digits'
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
+    evaluate.classifier_weights = ()  # a sweep over these instead, at the guidance weight of config.sample
     evaluate.num_samples = 1000  # for each weight, balanced over the classes
     evaluate.num_splits = 10  # of the Inception score
     evaluate.nearest_k = 3  # neighbours that set the radius in precision and recall
+
+    config.convert = convert = ConfigDict()
+    convert.path = (
+        ''  # --mode=convert: OpenAI's .pt file, or a .safetensors file, to become a checkpoint of the workdir
+    )
+    convert.to = ''  # --mode=convert: the .safetensors file that the workdir's EMA parameters are written to
+    convert.new_attention_order = False  # of a .pt file: ADM's 64x64 diffusion model has it, no other
     return config

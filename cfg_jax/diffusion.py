@@ -71,6 +71,21 @@ def network_eps(output, z, logsnr, prediction):
     raise ValueError(f"prediction is {prediction!r}; allowed: 'eps', 'x', 'v'")
 
 
+def clip_prediction(prediction, z, logsnr):
+    """The prediction whose eps fits its x clipped to [-1, 1].
+
+    ADM's classifier-guided DDIM clips before it guides and not after: guide a denoiser clipped so, clip_x=False.
+    """
+    x = jnp.clip(predict_x(z, prediction.eps, logsnr), -1.0, 1.0)
+    return prediction._replace(eps=predict_eps(z, x, logsnr))
+
+
+def split_variance(output):
+    """A network's output [..., 2C] -> (its first C channels, v = (the last C + 1) / 2) (IDDPM, eq. 15)."""
+    prediction, variance = jnp.split(output, 2, axis=-1)
+    return prediction, (variance + 1.0) / 2.0
+
+
 # ---------------------------------------------------------------- eq. 3: q(z_s | z_t, x); eq. 4: the reverse process
 
 
@@ -95,3 +110,48 @@ def reverse_variance(logsnr_t, logsnr_s, v):
     """
     log_sigma2_t, log_sigma2_s = jax.nn.log_sigmoid(-logsnr_t), jax.nn.log_sigmoid(-logsnr_s)
     return -jnp.expm1(logsnr_t - logsnr_s) * jnp.exp((1.0 - v) * log_sigma2_s + v * log_sigma2_t)
+
+
+def last_variance(logsnr_t, logsnr_before, v):
+    """(σ~²)^{1-v} (σ_t²)^v of the last step, λ_t to the data, for λ_before < λ_t; the arguments broadcast together.
+
+    The last step's own σ~² is 0. That of the step before, λ_before to λ_t, stands in for it, as in ADM.
+    """
+    log_ratio = jnp.log(-jnp.expm1(logsnr_before - logsnr_t))
+    return jnp.exp(jax.nn.log_sigmoid(-logsnr_t) + (1.0 - v) * log_ratio)
+
+
+# ---------------------------------------------------------------- the reverse process on a table (Improved DDPM)
+
+
+def table_step(logsnrs, t):
+    """(λ_t, λ_s) of a step from timestep t to t - 1, each [B]; from t = 0 it goes to the data, λ_s = inf.
+
+    logsnrs: [T], t=0 first. t: int [B].
+    """
+    logsnrs = jnp.asarray(logsnrs, jnp.float32)
+    return logsnrs[t], jnp.where(t == 0, jnp.inf, logsnrs[jnp.maximum(t - 1, 0)])
+
+
+def table_log_variance(logsnrs, t, v):
+    """log of `reverse_variance` from timestep t to t - 1, and of `last_variance` at t = 0. Shape of v.
+
+    logsnrs: [T], t=0 first, T > 1. t: int [B]. v: [B, ...].
+    """
+    logsnrs = jnp.asarray(logsnrs, jnp.float32)
+    t = broadcast_to_images(t, v)
+    earlier = jnp.maximum(t, 1)  # both branches stay finite, and with them the gradient
+    inner = reverse_variance(logsnrs[earlier], logsnrs[earlier - 1], v)
+    return jnp.log(jnp.where(t == 0, last_variance(logsnrs[0], logsnrs[1], v), inner))
+
+
+def table_reverse(prediction, z, t, *, logsnrs, clip_x):
+    """p(z_s | z_t) of one step from timestep t [B] to t - 1: (x, mean, log variance), each of z's shape.
+
+    prediction: with its v. At t = 0 the mean is x. clip_x: x within [-1, 1], as for sampling.
+    """
+    logsnr_t, logsnr_s = table_step(logsnrs, t)
+    x = predict_x(z, prediction.eps, logsnr_t)
+    x = jnp.clip(x, -1.0, 1.0) if clip_x else x
+    mean, _ = q_posterior(x, z, logsnr_t, logsnr_s)
+    return x, mean, table_log_variance(logsnrs, t, prediction.v)

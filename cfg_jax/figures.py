@@ -61,34 +61,35 @@ def class_grid(images, labels, class_names=None):
     return grid([images[labels == label] for label in present], names)
 
 
-def tradeoff(rows, *, title, real=None):
+def tradeoff(rows, *, title, over='guidance_weight', real=None):
     """The CFG paper's figures 1 and 4 as PNG bytes: FID against Inception score, and both against w.
 
-    rows: dicts with guidance_weight, fid, inception_score, increasing in w. real: the data's own
-    Inception score.
+    rows: dicts with fid, inception_score and the weight named by `over`, increasing. real: the data's own Inception
+    score.
     """
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    w, fid, score = (np.array([row[key] for row in rows]) for key in ('guidance_weight', 'fid', 'inception_score'))
+    w, fid, score = (np.array([row[key] for row in rows]) for key in (over, 'fid', 'inception_score'))
     ink, accent = '#1f4e79', '#b5482a'
     figure, (curve, fid_axis, score_axis) = plt.subplots(1, 3, figsize=(12, 3.8), layout='constrained')
     curve.plot(score, fid, 'o-', color=ink)
     curve.margins(x=0.12)
-    _label_points(curve, score, fid, w)
+    symbol = over[0] if over == 'classifier_weight' else 'w'
+    _label_points(curve, score, fid, w, symbol)
     curve.set(xlabel='Inception score', ylabel='Fréchet distance', title='The trade-off')
     fid_axis.plot(w, fid, 'o-', color=ink)
     best = int(np.argmin(fid))
-    fid_axis.plot(w[best], fid[best], 'o', color=accent, markersize=9, label=f'least, at w = {w[best]:g}')
-    fid_axis.set(xlabel='guidance weight w', ylabel='Fréchet distance', title='Fidelity and variety')
+    fid_axis.plot(w[best], fid[best], 'o', color=accent, markersize=9, label=f'least, at {symbol} = {w[best]:g}')
+    fid_axis.set(xlabel=f'{over.replace("_", " ")} {symbol}', ylabel='Fréchet distance', title='Fidelity and variety')
     fid_axis.legend(frameon=False)
     score_axis.plot(w, score, 'o-', color=ink)
     if real is not None:
         score_axis.axhline(real, color='0.5', linestyle='--', label=f'the data, {real:.2f}')
         score_axis.legend(frameon=False)
-    score_axis.set(xlabel='guidance weight w', ylabel='Inception score', title='Fidelity alone')
+    score_axis.set(xlabel=f'{over.replace("_", " ")} {symbol}', ylabel='Inception score', title='Fidelity alone')
     for axis in (curve, fid_axis):
         axis.set_ylim(bottom=0)
     for axis in (curve, fid_axis, score_axis):
@@ -101,7 +102,7 @@ def tradeoff(rows, *, title, real=None):
     return buffer.getvalue()
 
 
-def _label_points(axis, x, y, weights):
+def _label_points(axis, x, y, weights, symbol):
     """Writes w beside each point of a curve, away from the curve's own direction, so that close points stay legible."""
     span = np.array([np.ptp(x) or 1.0, np.ptp(y) or 1.0])
     points = np.stack([x, y], axis=1) / span
@@ -110,7 +111,7 @@ def _label_points(axis, x, y, weights):
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
     for xi, yi, weight, (dx, dy) in zip(x, y, weights, normal):
         axis.annotate(
-            f'w={weight:g}' if weight in (weights[0], weights[-1]) else f'{weight:g}',
+            f'{symbol}={weight:g}' if weight in (weights[0], weights[-1]) else f'{weight:g}',
             (xi, yi),
             xytext=(14 * dx, 14 * dy),
             textcoords='offset points',

@@ -30,6 +30,16 @@ def classifier_free(model, labels, weight, *, null_label):
     return denoise
 
 
+def conditional(model, labels, weight, *, null_label):
+    """No guidance, and one forward of B: eps(z, λ, c). For models without a null label; the weight is not used."""
+    return lambda z, logsnr: model(z, logsnr, labels)
+
+
+def unconditional(model, labels, weight, *, null_label):
+    """eps(z, λ, null): what a classifier alone then guides. Models without labels ignore the null label."""
+    return lambda z, logsnr: model(z, logsnr, jnp.full_like(labels, null_label))
+
+
 # ---------------------------------------------------------------- classifier guidance (CFG paper, eq. 5; ADM, Alg. 2)
 
 
@@ -41,9 +51,27 @@ def classifier(denoise, log_prob, labels, weight):
 
     def guided(z, logsnr):
         prediction = denoise(z, logsnr)
-        gradient = jax.grad(lambda z: log_prob(z, logsnr, labels).sum())(z)
+        gradient = _gradient(log_prob, z, logsnr, labels)
         _, sigma = diffusion.alpha_sigma(diffusion.broadcast_to_images(logsnr, z))
         w = diffusion.broadcast_to_images(weight, z)
         return prediction._replace(eps=prediction.eps - w * sigma * gradient)
 
     return guided
+
+
+def classifier_mean_shift(log_prob, labels, weight):
+    """A sampler's `mean_shift`: w variance ∇_z log p(c | z, λ) is added to the posterior mean (ADM, Algorithm 1).
+
+    The gradient is taken at z_t, as ADM's program does; the derivation has it at the mean.
+    """
+
+    def mean_shift(z, logsnr, variance):
+        w = diffusion.broadcast_to_images(weight, z)
+        return w * variance * _gradient(log_prob, z, logsnr, labels)
+
+    return mean_shift
+
+
+def _gradient(log_prob, z, logsnr, labels):
+    """∇_z log p(c | z, λ) of every image; images do not mix, so that the gradient of the sum is each one's own."""
+    return jax.grad(lambda z: log_prob(z, logsnr, labels).sum())(z)

@@ -17,7 +17,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and pictures go; runs/<config name> if unset.')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate'], 'The job.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'convert'], 'The job.')
+
+_MODULES = {'convert': 'exchange'}  # modes whose job's module has another name
 
 
 def main(argv):
@@ -28,11 +30,14 @@ def main(argv):
     name = Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]).stem
     workdir = Path(_WORKDIR.value or Path('runs') / name)
     config, mode = _CONFIG.value, _MODE.value
-    # Jobs are imported once the XLA flags stand; each is a module of the mode's name.
+    # Jobs are imported once the XLA flags stand.
     runtime.configure()
     jobs = [mode, 'sample', 'evaluate'] if mode == 'train' and config.eval.at_end else [mode]
-    for job in jobs:
-        importlib.import_module(f'cfg_jax.{job}').run(config, workdir)
+    try:
+        for job in jobs:
+            importlib.import_module(f'cfg_jax.{_MODULES.get(job, job)}').run(config, workdir)
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise UserError(f'{workdir} cannot be written: {error.strerror}: {error.filename} (--workdir).') from error
 
 
 def _parse_flags(argv):

@@ -1,5 +1,7 @@
 """The optimizer as one optax chain, and the moving average of the parameters."""
 
+import math
+
 import jax
 import optax
 
@@ -18,8 +20,8 @@ def learning_rate(peak, *, warmup_steps=0, decay='constant', num_steps=None):
     return optax.join_schedules([lambda step: peak * (step + 1) / warmup_steps, after], [warmup_steps])
 
 
-def make_optimizer(rate, *, name='adam', b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=None):
-    """Gradient clipping by the global norm (None: off), then Adam, or AdamW with `weight_decay`."""
+def make_optimizer(rate, *, name='adam', b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=0.0):
+    """Gradient clipping by the global norm (0: off), then Adam, or AdamW with `weight_decay`."""
     if name == 'adam':
         if weight_decay:
             raise ValueError("weight_decay needs name='adamw'")
@@ -28,7 +30,8 @@ def make_optimizer(rate, *, name='adam', b1=0.9, b2=0.999, eps=1e-8, weight_deca
         update = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     else:
         raise ValueError(f"optimizer is {name!r}; allowed: 'adam', 'adamw'")
-    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
+    # clipping at infinity: the state's tree is the same with and without, and a run may change it on the way
+    return optax.chain(optax.clip_by_global_norm(clip_norm or math.inf), update)
 
 
 def ema(average, params, decay):

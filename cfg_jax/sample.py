@@ -9,18 +9,26 @@ from cfg_jax import build, figures, sampling, sharding
 
 
 def run(config, workdir):
-    """Writes `workdir`/sample_w<w>_seed<seed>.png (a row per class) and .npz (arr_0 images, arr_1 labels)."""
+    """Writes a grid with a row per class and an .npz (arr_0 images, arr_1 labels), named after what they show."""
     build.check(config)
     mesh = sharding.make_mesh()
-    params, _, class_names = sampling.load(config, workdir, mesh)
+    restored = sampling.load(config, workdir, mesh)
+    class_names = restored.class_names
     weight, seed = build.guidance_weight(config), config.sample.seed
     ids = sampling.parse_labels(config.sample.labels, class_names)
+    if not config.sample.labels.strip():
+        ids = sampling.spread_classes(len(ids), config.sample.num_images)
     labels = np.resize(
         np.array(ids, np.int32), config.sample.num_images
     )  # image i's class does not depend on their number
-    batches = sampling.image_batches(config, mesh)(params, labels, weight, seed)
+    batches = sampling.image_batches(config, mesh)(restored.tree, labels, weight, seed)
     images = sampling.collect(batches, len(labels), f'w={weight:g}')
-    path = Path(workdir) / f'sample_w{weight:g}_seed{seed}'
+    what = f'{config.sample.sampler}{len(build.sampling_logsnrs(config))}_w{weight:g}'
+    if config.guidance.classifier_workdir:
+        what += f'_classifier{config.guidance.classifier_weight:g}'
+    if config.sample.labels.strip():
+        what += '_' + '-'.join(map(str, ids[:8]))
+    path = Path(workdir) / f'sample_{what}_seed{seed}'
     figures.save_png(f'{path}.png', figures.class_grid(images, labels, class_names))
     buffer = io.BytesIO()
     np.savez(buffer, arr_0=images, arr_1=labels)

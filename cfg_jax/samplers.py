@@ -45,7 +45,8 @@ def ancestral(denoise, z, logsnrs, keys, *, v=0.3, clip_x=True, mean_shift=None)
     """Ancestral sampling (CFG paper, Algorithm 2): z_s ~ N(mean of q(z_s | z_t, x), (σ~²)^{1-v} (σ²_{t|s})^v).
 
     keys: [B] typed PRNG keys, one per image. v: the constant of eq. 4, unless the denoiser predicts its own.
-    mean_shift(z, logsnr_t, variance) -> shape of z is added to the mean (ADM's Algorithm 1).
+    mean_shift(z, logsnr_t, variance) -> shape of z is added to the mean of every step but the last (ADM's Algorithm
+    1, which shifts the last one too, by the data end's sigma² · gradient: 2e-6 on the reference's images).
     """
 
     def step_to(step, z, x, prediction, logsnr_t, logsnr_s):
@@ -62,7 +63,7 @@ def ddim(denoise, z, logsnrs, keys=None, *, eta=0.0, clip_x=True):
     """DDIM (Song et al. 2021, eq. 12 and 16): z_s = alpha_s x + sqrt(sigma_s² - c²) eps + c noise, c² = eta² σ~².
 
     eta=0 is deterministic and needs no keys; eta=1 has the posterior's variance. keys: [B] typed PRNG keys. eps is
-    the one that fits the clipped x, as in ADM.
+    the one that fits the clipped x, as in ADM (which clips before guidance: `diffusion.clip_prediction`).
     """
     if eta and keys is None:
         raise ValueError('ddim with eta > 0 adds noise and needs keys, one per image')

@@ -4,7 +4,9 @@ A schedule is a function u -> logsnr (λ), decreasing from λ_max at u=0 (data) 
 schedules are tables of λ, one per timestep, t=0 (data) first.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -121,3 +123,56 @@ def spaced_timesteps(num_timesteps, spacing):
             position += stride
         start += length
     return sorted(set(kept))
+
+
+# ---------------------------------------------------------------- a table between timesteps and λ
+
+
+@dataclasses.dataclass(frozen=True)
+class _TableFunction:
+    """function(value, logsnrs) of one table; equal tables make equal functions, as a field of a module needs."""
+
+    function: Callable
+    logsnrs: tuple[float, ...] = dataclasses.field(repr=False)
+
+    def __call__(self, value):
+        return self.function(value, np.float32(self.logsnrs))
+
+
+def _of_table(function, logsnrs):
+    logsnrs = np.asarray(logsnrs, np.float64)
+    if logsnrs.ndim != 1 or len(logsnrs) < 2 or not (np.isfinite(logsnrs).all() and np.all(np.diff(logsnrs) < 0)):
+        raise ValueError('a table of λ is finite and decreases: [T], T > 1, t=0 (data) first')
+    return _TableFunction(function, tuple(logsnrs.tolist()))
+
+
+def _timestep(logsnr, logsnrs):
+    timesteps = np.arange(len(logsnrs), dtype=np.float32)
+    t = jnp.interp(jnp.asarray(logsnr, jnp.float32), logsnrs[::-1], timesteps[::-1])
+    return jnp.where(jnp.abs(t - jnp.round(t)) < 1e-2, jnp.round(t), t)
+
+
+def _uniform_entry(u, logsnrs):
+    # float32's u T may round up to T
+    t = jnp.minimum(jnp.floor(jnp.asarray(u, jnp.float32) * len(logsnrs)), len(logsnrs) - 1)
+    return jnp.asarray(logsnrs)[jnp.int32(t)]
+
+
+def table_time_input(logsnrs):
+    """What a discrete-time network is told of λ: the function λ -> t in [0, T-1], float32, shape of λ.
+
+    logsnrs: float64 [T], t=0 first. Between entries t is linear in λ, beyond them it stays. A t within 0.01 of a whole
+    one is that: λ of the table in float32 gives its timestep exactly.
+    """
+    return _of_table(_timestep, logsnrs)
+
+
+def table_logsnr(logsnrs):
+    """A uniform timestep's λ for training: the function u in [0, 1) -> logsnrs[floor(u T)], float32, shape of u."""
+    return _of_table(_uniform_entry, logsnrs)
+
+
+def spaced_grid(logsnrs, spacing):
+    """λ of the timesteps that `spaced_timesteps` keeps, for a sampler: float32 [S], increasing; t=0 comes last."""
+    logsnrs = np.asarray(logsnrs, np.float64)
+    return jnp.asarray(logsnrs[spaced_timesteps(len(logsnrs), spacing)[::-1]], jnp.float32)

@@ -1,5 +1,6 @@
 """The training job: one loop, from top to bottom."""
 
+import json
 import math
 from pathlib import Path
 
@@ -10,23 +11,11 @@ import optax
 from clu import parameter_overview
 
 from cfg_jax import build, figures, optim, sampling, sharding
-from cfg_jax.checkpoints import Checkpoints
+from cfg_jax.checkpoints import Checkpoints, config_differences
+from cfg_jax.config import default
 from cfg_jax.errors import UserError
 from cfg_jax.train_state import TrainState
 from cfg_jax.writers import MetricWriter, Progress
-
-
-def identity(config):
-    """The part of the config that a resumed run shares with the one it resumes, as a nested dict of plain values.
-
-    How long it runs, where the data lies, how it is read, logged and sampled may change.
-    """
-    plain = config.to_dict()
-    data = {key: plain['data'][key] for key in ('source', 'name', 'split', 'flip')}
-    model = {key: value for key, value in plain['model'].items() if key != 'remat'}
-    update = {key: plain['train'][key] for key in ('batch_size', 'accumulation_steps')}
-    rest = {section: plain[section] for section in ('seed', 'diffusion', 'loss', 'optim')}
-    return {**rest, 'data': data | build.model_identity(config)['data'], 'model': model, 'train': update}
 
 
 def quarter_edges(config):
@@ -37,10 +26,11 @@ def quarter_edges(config):
 def make_train_step(config):
     """(state, {'image', 'label'}, key) -> (state, metrics). key: the run's; the step's is fold_in(key, state.step).
 
-    metrics: 'loss' and 'grad_norm' scalars; sums and counts [4] by quarter of λ, [2] by conditional/null label.
+    metrics: scalars, of the step but for 'param_norm', which is of the parameters after it; sums and counts [4] by
+    quarter of λ, [2] by conditional/null label.
     """
     loss_fn, optimizer, edges = build.loss(config), build.optimizer(config), quarter_edges(config)
-    parts = config.train.accumulation_steps
+    rate_at, parts = build.learning_rate(config), config.train.accumulation_steps
 
     def mean_loss(params, images, labels, key):
         per_image = loss_fn(params, build.to_unit_range(images), labels, key)
@@ -74,11 +64,15 @@ def make_train_step(config):
         metrics = {
             'loss': per_image.loss.mean(),
             'grad_norm': optax.tree.norm(gradients),
+            'param_norm': optax.tree.norm(params),
+            'learning_rate': rate_at(state.step),
             'quarter_sums': _sums(quarters, per_image.loss),
             'quarter_counts': quarters.sum(0),
             'kind_sums': _sums(kinds, per_image.loss),
             'kind_counts': kinds.sum(0),
         }
+        if per_image.correct is not None:
+            metrics['quarter_correct'] = _sums(quarters, per_image.correct)
         ema_params = optim.ema(state.ema_params, params, config.optim.ema_decay)
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
@@ -96,31 +90,34 @@ def summarise(collected):
     with np.errstate(invalid='ignore'):
         quarters = total['quarter_sums'] / total['quarter_counts']
         conditional, null = total['kind_sums'] / total['kind_counts']
+        correct = total['quarter_correct'] / total['quarter_counts'] if 'quarter_correct' in total else []
     return {
-        'loss': total['loss'] / len(collected),
-        'grad_norm': total['grad_norm'] / len(collected),
+        **{key: total[key] / len(collected) for key in ('loss', 'grad_norm', 'param_norm', 'learning_rate')},
         **{f'loss_logsnr_q{i + 1}': value for i, value in enumerate(quarters)},
+        **{f'accuracy_logsnr_q{i + 1}': value for i, value in enumerate(correct)},
         'loss_conditional': conditional,
         'loss_null': null,
     }
 
 
 def check_finite(config, step, metrics, checkpoints):
-    """Raises UserError with the step, the quarter of λ and the last good checkpoint if the loss is not finite."""
-    if np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm']):
+    """Raises UserError with the step, the quarter of λ and the last good checkpoint if a number is not finite."""
+    if all(np.isfinite(metrics[key]) for key in ('loss', 'grad_norm', 'param_norm')):
         return
-    edges = [config.diffusion.logsnr_min, *quarter_edges(config).tolist(), config.diffusion.logsnr_max]
+    edges = build.schedule(config)(jnp.array([1.0, 0.75, 0.5, 0.25, 0.0])).tolist()
     bad = [
         f'{low:.3g} to {high:.3g}'
         for low, high, value in zip(edges[:-1], edges[1:], metrics['quarter_sums'])
         if not np.isfinite(value)
     ]
-    what = f'loss is not finite at λ in {" and ".join(bad)}' if bad else 'gradient is not finite'
+    what = f'loss is not finite at λ in {" and ".join(bad)}' if bad else 'gradient or the update is not finite'
+    if bad and checkpoints.latest_step() == step - 1:
+        checkpoints.condemn(step - 1)  # its parameters are those that gave this loss
     last = checkpoints.latest_step()
-    kept = 'no checkpoint was saved yet' if last is None else f'the last good checkpoint is {checkpoints.path(last)}'
+    kept = 'there is no checkpoint' if last is None else f'the last good checkpoint is {checkpoints.path(last)}'
     raise UserError(
-        f'step {step}: the {what}; {kept}. Lower config.optim.learning_rate or config.optim.clip_norm, '
-        "or compute in config.model.dtype='float32'."
+        f'step {step}: the {what}; {kept}. To go on from it, lower config.optim.learning_rate or '
+        "config.optim.clip_norm, or compute in config.model.dtype='float32'."
     )
 
 
@@ -131,11 +128,14 @@ def run(config, workdir):
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.train.batch_size, config.train.accumulation_steps, mesh)
     source = build.source(config)
+    if config.eval.at_end:  # what only the jobs after training would find wrong, days later
+        build.check_judge(config)
+        sampling.parse_labels(config.sample.labels, source.class_names)
     batches = build.train_batches(config, source)
-    optimizer, key = build.optimizer(config), jax.random.key(config.seed)
+    optimizer = build.optimizer(config)
+    init_key, step_key = jax.random.split(build.training_key(config))
 
     def init():
-        init_key, _ = jax.random.split(key)
         return TrainState.create(build.init_params(config, init_key), optimizer)
 
     whole = sharding.replicated(mesh)
@@ -144,33 +144,37 @@ def run(config, workdir):
     )
     checkpoints = Checkpoints(
         workdir / 'checkpoints',
-        identity(config),
-        class_names=source.class_names,
+        build.run_identity(config),
+        defaults=default().to_dict(),
         keep=config.train.keep_checkpoints,
     )
-    restored = checkpoints.restore(abstract_state, batches)
-    state, first_step = (restored.tree, restored.step) if restored else (jax.jit(init, out_shardings=whole)(), 0)
+    restored = checkpoints.restore(abstract_state)
     if restored:
+        state, first_step = restored.tree, restored.step
+        batches.seek(restored.batches)
         print(f'resuming from {checkpoints.path(first_step)}', flush=True)
+        changed = {key: config.to_dict()[key] for key in ('model', 'optim')}
+        for difference in config_differences(json.loads(json.dumps(changed)), restored.config):
+            print(f'changed since: {difference}', flush=True)
     else:
+        state, first_step = jax.jit(init, out_shardings=whole)(), 0
         print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    print(f'{parameter_overview.count_parameters(state.params):,} parameters, {len(source):,} images, '
-          f'{mesh.size} {jax.devices()[0].platform} devices', flush=True)  # fmt: skip
+    print(
+        f'{parameter_overview.count_parameters(state.params):,} parameters, {len(source):,} images, '
+        f'{mesh.size} {jax.devices()[0].platform} devices',
+        flush=True,
+    )
 
     train_step = jax.jit(make_train_step(config), donate_argnums=0)
-    _, step_key = jax.random.split(key)
-    rate_at = build.learning_rate(config)
-    draw_grid = grid_drawer(config, mesh, source.class_names, workdir)
+    grids = config.train.grid_every and config.model.kind == 'unet'
+    draw_grid = grid_drawer(config, mesh, source.class_names, workdir) if grids else None
     writer = MetricWriter(workdir, first_step)
     progress, collected = Progress(config.train.num_steps, first_step), []
 
     def log(step):
         values = summarise(collected)
         steps_per_second, left = progress.rate(step)
-        values |= {
-            'images_per_second': steps_per_second * config.train.batch_size,
-            'learning_rate': float(rate_at(step - 1)),
-        }
+        values['images_per_second'] = steps_per_second * config.train.batch_size
         writer.scalars(step, values)
         print(
             f'step {step}/{config.train.num_steps}  loss {values["loss"]:.4f}  '
@@ -196,10 +200,16 @@ def run(config, workdir):
             pending = step, metrics
             last = step == config.train.num_steps
             if last or step % config.train.checkpoint_every == 0:
-                collect(*pending)  # only a state whose loss was finite is saved
+                collect(*pending)  # a state that is not finite is not saved
                 pending = None
-                checkpoints.save(step, state, batches)
-            if config.train.grid_every and (last or step % config.train.grid_every == 0):
+                checkpoints.save(
+                    step,
+                    state,
+                    config=config.to_dict(),
+                    class_names=source.class_names,
+                    batches=batches.position,
+                )
+            if draw_grid and (last or step % config.train.grid_every == 0):
                 writer.image(step, 'samples', draw_grid(step, state.ema_params))
     finally:
         checkpoints.close()
@@ -210,10 +220,9 @@ def run(config, workdir):
 def grid_drawer(config, mesh, class_names, workdir):
     """(step, ema_params) -> uint8 picture, also written to workdir/samples: the same noise and labels every time."""
     sample = sampling.image_batches(config, mesh)
-    # All classes, or as many, evenly spread, as give a square picture.
-    rows = min(len(class_names), max(math.isqrt(config.train.grid_images), 1))
-    ids = np.linspace(0, len(class_names) - 1, rows).round().astype(int)
-    labels = np.resize(ids, config.train.grid_images)
+    # All classes, or as many as give a square picture.
+    rows = max(math.isqrt(config.train.grid_images), 1)
+    labels = np.resize(sampling.spread_classes(len(class_names), rows), config.train.grid_images)
 
     def draw(step, ema_params):
         images = np.concatenate(list(sample(ema_params, labels, build.guidance_weight(config), config.sample.seed)))

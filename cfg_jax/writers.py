@@ -49,7 +49,7 @@ class MetricWriter:
         self._path = workdir / 'metrics.jsonl'
         self._drop_after(step)
         self._file = self._path.open('a')
-        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
 
     def scalars(self, step, values):
         """values: {name: float}; those that are not finite (nothing was counted) are left out."""

@@ -36,7 +36,7 @@ def get_config():
 
     config.sample.num_steps = 32
     config.sample.v = 1.0
-    config.sample.batch_size = 200
+    config.sample.batch_size = 100
 
     config.eval.at_end = True
     config.eval.judge = 'digits'

@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax.checkpoints import Checkpoints, config_differences
-from cfg_jax.data import pipeline, sources
+from cfg_jax.checkpoints import Checkpoints, config_differences, merged
 from cfg_jax.errors import UserError
 from cfg_jax.train_state import TrainState
 
@@ -14,70 +13,80 @@ def state_of(value):
     return TrainState(jnp.int32(value), params, jax.tree.map(lambda p: p / 2, params), (params,))
 
 
-def batches(seed=0):
-    return pipeline.train_batches(sources.digits(), batch_size=8, seed=seed, flip=False)
-
-
 ABSTRACT = jax.eval_shape(lambda: state_of(0))
+CONFIG = {'a': 1, 'b': {'c': (1, 2), 'free': 3}}
+IDENTITY = {'a': 1, 'b': {'c': (1, 2)}}
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """Steps 1 to 4 saved, two of them kept; the data stands behind batch 4."""
-    checkpoints, data = (
-        Checkpoints(tmp_path / 'c', {'a': 1, 'b': {'c': (1, 2)}}, class_names=('x', 'y'), keep=2),
-        batches(),
-    )
+    """Steps 1 to 4 saved, two of them kept."""
+    checkpoints = Checkpoints(tmp_path / 'c', IDENTITY, keep=2)
     for step in range(1, 5):
-        next(data)
-        checkpoints.save(step, state_of(step), data)
-    yield tmp_path / 'c', checkpoints, data
+        checkpoints.save(step, state_of(step), config=CONFIG, class_names=('x', 'y'), batches=step + 10)
+    assert checkpoints.latest_step() == 4  # waits
+    yield tmp_path / 'c', checkpoints
     checkpoints.close()
 
 
 def test_round_trip(saved):
-    path, checkpoints, data = saved
-    expected = next(data)
-    assert checkpoints.latest_step() == 4 and not checkpoints.path(2).exists() and checkpoints.path(3).exists()
-    other = batches()
-    restored = Checkpoints(path, {'a': 1, 'b': {'c': (1, 2)}}).restore(ABSTRACT, other)
-    assert restored.step == 4 and restored.class_names == ('x', 'y')
+    path, checkpoints = saved
+    assert not checkpoints.path(2).exists() and checkpoints.path(3).exists()
+    restored = Checkpoints(path, IDENTITY).restore(ABSTRACT)
+    assert (restored.step, restored.batches, restored.class_names) == (4, 14, ('x', 'y'))
+    assert restored.config == {'a': 1, 'b': {'c': [1, 2], 'free': 3}}
     jax.tree.map(np.testing.assert_array_equal, restored.tree, state_of(4))
-    jax.tree.map(np.testing.assert_array_equal, next(other), expected)
 
 
 def test_the_ema_alone(saved):
-    saved[1].latest_step()
     reader = Checkpoints(saved[0], {'a': 1}, read_only=True)
     jax.tree.map(np.testing.assert_array_equal, reader.restore_ema(ABSTRACT.params).tree, state_of(4).ema_params)
+    assert reader.saved_config()['b']['free'] == 3
 
 
 def test_nothing_there(tmp_path):
-    assert Checkpoints(tmp_path / 'c', {}).restore(ABSTRACT, batches()) is None
+    checkpoints = Checkpoints(tmp_path / 'c', {})
+    assert checkpoints.restore(ABSTRACT) is None and checkpoints.saved_config() is None
+
+
+def test_a_condemned_checkpoint_is_kept_aside(saved):
+    path, checkpoints = saved
+    checkpoints.condemn(4)
+    assert checkpoints.latest_step() == 3 and (path.parent / 'damaged_checkpoints' / '4' / 'state').is_dir()
+    checkpoints.save(4, state_of(5), config=CONFIG, class_names=())
+    assert checkpoints.restore(ABSTRACT).step == 4
 
 
 def test_a_saved_state_is_the_one_at_its_step(tmp_path):
     """The next step donates the buffers that are being saved; what is written must be the state before it."""
     step = jax.jit(lambda s: jax.tree.map(lambda a: a + 1, s), donate_argnums=0)
-    state, data = jax.tree.map(lambda a: jnp.zeros((512, 512)), state_of(0)), batches()
+    state = jax.tree.map(lambda a: jnp.zeros((512, 512)), state_of(0))
     checkpoints = Checkpoints(tmp_path / 'c', {}, keep=20)
     for number in range(1, 9):
         state = step(state)
-        checkpoints.save(number, state, data)
+        checkpoints.save(number, state, config={}, class_names=())
     checkpoints.close()
+    abstract = jax.eval_shape(lambda: state)
     for number in range(8, 0, -1):
         checkpoints = Checkpoints(tmp_path / 'c', {}, keep=20)
-        restored = checkpoints.restore(jax.eval_shape(lambda: state), data)
+        restored = checkpoints.restore(abstract)
         assert restored.step == number
         assert {float(leaf.min()) for leaf in jax.tree.leaves(restored.tree)} == {number}
         assert {float(leaf.max()) for leaf in jax.tree.leaves(restored.tree)} == {number}
-        checkpoints._manager.delete(number)
+        checkpoints.condemn(number)
         checkpoints.close()
 
 
 def test_another_config_is_refused_by_field(saved):
-    saved[1].latest_step()
     with pytest.raises(UserError, match=r'config\.b\.c is \[1, 3\] here and \[1, 2\] there'):
-        Checkpoints(saved[0], {'a': 1, 'b': {'c': (1, 3)}}).restore(ABSTRACT, batches())
+        Checkpoints(saved[0], {'a': 1, 'b': {'c': (1, 3)}}).restore(ABSTRACT)
     assert config_differences({'a': 1, 'b': {'c': 2}}, {'a': 1, 'b': {'c': 2, 'd': 3}, 'e': 4}) == []
     assert config_differences({'a': None}, {'a': 2}) == ['config.a is None here and 2 there']
+
+
+def test_a_field_that_is_younger_than_a_checkpoint_stood_at_its_default(saved):
+    identity = {'a': 1, 'b': {'c': (1, 2), 'young': False}}
+    assert Checkpoints(saved[0], identity, defaults={'b': {'young': False}}).restore(ABSTRACT).step == 4
+    with pytest.raises(UserError, match=r'config\.b\.young is False here and True there'):
+        Checkpoints(saved[0], identity, defaults={'b': {'young': True}}).restore(ABSTRACT)
+    assert merged({'a': {'b': 1, 'c': 2}, 'd': 3}, {'a': {'b': 4}, 'e': 5}) == {'a': {'b': 4, 'c': 2}, 'd': 3, 'e': 5}

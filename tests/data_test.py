@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import flags
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -54,18 +55,33 @@ def test_the_order_depends_on_the_seed_alone():
     assert not np.array_equal(labels_of(make(), 5), labels_of(make(seed=1), 5))
 
 
-@pytest.mark.parametrize('num_threads', [0, 2])
-def test_the_position_resumes(num_threads):
-    iterator = make(flip=True, num_threads=num_threads)
+@pytest.mark.parametrize('reading', [{}, {'num_threads': 2}, {'num_workers': 1}], ids=str)
+def test_the_position_resumes_whatever_reads(reading):
+    """In the middle of an epoch, with random flips and crops; the first reader has neither threads nor workers."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(['pytest'])  # Grain's workers ask them
+    iterator = make(flip=True, random_crop=True)
     labels_of(iterator, 3)
-    state = iterator.get_state()
+    assert iterator.position == 3
     expected = [next(iterator) for _ in range(4)]
-    resumed = make(flip=True, num_threads=num_threads)
-    resumed.set_state(state)
+    resumed = make(flip=True, random_crop=True, **reading)
+    resumed.seek(3)
     for batch in expected:
         again = next(resumed)
         np.testing.assert_array_equal(again['image'], batch['image'])
         np.testing.assert_array_equal(again['label'], batch['label'])
+
+
+def test_random_crops_keep_the_size_and_most_of_the_image():
+    settings = {'batch_size': 400, 'seed': 0}
+    images = next(pipeline.train_batches(sources.digits(), **settings))['image']
+    crops = next(pipeline.train_batches(sources.digits(), random_crop=True, **settings))['image']
+    assert crops.shape == images.shape and crops.dtype == np.uint8
+    # a side of 7 or of 8 pixels, one as likely as the other; a crop of all 8 is the image itself
+    changed = (images != crops).any((1, 2, 3))
+    assert abs(changed.mean() - 0.5) < 4 * 0.5 / np.sqrt(400)
+    similar = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(images[changed], crops[changed])]
+    assert np.median(similar) > 0.5
 
 
 def test_processes_share_an_epoch():

@@ -53,9 +53,14 @@ def flags(**changes):
     return [f'--config={ROOT}/configs/digits.py', *(f'--config.{key}={value}' for key, value in every.items())]
 
 
+def environment(devices=1):
+    """For a process on so many virtual devices."""
+    virtual = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
+    return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': virtual}
+
+
 def main(*arguments, devices=1, start=subprocess.run, **options):
     """Starts `python -m cfg_jax.main` with these arguments as a process of its own."""
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-    environment['XLA_FLAGS'] += f' --xla_force_host_platform_device_count={devices}'
-    defaults = {'cwd': ROOT, 'env': environment, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    piped = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    defaults = {'cwd': ROOT, 'env': environment(devices), **piped}
     return start([sys.executable, '-m', 'cfg_jax.main', *map(str, arguments)], **{**defaults, **options})

@@ -42,29 +42,46 @@ def test_what_a_run_leaves_behind(undisturbed):
     assert [event.step for event in board.Images('samples')] == [6, 12]
 
 
-def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tmp_path):
-    """SIGKILL in the middle, twice; the third start of the same command ends where the undisturbed run did."""
-    arguments = [*tiny.flags(train__num_steps=12, train__grid_every=6), f'--workdir={tmp_path}']
-    for last_step in (4, 8):
-        process = tiny.main(*arguments, start=subprocess.Popen, stderr=subprocess.STDOUT)
+def saved_steps(workdir):
+    """Steps of the checkpoints that are whole: a half-written one has another name."""
+    return [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
+    """SIGKILL on the way, twice, once a new checkpoint is there; the third start of the same command ends where an
+    undisturbed run does."""
+    changes = {'train__num_steps': 300, 'train__checkpoint_every': 30, 'train__log_every': 10}
+    expected = train.run(tiny.config(**changes), tmp_path / 'undisturbed')
+    workdir, resumed_at = tmp_path / 'killed', 0
+    for _ in range(2):
+        process = tiny.main(*tiny.flags(**changes), f'--workdir={workdir}', start=subprocess.Popen)
+        lines = []
         for line in process.stdout:
-            if line.startswith(f'step {last_step}/12'):
+            lines.append(line)
+            if max(saved_steps(workdir), default=0) > resumed_at:
                 break
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        assert not (tmp_path / 'checkpoints' / '12').exists()
-    state = train.run(tiny.config(train__num_steps=12, train__grid_every=6), tmp_path)
-    assert_same_bits(jax.device_get(state), undisturbed[1])
-    steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-    assert steps == sorted(set(steps)) and steps[-1] == 12
+        if resumed_at:  # it did go on, and did not start anew
+            assert f'resuming from {workdir}/checkpoints/{resumed_at}\n' in lines
+            assert not any(line.startswith('step 10/') for line in lines)
+        resumed_at = max(saved_steps(workdir))
+        assert resumed_at < 300
+    capfd.readouterr()
+    state = train.run(tiny.config(**changes), workdir)
+    assert f'resuming from {workdir}/checkpoints/{resumed_at}\n' in capfd.readouterr().out
+    assert_same_bits(jax.device_get(state), jax.device_get(expected))
+    steps = [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert steps == list(range(10, 301, 10))
 
 
-def test_a_longer_run_goes_on(undisturbed, tmp_path):
+def test_a_longer_run_goes_on(tmp_path, capfd):
     """With a constant learning rate, 6 steps and then 12 are the same as 12; a finished run does nothing more."""
     constant = {'optim__decay': 'constant', 'optim__warmup_steps': 0}
     whole = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'whole')
     train.run(tiny.config(**constant, train__num_steps=6), tmp_path / 'parts')
     parts = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'parts')
+    assert f'resuming from {tmp_path}/parts/checkpoints/6\n' in capfd.readouterr().out
     assert_same_bits(jax.device_get(parts), jax.device_get(whole))
     again = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'parts')
     assert_same_bits(jax.device_get(again), jax.device_get(whole))
@@ -115,7 +132,7 @@ def test_the_loss_falls_and_ema_follows(tmp_path):
     state = train.run(config, tmp_path)
     losses = [json.loads(line)['loss'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert losses[-1] < 0.7 * losses[0]
-    start = jax.jit(lambda: build.init_params(config, jax.random.split(jax.random.key(config.seed))[0]))()
+    start = jax.jit(lambda: build.init_params(config, jax.random.split(build.training_key(config))[0]))()
 
     def distance(a, b):
         return float(sum(jnp.square(x - y).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))))
@@ -181,29 +198,45 @@ def test_accumulation_averages_the_parts_gradients():
     assert float(metrics['quarter_counts'].sum()) == 16
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def ruined_by(update, learning_rate):
+    """In place of `build.learning_rate`: one that ruins the parameters with the given update, counted from 1."""
+    return lambda config: lambda done: jnp.where(done >= update - 1, learning_rate, 0.02)
+
+
+@pytest.mark.parametrize(
+    ('update', 'learning_rate', 'message', 'condemned'),
+    [
+        (5, 1e17, 'step 6: the loss is not finite at λ in', False),
+        # finite but huge parameters are saved before their loss is seen: that checkpoint is not the last good one
+        (6, 1e17, 'step 7: the loss is not finite at λ in', True),
+        (6, 1e38, 'step 6: the gradient or the update is not finite', False),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, update, learning_rate, message, condemned):
+    """It names the step and the last good checkpoint, which stays; following its advice, the run goes on from there."""
     train.run(tiny.config(optim__decay='constant'), tmp_path)
-    diverging = tiny.config(optim__decay='constant', train__num_steps=50)
-    optimizer_state_kept = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, 'learning_rate', lambda config: lambda step: 1e30 * (step >= 4))
+    longer = {'optim__decay': 'constant', 'train__num_steps': 10}
+    with monkeypatch.context() as patch:
+        patch.setattr(build, 'learning_rate', ruined_by(update, learning_rate))
         with pytest.raises(UserError) as caught:
-            train.run(diverging, tmp_path)
-    message = str(caught.value)
-    assert 'step 6: the loss is not finite at λ in' in message
-    assert f'the last good checkpoint is {tmp_path}/checkpoints/4' in message
-    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == optimizer_state_kept
+            train.run(tiny.config(**longer), tmp_path)
+    assert message in str(caught.value)
+    assert f'the last good checkpoint is {tmp_path}/checkpoints/4.' in str(caught.value)
+    assert sorted(saved_steps(tmp_path)) == ([4] if condemned else [2, 4])
+    assert (tmp_path / 'damaged_checkpoints' / '6').exists() == condemned
+    state = train.run(tiny.config(**longer, optim__learning_rate=1e-3, optim__clip_norm=0.5), tmp_path)
+    assert int(state.step) == 10
 
 
 def test_the_quarter_of_the_nan_is_named():
     config = tiny.config()
-    metrics = {'loss': np.nan, 'grad_norm': 1.0, 'quarter_sums': np.array([1.0, 2.0, np.nan, 4.0])}
+    metrics = {'loss': np.nan, 'grad_norm': 1.0, 'param_norm': 1.0, 'quarter_sums': np.array([1.0, 2.0, np.nan, 4.0])}
 
     class NoCheckpoints:
         def latest_step(self):
             return None
 
-    with pytest.raises(UserError, match=r'step 7: the loss is not finite at λ in .* to 1\.76; no checkpoint'):
+    with pytest.raises(UserError, match=r'step 7: the loss is not finite at λ in .* to 1\.76; there is no checkpoint'):
         train.check_finite(config, 7, metrics, NoCheckpoints())
 
 

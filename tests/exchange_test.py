@@ -1,0 +1,105 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cfg_jax import build, convert, exchange, sample, sampling, sharding
+from cfg_jax.errors import UserError
+from tests import tiny
+
+DATA = tiny.ROOT / 'tests' / 'data'
+MODELS = json.loads((DATA / 'models.json').read_text())
+
+
+def reference_config(name):
+    """configs/adm64.py or its classifier at the size of one of the reference networks."""
+    model = MODELS[name]
+    config = tiny.load_config('imagenet64_classifier' if name == 'classifier' else 'adm64')
+    changes = {
+        'data.image_size': model['image_size'],
+        'data.num_classes': 10,
+        'model.channels': model['model_channels'],
+        'model.channel_mult': tuple(model['channel_mult']),
+        'model.num_blocks': model['num_res_blocks'],
+        'model.attention_resolutions': tuple(model['image_size'] // f for f in model['attention_resolutions']),
+        'model.head_channels': model['num_head_channels'],
+        'model.dtype': 'float32',
+        'convert.new_attention_order': model['use_new_attention_order'],
+        'convert.path': str(DATA / f'{name}.pt'),
+        'sample.num_steps': 4,
+        'sample.num_images': 4,
+        'sample.batch_size': 4,
+    }
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope='module')
+def imported(tmp_path_factory):
+    """Workdirs of the imported diffusion model and of the imported classifier."""
+    folder = tmp_path_factory.mktemp('imported')
+    for name in ('unet_new_order', 'classifier'):
+        exchange.run(reference_config(name), folder / name)
+    return folder
+
+
+def images_of(workdir):
+    (path,) = workdir.glob('sample_*.npz')
+    with np.load(path) as arrays:
+        images = arrays['arr_0']
+    path.unlink()
+    return images
+
+
+def test_an_imported_model_samples_and_its_classifier_guides(imported):
+    config = reference_config('unet_new_order')
+    sample.run(config, imported / 'unet_new_order')
+    plain = images_of(imported / 'unet_new_order')
+    assert plain.shape == (4, 16, 16, 3) and plain.std() > 0
+    for form in ('eps', 'mean'):
+        config.guidance.classifier_workdir = str(imported / 'classifier')
+        config.guidance.classifier_form = form
+        config.guidance.classifier_weight = 0.0
+        sample.run(config, imported / 'unet_new_order')
+        np.testing.assert_array_equal(images_of(imported / 'unet_new_order'), plain)
+        config.guidance.classifier_weight = 5.0
+        sample.run(config, imported / 'unet_new_order')
+        assert not np.array_equal(images_of(imported / 'unet_new_order'), plain)
+
+
+def test_export_and_back(imported, tmp_path):
+    config = reference_config('unet_new_order')
+    config.convert.path, config.convert.to = '', str(tmp_path / 'model.safetensors')
+    exchange.run(config, imported / 'unet_new_order')
+    config.convert.path, config.convert.to = str(tmp_path / 'model.safetensors'), ''
+    exchange.run(config, tmp_path / 'again')
+    mesh = sharding.make_mesh()
+    trees = [sampling.load(config, folder, mesh).tree for folder in (imported / 'unet_new_order', tmp_path / 'again')]
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+def test_what_does_not_fit_is_refused_and_nothing_written(imported, tmp_path):
+    config = reference_config('unet_new_order')
+    config.model.num_blocks = 2
+    with pytest.raises(UserError, match=r'unet_new_order\.pt: the checkpoint is not of this network .* is missing'):
+        exchange.run(config, tmp_path / 'x')
+    assert not (tmp_path / 'x').exists()
+    config = reference_config('unet_new_order')
+    with pytest.raises(UserError, match='holds checkpoints already, up to step 0'):
+        exchange.run(config, imported / 'unet_new_order')
+    params = sampling.load(config, imported / 'unet_new_order', sharding.make_mesh()).tree
+    for metadata, message in (({'config': json.dumps(build.model_identity(tiny.config()))}, 'of another network'),
+                              ({'config': '{'}, 'metadata is damaged')):  # fmt: skip
+        convert.save_safetensors(tmp_path / 'other.safetensors', params, metadata)
+        config.convert.path = str(tmp_path / 'other.safetensors')
+        with pytest.raises(UserError, match=message):
+            exchange.run(config, tmp_path / 'x')
+    convert.save_safetensors(tmp_path / 'other.safetensors', {'conv_in': params['conv_in']}, {})
+    with pytest.raises(UserError, match='is missing there'):
+        exchange.run(config, tmp_path / 'x')
+    config = reference_config('classifier')
+    config.guidance.classifier_workdir = str(imported / 'unet_new_order')
+    with pytest.raises(UserError, match='holds a unet, not a classifier'):
+        sampling.load_classifier(config, sharding.make_mesh())

@@ -1,0 +1,90 @@
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfg_jax import build, samplers, sampling, sharding
+from tests import tiny
+
+IMAGES = 64
+# Run with --devices, this file prints the images of `draw` on that many devices; the tests compare them.
+
+
+def random_params(config):
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
+    return jax.tree.map(lambda leaf: np.float32(0.2 * random.standard_normal(leaf.shape)), shapes)
+
+
+def draw(indices):
+    """(start noise, noise of step 3, images in [-1, 1]) of these images, over all devices if these divide them."""
+    config = tiny.config(sample__num_steps=16)
+    mesh = sharding.make_mesh()
+    fits = len(indices) % mesh.size == 0
+    split = sharding.batch_sharding(mesh) if fits else sharding.replicated(mesh)
+    indices = jax.device_put(np.uint32(indices), split)
+
+    @jax.jit
+    def noise(indices):
+        keys = samplers.image_keys(7, indices)
+        return samplers.step_noise(keys, 0, (8, 8, 1)), samplers.step_noise(keys, 3, (8, 8, 1))
+
+    images = jax.jit(build.sampler(config))(random_params(config), 7, indices, jnp.int32(indices % 10), 2.0)
+    return [np.asarray(a) for a in (*noise(indices), images)]
+
+
+@pytest.fixture(scope='module')
+def whole():
+    return draw(range(IMAGES))
+
+
+def assert_same_images(part, whole):
+    np.testing.assert_array_equal(part[0], whole[0])
+    np.testing.assert_array_equal(part[1], whole[1])
+    np.testing.assert_allclose(part[2], whole[2], atol=1e-4)
+
+
+@pytest.mark.parametrize('indices', [range(9, 10), range(20, 27)])
+def test_an_image_is_the_same_in_a_batch_of_one_of_seven_and_of_64(whole, indices):
+    """Its noise to the bit, the image to 1e-4, after 16 guided steps with random weights."""
+    assert_same_images(draw(indices), [a[indices.start : indices.stop] for a in whole])
+
+
+def test_an_image_is_the_same_on_eight_devices(whole, tmp_path):
+    environment = tiny.environment(devices=8)
+    subprocess.run(
+        [sys.executable, '-m', 'tests.sampling_test', tmp_path / 'x.npz'], check=True, env=environment, cwd=tiny.ROOT
+    )
+    with np.load(tmp_path / 'x.npz') as eight:
+        assert eight['devices'] == 8
+        assert_same_images([eight['arr_0'], eight['arr_1'], eight['arr_2']], whole)
+
+
+def test_weights_labels_and_seeds_share_one_compilation(monkeypatch):
+    traces = []
+    original = build.sampler
+
+    def counting(*arguments):
+        sample = original(*arguments)
+        return lambda *a: traces.append(1) or sample(*a)
+
+    monkeypatch.setattr(build, 'sampler', counting)
+    config = tiny.config()
+    batches = sampling.image_batches(config, sharding.make_mesh())
+    params = random_params(config)
+    for labels, weight, seed in (([1] * 30, 0.0, 0), ([2, 3] * 10, 4.0, 1), ([5], 0.5, 2)):
+        images = np.concatenate(list(batches(params, np.array(labels), weight, seed)))
+        assert images.shape == (len(labels), 8, 8, 1) and images.dtype == np.uint8
+    assert len(traces) == 1
+
+
+def test_classes_are_spread_where_there_are_more_than_images():
+    assert sampling.spread_classes(10, 100).tolist() == list(range(10))
+    assert sampling.spread_classes(1000, 3).tolist() == [0, 500, 999]
+
+
+if __name__ == '__main__':
+    np.savez(sys.argv[1], *draw(range(IMAGES)), devices=jax.device_count())
