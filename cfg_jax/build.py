@@ -440,24 +440,56 @@ def sampler(config, classifier_config=None):
     """
     guide = guidance_function(config)
     shape, logsnrs = image_shape(config), sampling_logsnrs(config)
-    by_mean = config.guidance.classifier_form == 'mean'
+
+    def clipped(denoise):
+        return lambda z, logsnr: diffusion.clip_prediction(denoise(z, logsnr), z, logsnr)
 
     def sample(params, seed, indices, labels, weight, classifier_params=None, classifier_weight=0.0):
         keys = samplers.image_keys(seed, indices)
         z = samplers.step_noise(keys, 0, shape)
         denoise, mean_shift = guide(model(config, params), labels, weight, null_label=null_label(config)), None
+        clip_x = config.sample.clip_x
         if classifier_config is not None:
             of_label = log_prob(classifier_config, classifier_params)
-            if by_mean:
+            if config.guidance.classifier_form == 'mean':
                 mean_shift = guidance.classifier_mean_shift(of_label, labels, classifier_weight)
             else:
+                if clip_x and config.guidance.clip_first:
+                    denoise, clip_x = clipped(denoise), False
                 denoise = guidance.classifier(denoise, of_label, labels, classifier_weight)
-        clip_x = config.sample.clip_x
         if config.sample.sampler == 'ddim':
             return samplers.ddim(denoise, z, logsnrs, keys, eta=config.sample.eta, clip_x=clip_x)
         return samplers.ancestral(denoise, z, logsnrs, keys, v=config.sample.v, clip_x=clip_x, mean_shift=mean_shift)
 
     return sample
+
+
+def count_evaluations(config):
+    """What one image costs: {'network_evaluations', 'classifier_gradients'}, counted by calling the guidance once."""
+    steps, images = len(sampling_logsnrs(config)), []
+
+    def counting(z, logsnr, labels):
+        images.append(len(z))
+        return diffusion.Prediction(z)
+
+    denoise = guidance_function(config)(counting, jnp.zeros(1, jnp.int32), 1.0, null_label=null_label(config))
+    denoise(jnp.zeros((1, *image_shape(config))), jnp.zeros(1))
+    gradients = steps if config.guidance.classifier_workdir else 0
+    return {'network_evaluations': steps * sum(images), 'classifier_gradients': gradients}
+
+
+def bits_per_dim(config):
+    """Jitted (params, uint8 images, labels, image indices, seed) -> `losses.bits_per_dim_terms` of the sampler's λ."""
+    logsnrs = sampling_logsnrs(config)[::-1]
+
+    @jax.jit
+    def bound(params, images, labels, indices, seed):
+        keys = samplers.image_keys(seed, indices)
+        denoise = guidance.conditional(model(config, params), labels, 0.0, null_label=null_label(config))
+        x, options = to_unit_range(images), {'v': config.sample.v, 'clip_x': config.sample.clip_x}
+        return losses.bits_per_dim_terms(denoise, x, keys, logsnrs=logsnrs, **options)
+
+    return bound
 
 
 def judge(config, data):

@@ -77,6 +77,7 @@ def default():
     guidance.function = 'classifier_free'  # | 'conditional' | 'unconditional', or one's own: 'my_module:my_function'
     guidance.classifier_workdir = ''  # of a trained classifier, to guide with its gradient too
     guidance.classifier_weight = 0.0  # what that gradient is multiplied by
+    guidance.clip_first = False  # clip the predicted x before the classifier's gradient moves it (ADM), not after
     guidance.classifier_form = 'eps'  # 'eps' (ADM's Algorithm 2) | 'mean' (its Algorithm 1; ancestral only)
 
     config.sample = sample = ConfigDict()
@@ -99,6 +100,8 @@ def default():
     evaluate.judge = ''  # the features' network: 'digits'
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
     evaluate.classifier_weights = ()  # a sweep over these instead, at the guidance weight of config.sample
+    evaluate.compare_with = ''  # another folder of the workdir that holds a curve, to draw both in comparison.png
+    evaluate.bits_per_dim = False  # bound the data's likelihood under the conditional model instead of sampling
     evaluate.num_samples = 1000  # for each weight, balanced over the classes
     evaluate.num_splits = 10  # of the Inception score
     evaluate.nearest_k = 3  # neighbours that set the radius in precision and recall

@@ -2,11 +2,15 @@
 
 import csv
 import io
+import json
+import time
 from pathlib import Path
 
 import numpy as np
 
 from cfg_jax import build, figures, metrics, sampling, sharding
+from cfg_jax.errors import UserError
+from cfg_jax.writers import Progress
 
 COLUMNS = (
     'guidance_weight',
@@ -20,6 +24,14 @@ COLUMNS = (
     'num_steps',
     'sampler',
     'seed',
+)
+# costs.csv: what one image of each row costs
+COSTS = (
+    'guidance_weight',
+    'classifier_weight',
+    'network_evaluations',
+    'classifier_gradients',
+    'seconds_per_image',
 )
 
 
@@ -36,14 +48,24 @@ def measure(config, features, logits, labels, real_features):
     }
 
 
-def as_csv(rows):
-    """The rows as CSV text: the columns above, and classifier_weight where a classifier guides."""
+def as_csv(rows, columns):
+    """The rows as CSV text with these columns."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+    writer = csv.DictWriter(text, columns, lineterminator='\n', extrasaction='ignore')
     writer.writeheader()
     for row in rows:
         writer.writerow({key: f'{value:.6g}' if isinstance(value, float) else value for key, value in row.items()})
     return text.getvalue()
+
+
+def read_csv(path):
+    """A file of `as_csv` as rows of numbers, where they are numbers."""
+    try:
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+    except OSError as error:
+        raise UserError(f'{path} cannot be read (config.eval.compare_with): {error.strerror}.') from None
+    numbers = set(COLUMNS + COSTS) - {'sampler'}
+    return [{key: float(value) if key in numbers else value for key, value in row.items()} for row in rows]
 
 
 def sweep(config):
@@ -59,9 +81,12 @@ def sweep(config):
 def run(config, workdir):
     """Samples at every weight of the sweep; writes tradeoff.csv and .png, samples_*.png into config.eval.folder."""
     build.check(config)
-    build.check_judge(config)
     folder = Path(workdir) / config.eval.folder
     mesh = sharding.make_mesh()
+    if config.eval.bits_per_dim:
+        return run_bits_per_dim(config, workdir, folder, mesh)
+    build.check_judge(config)
+    other = config.eval.compare_with and read_curve(Path(workdir) / config.eval.compare_with)
     params, step, _, class_names, _ = sampling.load(config, workdir, mesh)
     batches = sampling.image_batches(config, mesh)
     source = build.source(config)
@@ -77,10 +102,16 @@ def run(config, workdir):
     pairs, over = sweep(config)
     symbol = {'guidance_weight': 'w', 'classifier_weight': 'c'}[over]
     rows, same_noise = [], []
+    next(
+        batches(params, labels, 0.0, config.sample.seed)
+    )  # compiles, so that the first weight's time is like the others'
+    costs = build.count_evaluations(config)
     for weight, classifier_weight in pairs:
         name = f'{symbol}={weight if over == "guidance_weight" else classifier_weight:g}'
         sampled = batches(params, labels, weight, config.sample.seed, classifier_weight)
+        start = time.monotonic()
         images = sampling.collect(sampled, len(labels), name)
+        seconds = (time.monotonic() - start) / len(images)
         row = {'guidance_weight': float(weight), **measure(config, *judge(images), labels, real_features)}
         row |= {
             'num_samples': len(images),
@@ -88,13 +119,13 @@ def run(config, workdir):
             'sampler': config.sample.sampler,
             'seed': config.sample.seed,
         }
-        if config.guidance.classifier_workdir:
-            row['classifier_weight'] = float(classifier_weight)
+        row |= {'classifier_weight': float(classifier_weight), 'seconds_per_image': seconds, **costs}
         rows.append(row)
         same_noise.append(images[: 2 * min(config.data.num_classes, 10)])
         grid = figures.class_grid(images[:100], labels[:100], class_names)
         figures.save_png(folder / f'samples_{name.replace("=", "")}.png', grid)
-        figures.write_atomically(folder / 'tradeoff.csv', as_csv(rows).encode())
+        figures.write_atomically(folder / 'tradeoff.csv', as_csv(rows, COLUMNS).encode())
+        figures.write_atomically(folder / 'costs.csv', as_csv(rows, COSTS).encode())
         print(
             f'{name:<6} FID {row["fid"]:.3f}  IS {row["inception_score"]:.3f}  precision {row["precision"]:.3f}  '
             f'recall {row["recall"]:.3f}  accuracy {row["accuracy"]:.4f}  spread {row["spread"]:.3f}',
@@ -107,5 +138,41 @@ def run(config, workdir):
         f'{config.sample.sampler} steps, judge {config.eval.judge!r}, training step {step:,}'
     )
     figures.write_atomically(folder / 'tradeoff.png', figures.tradeoff(rows, title=title, over=over, real=real_score))
-    print(f'wrote {folder}/tradeoff.csv, tradeoff.png, samples_over_{symbol}.png and samples_{symbol}*.png', flush=True)
+    if other:
+        curves = {config.eval.compare_with: other, config.eval.folder or 'this': rows}
+        figures.write_atomically(folder / 'comparison.png', figures.comparison(curves, title=title))
+        print(f'wrote {folder}/comparison.png', flush=True)
+    print(
+        f'wrote {folder}/tradeoff.csv, costs.csv, tradeoff.png, samples_over_{symbol}.png and samples_{symbol}*.png',
+        flush=True,
+    )
     return rows
+
+
+def read_curve(folder):
+    """The rows that an evaluation wrote into a folder, with their costs."""
+    return [{**row, **cost} for row, cost in zip(read_csv(folder / 'tradeoff.csv'), read_csv(folder / 'costs.csv'))]
+
+
+def run_bits_per_dim(config, workdir, folder, mesh):
+    """Writes bits_per_dim.json: the bound on -log2 p(image | label) by dimension, over eval.num_samples real images."""
+    params, step, *_ = sampling.load(config, workdir, mesh)
+    source = build.source(config)
+    bound = build.bits_per_dim(config)
+    count, size = min(config.eval.num_samples, len(source)), config.sample.batch_size
+    progress, parts = Progress(count), []
+    for start in range(0, count, size):
+        indices = np.arange(start, min(start + size, count))
+        examples = [source[index] for index in np.resize(indices, size)]  # filled up: one compilation
+        images, labels = (np.stack([example[key] for example in examples]) for key in ('image', 'label'))
+        terms = bound(params, images, labels, np.resize(indices, size).astype(np.uint32), np.uint32(config.sample.seed))
+        parts.append({key: np.asarray(terms[key])[: len(indices)] for key in ('total', 'prior')})
+        rate, left = progress.rate(start + len(indices))
+        print(f'bits per dim  {start + len(indices)}/{count} images  {rate:.1f} images/s  {left} left', flush=True)
+    means = {key: float(np.concatenate([part[key] for part in parts]).mean()) for key in ('total', 'prior')}
+    result = {**means, 'num_images': count, 'num_steps': len(build.sampling_logsnrs(config)), 'step': step}
+    figures.write_atomically(folder / 'bits_per_dim.json', (json.dumps(result) + '\n').encode())
+    print(
+        f'bits per dim {means["total"]:.4f} (prior {means["prior"]:.2g}), wrote {folder}/bits_per_dim.json', flush=True
+    )
+    return result

@@ -102,6 +102,39 @@ def tradeoff(rows, *, title, over='guidance_weight', real=None):
     return buffer.getvalue()
 
 
+def comparison(curves, *, title):
+    """Fréchet distance against Inception score, a line for each of several ways to guide; PNG bytes.
+
+    curves: {name: rows}; rows as in `tradeoff`, with guidance_weight, classifier_weight and the columns of costs.csv.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.6), layout='constrained')
+    for (name, rows), color in zip(curves.items(), ('#1f4e79', '#b5482a', '#3c7d4a', '#6b4a8a')):
+        over = 'guidance_weight' if len({row['guidance_weight'] for row in rows}) > 1 else 'classifier_weight'
+        score, fid, weight = (np.array([row[key] for row in rows]) for key in ('inception_score', 'fid', over))
+        cost = f'{rows[0]["network_evaluations"]:.0f} evaluations'
+        if rows[0]['classifier_gradients']:
+            cost += f', {rows[0]["classifier_gradients"]:.0f} classifier gradients'
+        milliseconds = 1e3 * np.median([row['seconds_per_image'] for row in rows])
+        axis.plot(score, fid, 'o-', color=color, label=f'{name}: {cost}, {milliseconds:.1f} ms an image')
+        _label_points(axis, score, fid, weight, {'guidance_weight': 'w', 'classifier_weight': 'c'}[over])
+    axis.set(xlabel='Inception score', ylabel='Fréchet distance')
+    axis.set_ylim(bottom=0)
+    axis.margins(x=0.1)
+    axis.grid(alpha=0.25)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 def _label_points(axis, x, y, weights, symbol):
     """Writes w beside each point of a curve, away from the curve's own direction, so that close points stay legible."""
     span = np.array([np.ptp(x) or 1.0, np.ptp(y) or 1.0])

@@ -95,8 +95,7 @@ def summarise(collected):
         **{key: total[key] / len(collected) for key in ('loss', 'grad_norm', 'param_norm', 'learning_rate')},
         **{f'loss_logsnr_q{i + 1}': value for i, value in enumerate(quarters)},
         **{f'accuracy_logsnr_q{i + 1}': value for i, value in enumerate(correct)},
-        'loss_conditional': conditional,
-        'loss_null': null,
+        **({} if 'quarter_correct' in total else {'loss_conditional': conditional, 'loss_null': null}),
     }
 
 

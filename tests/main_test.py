@@ -1,4 +1,5 @@
 import csv
+import json
 import re
 import shutil
 
@@ -39,6 +40,30 @@ def test_the_table(trained):
         assert (row['num_samples'], row['num_steps'], row['sampler'], row['seed']) == ('40', '3', 'ancestral', '0')
         assert float(row['fid']) > 0 and 1 <= float(row['inception_score']) <= 10
         assert all(0 <= float(row[key]) <= 1 for key in ('precision', 'recall', 'accuracy'))
+
+
+def test_a_comparison_of_two_curves(trained):
+    """A second folder's curve, drawn with the first; its costs are counted: one forward a step against two."""
+    arguments = ['--mode=evaluate', f'--workdir={trained[0]}', '--config.eval.folder=plain']
+    done = tiny.main(*tiny.flags(guidance__function='conditional', eval__compare_with='.'), *arguments)
+    assert done.returncode == 0, done.stderr
+    (guided, *_), (plain, *_) = (
+        list(csv.DictReader((folder / 'costs.csv').read_text().splitlines()))
+        for folder in (trained[0], trained[0] / 'plain')
+    )
+    assert (guided['network_evaluations'], plain['network_evaluations']) == ('6', '3')
+    assert float(plain['seconds_per_image']) > 0 and plain['classifier_gradients'] == '0'
+    assert Image.open(trained[0] / 'plain' / 'comparison.png').width > 500
+    done = tiny.main(*tiny.flags(eval__compare_with='nowhere'), *arguments)
+    assert 'config.eval.compare_with' in one_line_of_error(done)
+
+
+def test_bits_per_dim(trained):
+    done = tiny.main(*tiny.flags(eval__bits_per_dim=True), '--mode=evaluate', f'--workdir={trained[0]}')
+    assert done.returncode == 0, done.stderr
+    result = json.loads((trained[0] / 'bits_per_dim.json').read_text())
+    assert result['num_images'] == 40 and result['num_steps'] == 3
+    assert result['total'] > result['prior'] > 0 and np.isfinite(result['total'])
 
 
 def sample(workdir, **changes):

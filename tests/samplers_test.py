@@ -10,7 +10,7 @@ from cfg_jax.diffusion import Prediction
 from tests import mixture
 
 MEAN, STD = jnp.array([0.5, -0.3]), jnp.array([0.4, 0.1])
-NUM_SAMPLES = 20_000
+NUM_SAMPLES = 8_000
 SAMPLERS = {
     'ancestral': partial(samplers.ancestral, v=0.3, clip_x=False),
     'ddim': partial(samplers.ddim, clip_x=False),
@@ -33,11 +33,11 @@ def draw(sampler, denoise, num_steps, seed):
 
 @pytest.mark.parametrize('sampler', SAMPLERS)
 def test_a_gaussian_is_reached_as_steps_grow(sampler):
-    """The standard deviation's bias falls as 1/T; at T = 4096, mean and covariance are right to 4 standard errors."""
-    samples = {num_steps: np.float64(draw(sampler, gaussian, num_steps, 1)) for num_steps in (8, 64, 4096)}
+    """The standard deviation's bias falls as 1/T; at T = 2048, mean and covariance are right to 4 standard errors."""
+    samples = {num_steps: np.float64(draw(sampler, gaussian, num_steps, 1)) for num_steps in (8, 64, 2048)}
     errors = [np.abs(x.std(0) / STD - 1).max() for x in samples.values()]
     assert errors[2] < errors[1] / 2 < errors[0] / 4
-    x, root_n = samples[4096], np.sqrt(NUM_SAMPLES)
+    x, root_n = samples[2048], np.sqrt(NUM_SAMPLES)
     np.testing.assert_array_less(np.abs(x.mean(0) - MEAN), 4 * STD / root_n)
     np.testing.assert_allclose(x.std(0), STD, rtol=4 / np.sqrt(2) / root_n)
     assert abs(np.corrcoef(x.T)[0, 1]) < 4 / root_n
@@ -60,7 +60,7 @@ def unconditional(z, logsnr):
 
 @pytest.mark.parametrize('sampler', SAMPLERS)
 def test_each_class_of_a_mixture_is_reached(sampler):
-    x = np.float64(draw(sampler, conditional, 2048, 2))
+    x = np.float64(draw(sampler, conditional, 1024, 2))
     for label in range(3):
         members = x[label::3]
         root_n, variance = np.sqrt(len(members)), mixture.SCALE**2
@@ -71,7 +71,7 @@ def test_each_class_of_a_mixture_is_reached(sampler):
 @pytest.mark.parametrize('sampler', SAMPLERS)
 def test_the_whole_mixture_is_reached(sampler):
     """The unconditional model's samples fall on each class in its share."""
-    x = draw(sampler, unconditional, 2048, 3)
+    x = draw(sampler, unconditional, 1024, 3)
     nearest = np.argmax(mixture.log_densities(x, jnp.full(NUM_SAMPLES, 20.0)), axis=1)
     shares = np.bincount(nearest, minlength=3) / NUM_SAMPLES
     np.testing.assert_allclose(shares, 1 / 3, atol=4 * np.sqrt(2 / 9 / NUM_SAMPLES) + 0.005)
