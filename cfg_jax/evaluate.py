@@ -139,7 +139,8 @@ def run(config, workdir):
     )
     figures.write_atomically(folder / 'tradeoff.png', figures.tradeoff(rows, title=title, over=over, real=real_score))
     if other:
-        curves = {config.eval.compare_with: other, config.eval.folder or 'this': rows}
+        pairs = (config.eval.compare_with, other), (config.eval.folder or '.', rows)
+        curves = {curve_name(folder, rows): rows for folder, rows in pairs}
         figures.write_atomically(folder / 'comparison.png', figures.comparison(curves, title=title))
         print(f'wrote {folder}/comparison.png', flush=True)
     print(
@@ -147,6 +148,12 @@ def run(config, workdir):
         flush=True,
     )
     return rows
+
+
+def curve_name(folder, rows):
+    """What a curve of a folder of the workdir is called in a plot with others."""
+    kind = 'classifier guidance' if rows[0]['classifier_gradients'] else 'classifier-free'
+    return kind if folder == '.' else f'{kind} ({folder})'
 
 
 def read_curve(folder):
