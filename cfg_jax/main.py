@@ -47,7 +47,7 @@ def _parse_flags(argv):
         if _CONFIG.value is not None:
             _CONFIG.value.to_dict()  # a file that does not load says so only when it is asked for something
         if flags.FLAGS['verbosity'].using_default_value:
-            flags.FLAGS.verbosity = logging.WARNING  # Orbax tells of every file that it opens
+            flags.FLAGS.verbosity = logging.ERROR  # Orbax tells of every file, and warns of what is asked for
         return rest
     except (AttributeError, KeyError) as error:
         while error.args and isinstance(error.args[0], Exception):
