@@ -113,3 +113,55 @@ def default():
     convert.to = ''  # --mode=convert: the .safetensors file that the workdir's EMA parameters are written to
     convert.new_attention_order = False  # of a .pt file: ADM's 64x64 diffusion model has it, no other
     return config
+
+
+def imagenet(size):
+    """The default config with what all ImageNet experiments share, at `size` pixels a side."""
+    config = default()
+    config.data.source = 'tfds'
+    config.data.name = 'imagenet_resized/64x64' if size == 64 else f'imagenet{size}'
+    config.data.image_size = size
+    config.data.image_channels = 3
+    config.data.num_classes = 1000
+    config.data.flip = True
+    config.data.num_threads = 16
+
+    config.model.attention_resolutions = (32, 16, 8)
+    config.model.dtype = 'bfloat16'
+    config.optim.ema_decay = 0.9999
+    config.train.checkpoint_every = 10_000
+    config.train.grid_every = 20_000
+    config.eval.num_samples = 50_000
+    return config
+
+
+def adm(size):
+    """What ADM's diffusion models share: learned variances, no null label, 250 steps, a classifier to guide them."""
+    config = imagenet(size)
+    config.diffusion.schedule = 'adm_cosine' if size == 64 else 'adm_linear'
+    config.model.labels = 'classes'
+    config.model.learn_variance = True
+    config.loss.p_uncond = 0.0
+    config.optim.name = 'adamw'
+    config.optim.clip_norm = 0.0
+    config.guidance.function = 'conditional'
+    config.guidance.clip_first = True
+    config.sample.num_steps = 250
+    config.sample.num_images = 16
+    config.sample.batch_size = 16
+    config.eval.guidance_weights = (0.0,)
+    return config
+
+
+def adm_classifier(size):
+    """What ADM's noisy classifiers share."""
+    config = imagenet(size)
+    config.data.random_crop = True
+    config.diffusion.schedule = 'adm_cosine' if size == 64 else 'adm_linear'
+    config.model.kind = 'classifier'
+    config.model.channels = 128
+    config.model.head_channels = 64
+    config.optim.name = 'adamw'
+    config.optim.clip_norm = 0.0
+    config.optim.ema_decay = 0.0  # what guides is the parameters themselves
+    return config

@@ -12,55 +12,22 @@ published samples score 2.61). Classifier guidance makes the FID at this size wo
 Learned variances, cosine schedule of 1000 steps, sampled in 250. It has no null label: a classifier guides it.
 """
 
-from cfg_jax.config import default
+from cfg_jax.config import adm
 
 
 def get_config():
-    config = default()
+    config = adm(64)
 
-    config.data.source = 'tfds'
-    config.data.name = 'imagenet_resized/64x64'
-    config.data.image_size = 64
-    config.data.image_channels = 3
-    config.data.num_classes = 1000
-    config.data.flip = True
-    config.data.num_threads = 16
-
-    config.diffusion.schedule = 'adm_cosine'
-
-    config.model.labels = 'classes'
-    config.model.learn_variance = True
     config.model.channels = 192
     config.model.channel_mult = (1, 2, 3, 4)
     config.model.num_blocks = 3
-    config.model.attention_resolutions = (32, 16, 8)
     config.model.head_channels = 64
     config.model.dropout = 0.1
-    config.model.dtype = 'bfloat16'
 
-    config.loss.p_uncond = 0.0
-
-    config.optim.name = 'adamw'
     config.optim.learning_rate = 3e-4
-    config.optim.weight_decay = 0.0
-    config.optim.clip_norm = 0.0
-    config.optim.ema_decay = 0.9999
 
     config.train.batch_size = 2048
     config.train.num_steps = 540_000
-    config.train.log_every = 100
-    config.train.checkpoint_every = 10_000
-    config.train.grid_every = 20_000
-
-    config.guidance.function = 'conditional'
-    config.guidance.clip_first = True
-
-    config.sample.num_steps = 250
-    config.sample.num_images = 16
-    config.sample.batch_size = 16
-
-    config.eval.guidance_weights = (0.0,)
-    config.eval.num_samples = 50_000
 
     config.convert.new_attention_order = True
     return config

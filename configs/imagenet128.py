@@ -12,34 +12,23 @@ Expect (50k samples; T = 128/256/1024): FID 8.11/7.27/7.22, IS 81/82/82 at w=0; 
 Not all settings are in the paper; the rest are its authors' public ones for this model.
 """
 
-from cfg_jax.config import default
+from cfg_jax.config import imagenet
 
 
 def get_config():
-    config = default()
-
-    config.data.source = 'tfds'
-    config.data.name = 'imagenet128'
-    config.data.image_size = 128
-    config.data.image_channels = 3
-    config.data.num_classes = 1000
-    config.data.flip = True
-    config.data.num_threads = 16
+    config = imagenet(128)
 
     config.model.channels = 256
     config.model.channel_mult = (1, 1, 2, 3, 4)
     config.model.num_blocks = 2
-    config.model.attention_resolutions = (32, 16, 8)
     config.model.num_heads = 4
     config.model.dropout = 0.0
-    config.model.dtype = 'bfloat16'
 
     config.loss.p_uncond = 0.1
 
     config.optim.learning_rate = 1e-4
     config.optim.warmup_steps = 1_000
     config.optim.clip_norm = 1.0
-    config.optim.ema_decay = 0.9999
 
     config.train.batch_size = 256
     config.train.num_steps = 2_700_000
@@ -49,6 +38,4 @@ def get_config():
 
     config.sample.num_steps = 256
     config.sample.v = 0.2
-
-    config.eval.num_samples = 50_000
     return config

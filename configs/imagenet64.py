@@ -12,34 +12,23 @@ Expect (p_uncond 0.1, 50k samples, T=256): FID 1.80, IS 53.7 at w=0; 1.55, 66.1 
 Not all settings are in the paper; the rest are its authors' public ones for this model.
 """
 
-from cfg_jax.config import default
+from cfg_jax.config import imagenet
 
 
 def get_config():
-    config = default()
-
-    config.data.source = 'tfds'
-    config.data.name = 'imagenet_resized/64x64'
-    config.data.image_size = 64
-    config.data.image_channels = 3
-    config.data.num_classes = 1000
-    config.data.flip = True
-    config.data.num_threads = 16
+    config = imagenet(64)
 
     config.model.channels = 192
     config.model.channel_mult = (1, 2, 3, 4)
     config.model.num_blocks = 3
-    config.model.attention_resolutions = (32, 16, 8)
     config.model.head_channels = 64
     config.model.dropout = 0.1
-    config.model.dtype = 'bfloat16'
 
     config.loss.p_uncond = 0.1
 
     config.optim.learning_rate = 3e-4
     config.optim.warmup_steps = 10_000
     config.optim.clip_norm = 1.0
-    config.optim.ema_decay = 0.9999
 
     config.train.batch_size = 2048
     config.train.num_steps = 400_000
@@ -49,6 +38,4 @@ def get_config():
 
     config.sample.num_steps = 256
     config.sample.v = 0.3
-
-    config.eval.num_samples = 50_000
     return config
