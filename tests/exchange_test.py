@@ -63,10 +63,11 @@ def test_an_imported_model_samples_and_its_classifier_guides(imported):
         config.guidance.classifier_form = form
         config.guidance.classifier_weight = 0.0
         sample.run(config, imported / 'unet_new_order')
-        np.testing.assert_array_equal(images_of(imported / 'unet_new_order'), plain)
+        # clipping first takes eps through x and back: a grey level may round the other way
+        np.testing.assert_allclose(images_of(imported / 'unet_new_order').astype(int), plain, atol=1)
         config.guidance.classifier_weight = 5.0
         sample.run(config, imported / 'unet_new_order')
-        assert not np.array_equal(images_of(imported / 'unet_new_order'), plain)
+        assert np.abs(images_of(imported / 'unet_new_order').astype(int) - plain).max() > 10
 
 
 def test_export_and_back(imported, tmp_path):
