@@ -100,11 +100,10 @@ def run(config, workdir):
 
     labels = np.resize(np.arange(config.data.num_classes, dtype=np.int32), config.eval.num_samples)
     pairs, over = sweep(config)
-    symbol = {'guidance_weight': 'w', 'classifier_weight': 'c'}[over]
+    symbol = figures.SYMBOLS[over]
     rows, same_noise = [], []
-    next(
-        batches(params, labels, 0.0, config.sample.seed)
-    )  # compiles, so that the first weight's time is like the others'
+    # one batch compiles the sampler, so that the first weight's time is like the others'
+    next(batches(params, labels[:1], 0.0, config.sample.seed))
     costs = build.count_evaluations(config)
     for weight, classifier_weight in pairs:
         name = f'{symbol}={weight if over == "guidance_weight" else classifier_weight:g}'

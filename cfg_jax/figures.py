@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _PAD = 2  # pixels between images, before enlargement
+SYMBOLS = {'guidance_weight': 'w', 'classifier_weight': 'c'}  # what a curve may be drawn over
 
 
 def write_atomically(path, data):
@@ -61,23 +62,39 @@ def class_grid(images, labels, class_names=None):
     return grid([images[labels == label] for label in present], names)
 
 
+def _pyplot():
+    import matplotlib  # only where something is drawn
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _png(figure):
+    """The figure as PNG bytes, its axes with a light grid and without frames; closes it."""
+    for axis in figure.axes:
+        axis.grid(alpha=0.25)
+        axis.spines[['top', 'right']].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130)
+    _pyplot().close(figure)
+    return buffer.getvalue()
+
+
 def tradeoff(rows, *, title, over='guidance_weight', real=None):
     """The CFG paper's figures 1 and 4 as PNG bytes: FID against Inception score, and both against w.
 
     rows: dicts with fid, inception_score and the weight named by `over`, increasing. real: the data's own Inception
     score.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     w, fid, score = (np.array([row[key] for row in rows]) for key in (over, 'fid', 'inception_score'))
     ink, accent = '#1f4e79', '#b5482a'
     figure, (curve, fid_axis, score_axis) = plt.subplots(1, 3, figsize=(12, 3.8), layout='constrained')
     curve.plot(score, fid, 'o-', color=ink)
     curve.margins(x=0.12)
-    symbol = over[0] if over == 'classifier_weight' else 'w'
+    symbol = SYMBOLS[over]
     _label_points(curve, score, fid, w, symbol)
     curve.set(xlabel='Inception score', ylabel='Fréchet distance', title='The trade-off')
     fid_axis.plot(w, fid, 'o-', color=ink)
@@ -92,14 +109,8 @@ def tradeoff(rows, *, title, over='guidance_weight', real=None):
     score_axis.set(xlabel=f'{over.replace("_", " ")} {symbol}', ylabel='Inception score', title='Fidelity alone')
     for axis in (curve, fid_axis):
         axis.set_ylim(bottom=0)
-    for axis in (curve, fid_axis, score_axis):
-        axis.grid(alpha=0.25)
-        axis.spines[['top', 'right']].set_visible(False)
     figure.suptitle(title, fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130)
-    plt.close(figure)
-    return buffer.getvalue()
+    return _png(figure)
 
 
 def comparison(curves, *, title):
@@ -107,11 +118,7 @@ def comparison(curves, *, title):
 
     curves: {name: rows}; rows as in `tradeoff`, with guidance_weight, classifier_weight and the columns of costs.csv.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     figure, axis = plt.subplots(figsize=(7, 4.6), layout='constrained')
     for (name, rows), color in zip(curves.items(), ('#1f4e79', '#b5482a', '#3c7d4a', '#6b4a8a')):
         over = 'guidance_weight' if len({row['guidance_weight'] for row in rows}) > 1 else 'classifier_weight'
@@ -121,18 +128,13 @@ def comparison(curves, *, title):
             cost += f', {rows[0]["classifier_gradients"]:.0f} classifier gradients'
         milliseconds = 1e3 * np.median([row['seconds_per_image'] for row in rows])
         axis.plot(score, fid, 'o-', color=color, label=f'{name}: {cost}, {milliseconds:.1f} ms an image')
-        _label_points(axis, score, fid, weight, {'guidance_weight': 'w', 'classifier_weight': 'c'}[over])
+        _label_points(axis, score, fid, weight, SYMBOLS[over])
     axis.set(xlabel='Inception score', ylabel='Fréchet distance')
     axis.set_ylim(bottom=0)
     axis.margins(x=0.1)
-    axis.grid(alpha=0.25)
-    axis.spines[['top', 'right']].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130)
-    plt.close(figure)
-    return buffer.getvalue()
+    return _png(figure)
 
 
 def _label_points(axis, x, y, weights, symbol):

@@ -162,6 +162,11 @@ def hybrid_loss(network, x, labels, key, *, logsnrs, null_label, p_uncond, low_d
 # ---------------------------------------------------------------- the noisy classifier (ADM, section 4)
 
 
+def label_log_prob(logits, labels):
+    """log p(label) of each image: [B]. logits: [B, num_classes], labels: int [B]."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
 def classifier_loss(network, x, labels, key, *, schedule):
     """Cross-entropy of p(label | z_λ) at random λ, for images x [B, H, W, C] in [-1, 1]. Returns `Loss`.
 
@@ -170,8 +175,7 @@ def classifier_loss(network, x, labels, key, *, schedule):
     u, eps, _, dropped = _draw(key, x, labels, null_label=0, p_uncond=0.0, low_discrepancy=False)
     logsnr = schedule(u)
     logits = network(diffusion.q_sample(x, eps, logsnr), logsnr)
-    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
-    return Loss(-log_p, logsnr, dropped, correct=logits.argmax(1) == labels)
+    return Loss(-label_log_prob(logits, labels), logsnr, dropped, correct=logits.argmax(1) == labels)
 
 
 # ---------------------------------------------------------------- the likelihood of a data set

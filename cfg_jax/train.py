@@ -19,8 +19,8 @@ from cfg_jax.writers import MetricWriter, Progress
 
 
 def quarter_edges(config):
-    """λ at u = 1/4, 1/2, 3/4: the edges of four quarters that training draws equally often. Increasing."""
-    return build.schedule(config)(jnp.array([0.75, 0.5, 0.25]))
+    """λ at u = 1, 3/4, 1/2, 1/4, 0: [5], the edges of four quarters that training draws equally often. Increasing."""
+    return build.schedule(config)(jnp.array([1.0, 0.75, 0.5, 0.25, 0.0]))
 
 
 def make_train_step(config):
@@ -59,7 +59,7 @@ def make_train_step(config):
         per_image, gradients = gradients_of(state.params, batch['image'], batch['label'], step_key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
-        quarters = jax.nn.one_hot(jnp.searchsorted(edges, per_image.logsnr), 4)
+        quarters = jax.nn.one_hot(jnp.searchsorted(edges[1:-1], per_image.logsnr), 4)
         kinds = jax.nn.one_hot(per_image.dropped.astype(jnp.int32), 2)
         metrics = {
             'loss': per_image.loss.mean(),
@@ -103,7 +103,7 @@ def check_finite(config, step, metrics, checkpoints):
     """Raises UserError with the step, the quarter of λ and the last good checkpoint if a number is not finite."""
     if all(np.isfinite(metrics[key]) for key in ('loss', 'grad_norm', 'param_norm')):
         return
-    edges = build.schedule(config)(jnp.array([1.0, 0.75, 0.5, 0.25, 0.0])).tolist()
+    edges = quarter_edges(config).tolist()
     bad = [
         f'{low:.3g} to {high:.3g}'
         for low, high, value in zip(edges[:-1], edges[1:], metrics['quarter_sums'])
