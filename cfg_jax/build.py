@@ -34,178 +34,13 @@ def run_identity(config):
     and sampled may change.
     """
     plain, model = config.to_dict(), model_identity(config)
-    data = {key: plain['data'][key] for key in ('source', 'name', 'split', 'flip', 'random_crop')}
+    which = ('source', 'name', 'split', 'resampling', 'upsample', 'flip', 'random_crop')
+    data = {key: plain['data'][key] for key in which}
     update = {key: plain['train'][key] for key in ('batch_size', 'accumulation_steps')}
     # what one changes to rescue a run that diverged
     optim = {key: value for key, value in plain['optim'].items() if key not in ('learning_rate', 'clip_norm')}
     ours = {'seed': plain['seed'], 'loss': plain['loss'], 'optim': optim, 'train': update}
     return {**model, **ours, 'data': data | model['data']}
-
-
-def check(config):
-    """Raises UserError for the first value that is not allowed, with the field's name."""
-
-    def one_of(name, *allowed):
-        value = config
-        for key in name.split('.'):
-            value = value[key]
-        if value not in allowed:
-            raise UserError(f'config.{name} is {value!r}; allowed: {", ".join(map(repr, allowed))}.')
-
-    def require(holds, name, value, allowed):
-        if not holds:
-            raise UserError(f'config.{name} is {value!r}; it must be {allowed}.')
-
-    one_of('data.source', 'digits', 'tfds')
-    one_of('diffusion.schedule', 'cosine', *TABLES)
-    one_of('model.kind', 'unet', 'classifier')
-    one_of('model.labels', 'null', 'classes', 'none')
-    one_of('guidance.classifier_form', 'eps', 'mean')
-    one_of('diffusion.prediction', 'eps', 'x', 'v')
-    one_of('model.dtype', 'float32', 'bfloat16')
-    one_of('loss.target', 'eps', 'x', 'v')
-    one_of('optim.name', 'adam', 'adamw')
-    one_of('optim.decay', 'constant', 'cosine')
-    one_of('sample.sampler', 'ancestral', 'ddim')
-    one_of('eval.judge', '', 'digits')
-    for section, key, least in (
-        ('', 'seed', 0),
-        ('data', 'image_size', 1),
-        ('data', 'image_channels', 1),
-        ('data', 'num_classes', 1),
-        ('data', 'num_threads', 0),
-        ('data', 'num_workers', 0),
-        ('model', 'channels', 1),
-        ('model', 'num_blocks', 1),
-        ('model', 'num_heads', 1),
-        ('model', 'num_groups', 1),
-        ('optim', 'learning_rate', 0),
-        ('optim', 'clip_norm', 0),
-        ('optim', 'weight_decay', 0),
-        ('optim', 'warmup_steps', 0),
-        ('train', 'num_steps', 1),
-        ('train', 'log_every', 1),
-        ('train', 'checkpoint_every', 1),
-        ('train', 'keep_checkpoints', 1),
-        ('train', 'grid_every', 0),
-        ('train', 'grid_images', 1),
-        ('sample', 'num_steps', 1),
-        ('sample', 'num_images', 1),
-        ('sample', 'batch_size', 1),
-        ('sample', 'seed', 0),
-        ('eval', 'nearest_k', 1),
-        ('eval', 'num_samples', config.eval.nearest_k + 1),
-        ('eval', 'num_splits', 1),
-    ):
-        value = config[section][key] if section else config[key]
-        require(value >= least, f'{section}.{key}'.lstrip('.'), value, f'at least {least}')
-    for name, value in (('seed', config.seed), ('sample.seed', config.sample.seed)):
-        require(value < 2**32, name, value, f'below {2**32}')
-    for key in ('b1', 'b2'):
-        require(0 <= config.optim[key] < 1, f'optim.{key}', config.optim[key], 'at least 0 and below 1')
-    require(
-        config.eval.num_splits <= config.eval.num_samples,
-        'eval.num_splits',
-        config.eval.num_splits,
-        f'at most config.eval.num_samples, {config.eval.num_samples}',
-    )
-    weights = config.eval.guidance_weights
-    require(len(weights) > 0, 'eval.guidance_weights', weights, 'a tuple of at least one number')
-    require(0 <= config.loss.p_uncond <= 1, 'loss.p_uncond', config.loss.p_uncond, 'between 0 and 1')
-    require(0 <= config.model.dropout < 1, 'model.dropout', config.model.dropout, 'at least 0 and below 1')
-    require(0 <= config.optim.ema_decay < 1, 'optim.ema_decay', config.optim.ema_decay, 'at least 0 and below 1')
-    require(0 <= config.sample.v <= 1, 'sample.v', config.sample.v, 'between 0 and 1')
-    require(0 <= config.sample.eta <= 1, 'sample.eta', config.sample.eta, 'between 0 and 1')
-    require(
-        config.diffusion.logsnr_min < config.diffusion.logsnr_max,
-        'diffusion.logsnr_min',
-        config.diffusion.logsnr_min,
-        'below logsnr_max',
-    )
-    require(
-        not config.optim.weight_decay or config.optim.name == 'adamw',
-        'optim.weight_decay',
-        config.optim.weight_decay,
-        "0 unless config.optim.name is 'adamw'",
-    )
-    tabulated = config.diffusion.schedule in TABLES
-    require(
-        tabulated or not config.model.learn_variance,
-        'model.learn_variance',
-        config.model.learn_variance,
-        f'False unless config.diffusion.schedule is one of {", ".join(map(repr, TABLES))}',
-    )
-    require(
-        not config.model.learn_variance or config.diffusion.prediction == 'eps',
-        'diffusion.prediction',
-        config.diffusion.prediction,
-        "'eps' where config.model.learn_variance is set",
-    )
-    require(
-        tabulated or not config.sample.spacing,
-        'sample.spacing',
-        config.sample.spacing,
-        f"'' unless config.diffusion.schedule is one of {', '.join(map(repr, TABLES))}",
-    )
-    require(
-        config.model.labels == 'null' or not config.loss.p_uncond,
-        'loss.p_uncond',
-        config.loss.p_uncond,
-        "0 unless config.model.labels is 'null'",
-    )
-    require(
-        config.model.labels == 'null' or config.guidance.function != 'classifier_free' or config.model.kind != 'unet',
-        'guidance.function',
-        config.guidance.function,
-        "'conditional' or 'unconditional' where config.model.labels is not 'null'",
-    )
-    require(
-        config.guidance.classifier_form == 'eps' or config.sample.sampler == 'ancestral',
-        'guidance.classifier_form',
-        config.guidance.classifier_form,
-        "'eps' unless config.sample.sampler is 'ancestral'",
-    )
-    require(
-        not config.guidance.classifier_weight or config.guidance.classifier_workdir,
-        'guidance.classifier_workdir',
-        config.guidance.classifier_workdir,
-        'the workdir of a trained classifier where config.guidance.classifier_weight is not 0',
-    )
-    if tabulated:
-        sampling_logsnrs(config)
-    levels = len(config.model.channel_mult)
-    require(levels, 'model.channel_mult', config.model.channel_mult, 'a tuple of at least one number')
-    reduction = 2 ** (levels - 1)
-    require(
-        config.data.image_size % reduction == 0,
-        'data.image_size',
-        config.data.image_size,
-        f'a multiple of {reduction}: the {levels} levels of config.model.channel_mult halve it {levels - 1} times',
-    )
-    sizes = [config.data.image_size // 2**level for level in range(levels)]
-    for size in config.model.attention_resolutions:
-        allowed = f'of image sizes that the levels have: {", ".join(map(str, sizes))}'
-        require(size in sizes, 'model.attention_resolutions', config.model.attention_resolutions, allowed)
-    for level, mult in enumerate(config.model.channel_mult):
-        width = config.model.channels * mult
-        require(mult >= 1, 'model.channel_mult', config.model.channel_mult, 'of whole numbers from 1 on')
-        field = 'num_heads' if config.model.head_channels is None else 'head_channels'
-        if sizes[level] in config.model.attention_resolutions or level == levels - 1:  # the middle always attends
-            divisor = config.model[field]
-            require(divisor >= 1 and width % divisor == 0, f'model.{field}', divisor, f'a divisor of the width {width}')
-        require(
-            width % config.model.num_groups == 0,
-            'model.num_groups',
-            config.model.num_groups,
-            f'a divisor of every width, {width} among them',
-        )
-    guidance_weight(config)
-
-
-def check_judge(config):
-    """Raises UserError unless config.eval names a judge."""
-    if not config.eval.judge:
-        raise UserError("config.eval.judge is not set; allowed: 'digits'.")
 
 
 def training_key(config):
@@ -238,10 +73,13 @@ def null_label(config):
 
 def source(config):
     """The data set, checked against the config's image shape and number of classes."""
+    place, resampling = config.data.data_dir, {key: config.data[key] for key in ('resampling', 'upsample')}
     if config.data.source == 'digits':
         data = sources.digits()
+    elif config.data.source == 'folder':
+        data = sources.FolderSource(place, image_shape(config), **resampling)
     else:
-        data = sources.TfdsSource(config.data.name, config.data.split, config.data.data_dir, image_shape(config))
+        data = sources.TfdsSource(config.data.name, config.data.split, place, image_shape(config), **resampling)
     if tuple(data.image_shape) != image_shape(config):
         raise UserError(
             f'the images of {config.data.source!r} are {data.image_shape}, not {image_shape(config)} '
@@ -249,9 +87,11 @@ def source(config):
         )
     if len(data.class_names) != config.data.num_classes:
         raise UserError(
-            f'{config.data.source!r} has {len(data.class_names)} classes, not {config.data.num_classes} '
-            '(config.data.num_classes).'
+            f'the data ({config.data.name or place or config.data.source}) has {len(data.class_names)} classes, not '
+            f'{config.data.num_classes} (config.data.num_classes).'
         )
+    if not len(data):
+        raise UserError('the data set has no images (config.data.data_dir, config.data.split).')
     return data
 
 
@@ -259,7 +99,7 @@ def train_batches(config, data):
     """This process's endless iterator over batches of the source `data`."""
     return pipeline.train_batches(
         data,
-        batch_size=config.train.batch_size // jax.process_count(),
+        batch_size=config.train.batch_size,
         seed=config.seed,
         flip=config.data.flip,
         random_crop=config.data.random_crop,

@@ -13,13 +13,15 @@ def default():
     config.seed = 0  # parameters, data order, training noise
 
     config.data = data = ConfigDict()
-    data.source = 'digits'  # 'digits' (scikit-learn's) | 'tfds'
-    data.name = ''  # tfds: its name, such as 'imagenet_resized/64x64'
+    data.source = 'digits'  # 'digits' (scikit-learn's) | 'tfds' | 'folder' (of images, or a zip file of one)
+    data.name = ''  # tfds: its name, such as 'imagenet_resized/64x64'; '' where data_dir is the data set's own folder
     data.split = 'train'  # tfds
-    data.data_dir = placeholder(str)  # tfds: where it is prepared; unset: ~/tensorflow_datasets
+    data.data_dir = placeholder(str)  # tfds: where data sets lie; unset: ~/tensorflow_datasets. folder: the folder
     data.image_size = 8  # pixels a side
     data.image_channels = 1
     data.num_classes = 10  # labels are 0 .. num_classes - 1; the null label is num_classes
+    data.resampling = 'box'  # folder and --mode=prepare, to image_size: 'box' | 'adm' | 'center_crop'
+    data.upsample = False  # folder and --mode=prepare: enlarge images smaller than image_size instead of refusing them
     data.flip = False  # mirror images at random
     data.random_crop = False  # a random square of 0.8 to 1 times the image's side, resized: for classifiers
     data.num_threads = 0  # reading threads a process; 0 reads between steps
@@ -106,6 +108,15 @@ def default():
     evaluate.num_splits = 10  # of the Inception score
     evaluate.nearest_k = 3  # neighbours that set the radius in precision and recall
 
+    config.prepare = prepare = ConfigDict()
+    prepare.path = ''  # --mode=prepare: a folder or zip of images, CIFAR-10's or ImageNet's archive; see README
+    prepare.num_workers = 0  # processes; 0: one a core
+    prepare.num_shards = 0  # files; 0: one for 10,000 images, of small data sets up to 16
+
+    config.inspect = inspect = ConfigDict()
+    inspect.num_images = 10_000  # --mode=inspect: decoded for the pixels' statistics, spread over the data set
+    inspect.seconds = 10.0  # --mode=inspect: of reading, to measure the pipeline
+
     config.convert = convert = ConfigDict()
     convert.path = (
         ''  # --mode=convert: OpenAI's .pt file, or a .safetensors file, to become a checkpoint of the workdir
@@ -115,11 +126,18 @@ def default():
     return config
 
 
-def imagenet(size):
-    """The default config with what all ImageNet experiments share, at `size` pixels a side."""
+def imagenet(size, resampling='box'):
+    """The default config with what all ImageNet experiments share, at `size` pixels a side.
+
+    Data of each resampling have a name of their own, for they are not the same images: 'box' is the CFG paper's (at
+    64 pixels TFDS publishes it), 'adm' ADM's.
+    """
     config = default()
     config.data.source = 'tfds'
-    config.data.name = 'imagenet_resized/64x64' if size == 64 else f'imagenet{size}'
+    config.data.name = f'imagenet{size}_adm' if resampling == 'adm' else f'imagenet{size}'
+    if size == 64 and resampling == 'box':
+        config.data.name = 'imagenet_resized/64x64'
+    config.data.resampling = resampling
     config.data.image_size = size
     config.data.image_channels = 3
     config.data.num_classes = 1000
@@ -137,7 +155,7 @@ def imagenet(size):
 
 def adm(size):
     """What ADM's diffusion models share: learned variances, no null label, 250 steps, a classifier to guide them."""
-    config = imagenet(size)
+    config = imagenet(size, 'adm')
     config.diffusion.schedule = 'adm_cosine' if size == 64 else 'adm_linear'
     config.model.labels = 'classes'
     config.model.learn_variance = True
@@ -155,7 +173,7 @@ def adm(size):
 
 def adm_classifier(size):
     """What ADM's noisy classifiers share."""
-    config = imagenet(size)
+    config = imagenet(size, 'adm')
     config.data.random_crop = True
     config.diffusion.schedule = 'adm_cosine' if size == 64 else 'adm_linear'
     config.model.kind = 'classifier'

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg_jax import build, figures, metrics, sampling, sharding
+from cfg_jax.checks import check_config, check_judge
 from cfg_jax.errors import UserError
 from cfg_jax.writers import Progress
 
@@ -80,12 +81,12 @@ def sweep(config):
 
 def run(config, workdir):
     """Samples at every weight of the sweep; writes tradeoff.csv and .png, samples_*.png into config.eval.folder."""
-    build.check(config)
+    check_config(config)
     folder = Path(workdir) / config.eval.folder
     mesh = sharding.make_mesh()
     if config.eval.bits_per_dim:
         return run_bits_per_dim(config, workdir, folder, mesh)
-    build.check_judge(config)
+    check_judge(config)
     other = config.eval.compare_with and read_curve(Path(workdir) / config.eval.compare_with)
     params, step, _, class_names, _ = sampling.load(config, workdir, mesh)
     batches = sampling.image_batches(config, mesh)

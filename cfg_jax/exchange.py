@@ -8,13 +8,14 @@ import numpy as np
 
 from cfg_jax import build, convert, sampling, sharding
 from cfg_jax.checkpoints import Checkpoints, config_differences
+from cfg_jax.checks import check_config
 from cfg_jax.errors import UserError
 from cfg_jax.train_state import TrainState
 
 
 def run(config, workdir):
     """config.convert.path into a checkpoint of `workdir`, or the newest checkpoint's EMA into config.convert.to."""
-    build.check(config)
+    check_config(config)
     path, to = config.convert.path, config.convert.to
     if bool(path) == bool(to):
         raise UserError('set one of config.convert.path (a .pt or .safetensors file to read) and config.convert.to.')

@@ -137,6 +137,34 @@ def comparison(curves, *, title):
     return _png(figure)
 
 
+def data_statistics(counts, class_names, statistics, *, title):
+    """A data set's images per class and the histogram of its pixels, as PNG bytes.
+
+    counts: int [classes]; up to twenty classes stand with their names, more by size. statistics: with 'histogram'
+    [C, 256], 'mean' [C], 'std' [C].
+    """
+    plt = _pyplot()
+    figure, (classes, pixels) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
+    if len(counts) <= 20:
+        classes.bar(np.arange(len(counts)), counts, color='#1f4e79')
+        short = [name if len(name) <= 16 else f'{name[:15]}…' for name in class_names]
+        classes.set_xticks(np.arange(len(counts)), short, rotation=45, ha='right')
+    else:
+        classes.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0, color='#1f4e79')
+        classes.set(xlabel='classes, largest first')
+    classes.set(ylabel='images', title='Images a class')
+    histogram = np.array(statistics['histogram'])
+    colors = ('#b5482a', '#3c7d4a', '#1f4e79') if len(histogram) == 3 else ('0.3',)
+    names = ('red', 'green', 'blue') if len(histogram) == 3 else ('gray',)
+    for row, color, name, mean, std in zip(histogram, colors, names, statistics['mean'], statistics['std']):
+        pixels.plot(row / row.sum(), color=color, label=f'{name}: {mean:.1f} ± {std:.1f}')
+    pixels.set(xlabel='value of 0 to 255', ylabel='share of the pixels', title='Pixels (mean ± deviation)')
+    pixels.set_ylim(bottom=0)
+    pixels.legend(frameon=False)
+    figure.suptitle(title, fontsize=10)
+    return _png(figure)
+
+
 def _label_points(axis, x, y, weights, symbol):
     """Writes w beside each point of a curve, away from the curve's own direction, so that close points stay legible."""
     span = np.array([np.ptp(x) or 1.0, np.ptp(y) or 1.0])

@@ -17,9 +17,10 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and pictures go; runs/<config name> if unset.')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'sample', 'evaluate', 'convert'], 'The job.')
+_MODES = ('train', 'sample', 'evaluate', 'prepare', 'inspect', 'convert')
+_MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'The job.')
 
-_MODULES = {'convert': 'exchange'}  # modes whose job's module has another name
+_MODULES = {'convert': 'exchange', 'inspect': 'inspection'}  # modes whose job's module has another name
 
 
 def main(argv):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from cfg_jax import build, figures, sampling, sharding
+from cfg_jax.checks import check_config
 
 
 def run(config, workdir):
     """Writes a grid with a row per class and an .npz (arr_0 images, arr_1 labels), named after what they show."""
-    build.check(config)
+    check_config(config)
     mesh = sharding.make_mesh()
     restored = sampling.load(config, workdir, mesh)
     class_names = restored.class_names

@@ -94,11 +94,12 @@ def image_batches(config, mesh):
         for start in range(0, len(labels), size):
             indices = np.arange(start, start + size, dtype=np.uint32)
             filled = np.resize(labels[start : start + size], size).astype(np.int32)
+            indices, filled = (sharding.whole_to_devices(values, mesh) for values in (indices, filled))
             dispatched = jitted(params, np.uint32(seed), indices, filled, *guiding)
             if computing is not None:
-                yield np.asarray(computing)
+                yield sharding.to_host(computing)
             computing = dispatched
-        yield np.asarray(computing)[: len(labels) - start]
+        yield sharding.to_host(computing)[: len(labels) - start]
 
     return batches
 

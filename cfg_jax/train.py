@@ -12,10 +12,11 @@ from clu import parameter_overview
 
 from cfg_jax import build, figures, optim, sampling, sharding
 from cfg_jax.checkpoints import Checkpoints, config_differences
+from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import default
 from cfg_jax.errors import UserError
 from cfg_jax.train_state import TrainState
-from cfg_jax.writers import MetricWriter, Progress
+from cfg_jax.writers import MetricWriter, Progress, SilentWriter
 
 
 def quarter_edges(config):
@@ -122,13 +123,13 @@ def check_finite(config, step, metrics, checkpoints):
 
 def run(config, workdir):
     """Trains in `workdir` up to config.train.num_steps, from its newest checkpoint if it has one."""
-    build.check(config)
+    check_config(config)
     workdir = Path(workdir)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.train.batch_size, config.train.accumulation_steps, mesh)
     source = build.source(config)
     if config.eval.at_end:  # what only the jobs after training would find wrong, days later
-        build.check_judge(config)
+        check_judge(config)
         sampling.parse_labels(config.sample.labels, source.class_names)
     batches = build.train_batches(config, source)
     optimizer = build.optimizer(config)
@@ -167,7 +168,7 @@ def run(config, workdir):
     train_step = jax.jit(make_train_step(config), donate_argnums=0)
     grids = config.train.grid_every and config.model.kind == 'unet'
     draw_grid = grid_drawer(config, mesh, source.class_names, workdir) if grids else None
-    writer = MetricWriter(workdir, first_step)
+    writer = MetricWriter(workdir, first_step) if jax.process_index() == 0 else SilentWriter()
     progress, collected = Progress(config.train.num_steps, first_step), []
 
     def log(step):
@@ -190,9 +191,10 @@ def run(config, workdir):
             log(step)
 
     try:
+        on_devices = sharding.prefetch(batches, mesh)
         pending = None  # the metrics of the step before, fetched once the next one is on its way
         for step in range(first_step + 1, config.train.num_steps + 1):
-            batch = sharding.to_devices(next(batches), mesh)
+            batch, position = next(on_devices)
             state, metrics = train_step(state, batch, step_key)
             if pending is not None:
                 collect(*pending)
@@ -206,7 +208,7 @@ def run(config, workdir):
                     state,
                     config=config.to_dict(),
                     class_names=source.class_names,
-                    batches=batches.position,
+                    batches=position,
                 )
             if draw_grid and (last or step % config.train.grid_every == 0):
                 writer.image(step, 'samples', draw_grid(step, state.ema_params))
@@ -226,7 +228,8 @@ def grid_drawer(config, mesh, class_names, workdir):
     def draw(step, ema_params):
         images = np.concatenate(list(sample(ema_params, labels, build.guidance_weight(config), config.sample.seed)))
         picture = figures.class_grid(images, labels)
-        figures.save_png(workdir / 'samples' / f'step_{step:08d}.png', picture)
+        if jax.process_index() == 0:
+            figures.save_png(workdir / 'samples' / f'step_{step:08d}.png', picture)
         return picture
 
     return draw

@@ -81,3 +81,16 @@ class MetricWriter:
         temporary = self._path.with_suffix('.tmp')
         temporary.write_text(''.join(kept))
         os.replace(temporary, self._path)
+
+
+class SilentWriter:
+    """A `MetricWriter` that writes nothing, for every process but the first."""
+
+    def scalars(self, step, values):
+        """Nothing."""
+
+    def image(self, step, name, image):
+        """Nothing."""
+
+    def close(self):
+        """Nothing."""

@@ -5,7 +5,8 @@ r"""ADM's class-conditional ImageNet 64x64 model, 295.9M parameters (Dhariwal & 
     python -m cfg_jax.main --config=configs/adm64.py --mode=sample \
         --config.guidance.classifier_weight=1.0 --config.guidance.classifier_workdir=runs/imagenet64_classifier
 
-Data: none to sample with OpenAI's published weights; to train, as configs/imagenet64.py says, at config.data.name.
+Data: none to sample with OpenAI's published weights. To train: --mode=prepare with
+--config.prepare.path=ILSVRC2012_img_train.tar makes `imagenet64_adm`, scaled as ADM does.
 Hardware: sampling runs on a CPU too, in minutes an image; training needs accelerators, in bfloat16.
 Expect, of the published weights and 50k samples in 250 steps: FID 2.07, sFID 4.29, precision 0.74, recall 0.63 (the
 published samples score 2.61). Classifier guidance makes the FID at this size worse.

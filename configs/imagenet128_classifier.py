@@ -4,8 +4,8 @@ r"""ADM's noisy classifier of ImageNet 128x128, 42.6M parameters (Dhariwal & Nic
         --config.convert.path=128x128_classifier.pt
     python -m cfg_jax.main --config=configs/imagenet128_classifier.py --config.data.data_dir=DIR
 
-Data: none to use OpenAI's published weights (the first command). To train: as configs/imagenet64.py says, named by
-config.data.name.
+Data: none to use OpenAI's published weights (the first command). To train: `imagenet128_adm`, as
+configs/adm128.py says.
 Hardware: accelerators whose number divides the batch of 256; bfloat16.
 Expect accuracy by quarter of λ in metrics.jsonl; the paper states none. It guides configs/adm128.py.
 """

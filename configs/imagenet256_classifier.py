@@ -4,8 +4,8 @@ r"""ADM's noisy classifier of ImageNet 256x256, 54.1M parameters (Dhariwal & Nic
         --config.convert.path=256x256_classifier.pt
     python -m cfg_jax.main --config=configs/imagenet256_classifier.py --config.data.data_dir=DIR
 
-Data: none to use OpenAI's published weights (the first command). To train: as configs/imagenet64.py says, named by
-config.data.name.
+Data: none to use OpenAI's published weights (the first command). To train: `imagenet256_adm`, as
+configs/adm256.py says.
 Hardware: accelerators whose number divides the batch of 256; bfloat16.
 Expect accuracy by quarter of λ in metrics.jsonl; the paper states none. It guides configs/adm256.py.
 """

@@ -4,8 +4,8 @@ r"""ADM's noisy classifier of ImageNet 64x64, 65.4M parameters (Dhariwal & Nicho
         --config.convert.path=64x64_classifier.pt
     python -m cfg_jax.main --config=configs/imagenet64_classifier.py --config.data.data_dir=DIR
 
-Data: none to use OpenAI's published weights (the first command). To train: as configs/imagenet64.py says, named by
-config.data.name.
+Data: none to use OpenAI's published weights (the first command). To train: `imagenet64_adm`, as
+configs/adm64.py says.
 Hardware: accelerators whose number divides the batch of 1024; bfloat16.
 Expect accuracy by quarter of λ in metrics.jsonl; the paper states none. It guides configs/adm64.py.
 """

@@ -1,26 +1,31 @@
+import hashlib
+import os
+import pickle
+import signal
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from absl import flags
-from PIL import Image
 from sklearn.datasets import load_digits
 
 from cfg_jax.data import pipeline, sources
 from cfg_jax.errors import UserError
+from tests import tfds_layout, tiny
 
 
-class Numbered:
+class Numbered(sources.Source):
     """Source whose image i is filled with i, but for a bright left column."""
 
     def __len__(self):
         return 50
 
-    def __getitem__(self, index):
-        image = np.full((4, 4, 1), index, np.uint8)
-        image[:, 0] = 255
-        return {'image': image, 'label': np.int32(index)}
+    def batch(self, indices):
+        images = np.tile(np.asarray(indices, np.uint8)[:, None, None, None], (1, 4, 4, 1))
+        images[:, :, 0] = 255
+        return {'image': images, 'label': np.asarray(indices, np.int32)}
 
 
 def labels_of(iterator, batches):
@@ -35,24 +40,39 @@ def test_digits_are_sklearns():
     source, bunch = sources.digits(), load_digits()
     assert len(source) == 1797 and source.image_shape == (8, 8, 1) and source.class_names == tuple('0123456789')
     example = source[100]
-    assert example['image'].dtype == np.uint8 and example['label'] == bunch.target[100]
+    assert example['image'].dtype == np.uint8 and example['label'] == bunch.target[100] == source.label(100)
     np.testing.assert_allclose(
         example['image'][..., 0] / 255 * 16, bunch.images[100], atol=0.04
     )  # half a grey level of 255
     assert source.images.max() == 255 and source.images.min() == 0
 
 
+# ---------------------------------------------------------------- the pipeline
+
+
 def test_each_epoch_sees_everything_once_in_another_order():
-    iterator = make()
-    first, second = labels_of(iterator, 5), labels_of(iterator, 5)
-    np.testing.assert_array_equal(np.sort(first), np.arange(50))
-    np.testing.assert_array_equal(np.sort(second), np.arange(50))
-    assert not np.array_equal(first, second)
+    iterator = make(batch_size=12)  # does not divide the 50 images
+    stream = labels_of(iterator, 25).reshape(6, 50)
+    np.testing.assert_array_equal(np.sort(stream), np.tile(np.arange(50), (6, 1)))
+    assert not np.array_equal(stream[0], stream[1])
 
 
 def test_the_order_depends_on_the_seed_alone():
     np.testing.assert_array_equal(labels_of(make(), 7), labels_of(make(num_threads=4), 7))
     assert not np.array_equal(labels_of(make(), 5), labels_of(make(seed=1), 5))
+
+
+@pytest.mark.parametrize('processes', [2, 3])
+def test_processes_share_each_batch(processes):
+    """What they read together is to the bit what one process reads: no overlap, nothing missed, whatever the epoch."""
+    settings = {'batch_size': 12, 'flip': True, 'random_crop': True}
+    alone = make(**settings)
+    parts = [make(**settings, process_index=i, process_count=processes) for i in range(processes)]
+    for _ in range(13):
+        together = [next(part) for part in parts]
+        assert all(len(part['label']) == 12 // processes for part in together)
+        for key, expected in next(alone).items():
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in together]), expected)
 
 
 @pytest.mark.parametrize('reading', [{}, {'num_threads': 2}, {'num_workers': 1}], ids=str)
@@ -72,6 +92,48 @@ def test_the_position_resumes_whatever_reads(reading):
         np.testing.assert_array_equal(again['label'], batch['label'])
 
 
+STREAM = """
+import hashlib, sys
+from absl import flags
+from cfg_jax.data import pipeline
+from tests.data_test import Numbered
+
+if __name__ == '__main__':
+    workers, position = map(int, sys.argv[1:])
+    flags.FLAGS(['stream'])
+    batches = pipeline.train_batches(
+        Numbered(), batch_size=12, seed=3, flip=True, random_crop=True, num_workers=workers
+    )
+    batches.seek(position)
+    for batch in batches:
+        digest = hashlib.sha256(batch['image'].tobytes() + batch['label'].tobytes()).hexdigest()
+        print(batches.position, digest, flush=True)
+"""
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_killed_stream_goes_on_to_the_bit(workers, tmp_path):
+    """SIGKILL in the middle of the third epoch; what follows is what would have followed."""
+    script = tmp_path / 'stream.py'
+    script.write_text(STREAM)
+    environment = {**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)}
+
+    def read(position, until):
+        command = [sys.executable, script, str(workers), str(position)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+        lines = [process.stdout.readline().split() for _ in range(position, until)]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return {int(number): digest for number, digest in lines}
+
+    iterator = make(batch_size=12, seed=3, flip=True, random_crop=True)
+    expected = {}
+    for batch in (next(iterator) for _ in range(15)):
+        expected[iterator.position] = hashlib.sha256(batch['image'].tobytes() + batch['label'].tobytes()).hexdigest()
+    before = read(0, 10)
+    assert {**before, **read(max(before), 15)} == expected
+
+
 def test_random_crops_keep_the_size_and_most_of_the_image():
     settings = {'batch_size': 400, 'seed': 0}
     images = next(pipeline.train_batches(sources.digits(), **settings))['image']
@@ -84,11 +146,6 @@ def test_random_crops_keep_the_size_and_most_of_the_image():
     assert np.median(similar) > 0.5
 
 
-def test_processes_share_an_epoch():
-    parts = [labels_of(make(batch_size=5, process_index=i, process_count=2), 5) for i in range(2)]
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(50))
-
-
 def test_half_the_images_are_flipped():
     iterator = make(flip=True, batch_size=50)
     images = np.concatenate([next(iterator)['image'] for _ in range(20)])[..., 0]
@@ -97,38 +154,139 @@ def test_half_the_images_are_flipped():
     assert abs(flipped.mean() - 0.5) < 4 * 0.5 / np.sqrt(1000)
 
 
-class TinyImages(tfds.core.GeneratorBasedBuilder):
-    """Ten 8x8 PNG images of two classes."""
-
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self):
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {'image': tfds.features.Image(shape=(8, 8, 3)), 'label': tfds.features.ClassLabel(names=['cat', 'dog'])}
-            )
-        )
-
-    def _split_generators(self, dl_manager):
-        return {'train': self._generate_examples()}
-
-    def _generate_examples(self):
-        for i in range(10):
-            # TFDS encodes PIL images without TensorFlow, arrays with it
-            yield i, {'image': Image.fromarray(np.full((8, 8, 3), i, np.uint8)), 'label': i % 2}
+# ---------------------------------------------------------------- TFDS's data sets
 
 
-def test_a_tfds_data_set_is_read_without_tensorflow(tmp_path):
-    TinyImages(data_dir=tmp_path, file_format='array_record').download_and_prepare()
-    source = sources.TfdsSource('tiny_images', 'train', str(tmp_path), (8, 8, 3))
-    assert len(source) == 10 and source.class_names == ('cat', 'dog')
-    seen = sorted((int(source[i]['image'][0, 0, 0]), int(source[i]['label'])) for i in range(10))
-    assert seen == [(i, i % 2) for i in range(10)]
+@pytest.fixture(scope='module')
+def tfds_dir(tmp_path_factory):
+    """cifar10, imagenet_resized/64x64 and imagenet2012 as TFDS writes them, small."""
+    data_dir = tmp_path_factory.mktemp('tensorflow_datasets')
+    tfds_layout.write_cifar10(data_dir, 60)
+    tfds_layout.write_imagenet_resized(data_dir, 70)
+    tfds_layout.write_imagenet2012(data_dir, [(90, 120), (100, 80), (64, 64)])
+    return data_dir
+
+
+def open_tfds(data_dir, name, size, split='train', **options):
+    return sources.TfdsSource(name, split, str(data_dir), (size, size, 3), **options)
+
+
+@pytest.mark.parametrize(('name', 'size', 'count'), [('cifar10', 32, 60), ('imagenet_resized/64x64', 64, 70)])
+def test_tfdss_own_data_sets_are_read_without_tensorflow(tfds_dir, name, size, count):
+    """To the bit as stock TFDS reads them, through the pipeline each once an epoch."""
+    source, stock = open_tfds(tfds_dir, name, size), tfds.builder(name, data_dir=tfds_dir).as_data_source('train')
+    assert len(source) == len(stock) == count and source.class_names[:2] == tuple(
+        stock.dataset_info.features['label'].names[:2]
+    )
+    for index in (0, 7, count - 1):
+        np.testing.assert_array_equal(source[index]['image'], stock[index]['image'])
+        assert source[index]['label'] == source.label(index) == stock[index]['label']
+    batches = pipeline.train_batches(pickle.loads(pickle.dumps(source)), batch_size=10, seed=0, num_threads=2)
+    epoch = [next(batches) for _ in range(count // 10)]
+    numbers = [tfds_layout.number_of(image) for batch in epoch for image in batch['image']]
+    assert sorted(numbers) == list(range(count))
+    factor, classes = (1, 10) if name == 'cifar10' else (7, 1000)
+    assert [label for batch in epoch for label in batch['label']] == [factor * n % classes for n in numbers]
     assert 'tensorflow' not in sys.modules
-    with pytest.raises(UserError, match=r'shape \(8, 8, 3\), not \(16, 16, 3\)'):
-        sources.TfdsSource('tiny_images', 'train', str(tmp_path), (16, 16, 3))[0]
 
 
-def test_a_data_set_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"no data set 'imagenet_resized/64x64'.*config\.data\.data_dir"):
-        sources.TfdsSource('imagenet_resized/64x64', 'train', str(tmp_path), (64, 64, 3))
+def test_the_folder_of_a_data_set_is_enough(tfds_dir):
+    by_folder = open_tfds(tfds_dir / 'cifar10' / '3.0.2', '', 32)
+    np.testing.assert_array_equal(by_folder[3]['image'], open_tfds(tfds_dir, 'cifar10', 32)[3]['image'])
+
+
+def test_parts_of_a_split(tfds_dir):
+    whole, part = open_tfds(tfds_dir, 'cifar10', 32), open_tfds(tfds_dir, 'cifar10', 32, 'train[50%:75%]')
+    assert len(part) == 15
+    np.testing.assert_array_equal(part[0]['image'], whole[30]['image'])
+
+
+def test_tfrecord_is_read_without_tensorflow(tfds_dir, tmp_path):
+    """Written by tensorboardX, whose framing and checksums are TensorFlow's."""
+    for name, size in (('cifar10', 32), ('imagenet_resized/64x64', 64)):
+        part = 'train[10%:90%]'
+        expected = open_tfds(tfds_dir, name, size, part)
+        (folder,) = (tfds_dir / name).glob('*.*.*')
+        copy = tmp_path / folder.relative_to(tfds_dir)
+        copy.mkdir(parents=True)
+        for path in folder.iterdir():
+            (copy / path.name).write_bytes(path.read_bytes())
+        tfds_layout.as_tfrecord(copy)
+        records = open_tfds(tmp_path, name, size, part)
+        assert len(records) == len(expected)
+        for index in (0, 20, len(expected) - 1):
+            np.testing.assert_array_equal(pickle.loads(pickle.dumps(records))[index]['image'], expected[index]['image'])
+    assert 'tensorflow' not in sys.modules
+    (shard,) = copy.glob('*.tfrecord-*')
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r'damaged: record 69 ends beyond the file.*config\.data\.data_dir'):
+        open_tfds(tmp_path, name, size)
+    shard.unlink()
+    with pytest.raises(UserError, match=r'1 of the 1 files of imagenet_resized/64x64.* missing'):
+        open_tfds(tmp_path, name, size)
+
+
+def test_images_of_other_sizes_are_resampled_where_the_data_set_has_no_one_size(tfds_dir):
+    source = open_tfds(tfds_dir, 'imagenet2012', 64)
+    assert source.batch(np.arange(3))['image'].shape == (3, 64, 64, 3)
+    with pytest.raises(UserError, match=r'imagenet2012.*smaller.*config\.data\.upsample'):
+        open_tfds(tfds_dir, 'imagenet2012', 128)[0]
+    assert open_tfds(tfds_dir, 'imagenet2012', 128, upsample=True)[0]['image'].shape == (128, 128, 3)
+    with pytest.raises(UserError, match=r'images of cifar10.* are \(32, 32, 3\), not \(64, 64, 3\)'):
+        open_tfds(tfds_dir, 'cifar10', 64)
+
+
+def test_data_that_is_not_there(tfds_dir, tmp_path):
+    with pytest.raises(UserError) as error:
+        open_tfds(tmp_path, 'imagenet_resized/64x64', 64)
+    for part in (
+        "'imagenet_resized/64x64'",
+        'config.data.data_dir',
+        '--mode=prepare --config.prepare.path=',
+        '_npz.zip',
+    ):
+        assert part in str(error.value)
+    with pytest.raises(UserError, match=r'--mode=prepare'):
+        open_tfds(tmp_path, 'my_own', 64)
+    with pytest.raises(UserError, match=r"no split 'eval', but 'train'.*config\.data\.split"):
+        open_tfds(tfds_dir, 'cifar10', 32, 'eval')
+    with pytest.raises(UserError, match=r'config\.data\.name'):
+        sources.TfdsSource('', 'train', None, (8, 8, 3))
+
+
+def test_a_data_set_without_labels(tmp_path):
+    features = {'image': tfds.features.Image(shape=(8, 8, 3)), 'caption': tfds.features.Text()}
+    examples = [{'image': tfds_layout.picture(0, 8), 'caption': 'waves'}]
+    tfds_layout.write(tmp_path, 'captions', examples, version='1.0.0', features=features)
+    with pytest.raises(UserError, match=r"needed are 'image', and 'label'"):
+        open_tfds(tmp_path, 'captions', 8)
+
+
+def test_the_imagenet64_config_trains_on_tfdss_data(tfds_dir, tmp_path):
+    """Its network shrunk, its data as they are; class names travel into the checkpoint and back out of it."""
+    small = {
+        'data.data_dir': tfds_dir,
+        'model.channels': 8,
+        'model.channel_mult': (1, 1, 1),
+        'model.num_blocks': 1,
+        'model.dtype': 'float32',
+        'model.attention_resolutions': (),
+        'model.head_channels': 8,
+        'model.num_groups': 4,
+        'train.batch_size': 4,
+        'train.num_steps': 2,
+        'train.log_every': 1,
+        'train.grid_every': 0,
+        'sample.num_steps': 1,
+        'sample.num_images': 2,
+        'sample.batch_size': 2,
+    }
+    flags = [f'--config.{key}={value}' for key, value in small.items()]
+    command = [f'--config={tiny.ROOT}/configs/imagenet64.py', f'--workdir={tmp_path}', *flags]
+    trained = tiny.main(*command)
+    assert trained.returncode == 0, trained.stderr
+    assert '70 images' in trained.stdout and 'step 2/2' in trained.stdout
+    sampled = tiny.main(*command, '--mode=sample', '--config.sample.labels=n02119789,n02100735')
+    assert sampled.returncode == 0, sampled.stderr
+    (samples,) = tmp_path.glob('sample_*.npz')
+    assert np.load(samples)['arr_1'].tolist() == [0, 1] and np.load(samples)['arr_0'].shape == (2, 64, 64, 3)

@@ -24,14 +24,14 @@ LAYERS = [
         'convert',
         'torch_files',
     },
-    {'config', 'build', 'sampling'},
-    {'train', 'sample', 'evaluate', 'exchange'},
+    {'config', 'build', 'checks', 'sampling'},
+    {'train', 'sample', 'evaluate', 'prepare', 'inspection', 'exchange'},
     {'main'},
 ]
 # Within a layer: of layer 0 by name, of layer 2 sampling, which builds what it runs.
 ALLOWED_BESIDE = {
     ('schedules', 'errors'), ('guidance', 'diffusion'), ('samplers', 'diffusion'), ('losses', 'diffusion'),
-    ('sampling', 'build'), ('sampling', 'config'), ('convert', 'torch_files'),
+    ('checks', 'build'), ('sampling', 'build'), ('sampling', 'config'), ('convert', 'torch_files'),
 }  # fmt: skip
 MODULES = sorted((ROOT / 'cfg_jax').rglob('*.py'))
 

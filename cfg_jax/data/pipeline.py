@@ -7,28 +7,51 @@ import numpy as np
 from PIL import Image
 
 
-class RandomFlip(grain.transforms.RandomMap):
-    """Mirrors an example's image left to right with probability 1/2."""
+class ReadShare(grain.transforms.Map):
+    """This process's share of a global batch of indices, read from the source."""
 
-    def random_map(self, example, rng: np.random.Generator):
-        if rng.random() < 0.5:
-            return example | {'image': example['image'][:, ::-1]}
-        return example
+    def __init__(self, source, share):
+        self.source, self.share = source, share
+
+    def map(self, indices):
+        return self.source.batch(indices[self.share])
+
+
+class RandomFlip(grain.transforms.RandomMap):
+    """Mirrors each image left to right with probability 1/2. Draws for the global batch, and uses this share of it."""
+
+    def __init__(self, batch_size, share):
+        self.batch_size, self.share = batch_size, share
+
+    def random_map(self, batch, rng: np.random.Generator):
+        flipped = rng.random(self.batch_size)[self.share] < 0.5
+        pixels = batch['image'].view(f'V{batch["image"].shape[-1]}')  # moved whole, in half the time
+        pixels[flipped] = pixels[flipped, :, ::-1]
+        return batch
 
 
 class RandomCrop(grain.transforms.RandomMap):
-    """A random square of `smallest` to 1 times the image's side, resized (bicubic) to the image's size."""
+    """A random square of `smallest` to 1 times each image's side, resized (bicubic) to the image's size.
 
-    def __init__(self, smallest=0.8):
-        self.smallest = smallest
+    Draws for the global batch, and uses this share of it.
+    """
 
-    def random_map(self, example, rng: np.random.Generator):
-        size = example['image'].shape[0]
-        side = int(rng.integers(math.ceil(self.smallest * size), size + 1))
-        top, left = rng.integers(0, size - side + 1, size=2)
-        channels = np.moveaxis(example['image'][top : top + side, left : left + side], -1, 0)
+    def __init__(self, batch_size, share, smallest=0.8):
+        self.batch_size, self.share, self.smallest = batch_size, share, smallest
+
+    def random_map(self, batch, rng: np.random.Generator):
+        size = batch['image'].shape[1]
+        sides = rng.integers(math.ceil(self.smallest * size), size + 1, self.batch_size)[:, None]
+        corners = rng.integers(0, size - sides + 1, (self.batch_size, 2))
+        squares = np.concatenate([corners, sides], axis=1)[self.share]
+        images = [self._crop(image, *square) for image, square in zip(batch['image'], squares)]
+        return batch | {'image': np.stack(images)}
+
+    def _crop(self, image, top, left, side):
+        size = image.shape[0]
+        channels = np.moveaxis(image[top : top + side, left : left + side], -1, 0)
         resized = [np.asarray(Image.fromarray(c).resize((size, size), Image.Resampling.BICUBIC)) for c in channels]
-        return example | {'image': np.stack(resized, axis=-1)}
+        return np.stack(resized, axis=-1)
 
 
 class Batches:
@@ -41,7 +64,8 @@ class Batches:
     def seek(self, position):
         """The next batch is number `position`, from 0. Batch n is the same however it is reached, and read."""
         self.position = position
-        reading = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=2 * self._num_threads)
+        # As many batches ahead as there are threads: at 256x256 each of them is 50 MB.
+        reading = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._num_threads)
         batches = self._dataset[position:].to_iter_dataset(reading)
         if self._num_workers:
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
@@ -68,15 +92,19 @@ def train_batches(
     process_index=0,
     process_count=1,
 ):
-    """`Batches` of this process's share of a source, shuffled anew each epoch.
+    """`Batches` of this process's share of a `sources.Source`, shuffled anew each epoch.
 
-    batch_size: images of this process. Yields {'image': uint8 [b, H, W, C], 'label': int32 [b]}. Batch n depends on
-    n, seed, batch_size and the number of processes alone, not on threads and workers.
+    batch_size: images of all processes. Yields {'image': uint8 [b, H, W, C], 'label': int32 [b]}, b = batch_size /
+    process_count. Batch n of all processes together, in the order of the processes, depends on n, seed and batch_size
+    alone: not on threads, workers or the number of processes. The stream runs through the epochs without a gap, so
+    that each shows every image exactly once, even where a batch holds the end of one and the start of the next.
     """
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle()[process_index::process_count].repeat()
+    images = batch_size // process_count
+    share = slice(process_index * images, (process_index + 1) * images)
+    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
+    dataset = indices.map(ReadShare(source, share))
     if flip:
-        dataset = dataset.random_map(RandomFlip())
+        dataset = dataset.random_map(RandomFlip(batch_size, share))
     if random_crop:
-        dataset = dataset.random_map(RandomCrop())
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+        dataset = dataset.random_map(RandomCrop(batch_size, share))
     return Batches(dataset, num_threads=num_threads, num_workers=num_workers)

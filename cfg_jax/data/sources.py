@@ -1,17 +1,44 @@
-"""Data sets as random-access sources.
-
-A source has a length, gives example i as {'image': uint8 [H, W, C], 'label': int32 scalar}, and knows its
-`class_names` and `image_shape`. It pickles, for Grain's workers.
-"""
+"""Data sets as random-access sources of images of one size, with labels."""
 
 import importlib.util
+import os
 
 import numpy as np
 
+from cfg_jax.data import archives, images
+from cfg_jax.data.tfrecord import TfRecordFiles
 from cfg_jax.errors import UserError
 
+# Whose archive --mode=prepare turns into which of TFDS's data sets
+_ARCHIVES = {
+    'cifar10': 'cifar-10-python.tar.gz',
+    'imagenet_resized': 'the folder of Imagenet64_train_part1_npz.zip and Imagenet64_train_part2_npz.zip',
+    'imagenet2012': 'ILSVRC2012_img_train.tar',
+}
 
-class ArraySource:
+
+class Source:
+    """Images and labels by number. It pickles, for Grain's workers, and any thread may read it.
+
+    class_names: tuple of str, one a label. image_shape: (H, W, C) of every image.
+    """
+
+    def __len__(self):
+        raise NotImplementedError
+
+    def batch(self, indices):
+        """{'image': uint8 [b, H, W, C], 'label': int32 [b]}: fresh arrays, of the caller's own. indices: int [b]."""
+        raise NotImplementedError
+
+    def label(self, index):
+        """The label of one image, an int, without decoding the image."""
+        raise NotImplementedError
+
+    def __getitem__(self, index):
+        return {key: values[0] for key, values in self.batch(np.array([index])).items()}
+
+
+class ArraySource(Source):
     """A source over arrays in memory: images uint8 [N, H, W, C], labels int [N]."""
 
     def __init__(self, images, labels, class_names):
@@ -21,8 +48,11 @@ class ArraySource:
     def __len__(self):
         return len(self.images)
 
-    def __getitem__(self, index):
-        return {'image': self.images[index], 'label': self.labels[index]}
+    def batch(self, indices):
+        return {'image': self.images[indices], 'label': self.labels[indices]}
+
+    def label(self, index):
+        return int(self.labels[index])
 
 
 def digits():
@@ -30,42 +60,169 @@ def digits():
     from sklearn import datasets
 
     bunch = datasets.load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # 17 grey levels, 0 to 16
-    return ArraySource(images, bunch.target, [str(name) for name in bunch.target_names])
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # 17 grey levels, 0 to 16
+    return ArraySource(pixels, bunch.target, [str(name) for name in bunch.target_names])
 
 
-class TfdsSource:
-    """A TFDS data set that lies prepared as ArrayRecord, opened without TensorFlow. Nothing is ever downloaded."""
+class EncodedSource(Source):
+    """Images decoded when they are asked for, and resampled where they are of another size.
 
-    def __init__(self, name, split, data_dir, image_shape):
-        if importlib.util.find_spec('importlib_resources') is None:
-            raise UserError('tensorflow-datasets needs importlib_resources: pip install importlib_resources.')
-        import tensorflow_datasets as tfds
+    A subclass sets class_names and gives `read` and `name`. resampling: of `images.RESAMPLINGS`. Raises UserError,
+    which names the image, for one that cannot be decoded, is too small without `upsample`, or has no valid label.
+    """
 
-        try:
-            self._source = tfds.data_source(name, split=split, data_dir=data_dir, download=False)
-        except Exception as error:  # TFDS raises a different kind for each way of not being there
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f'no data set {name!r}, split {split!r}, prepared as ArrayRecord under '
-                f'{data_dir or "~/tensorflow_datasets"} '
-                f'(config.data.name, config.data.split, config.data.data_dir): {first_line}'
-            ) from error
-        self.class_names = tuple(self._source.dataset_info.features['label'].names)
-        self.image_shape = tuple(image_shape)
+    def __init__(self, image_shape, *, resampling='box', upsample=False):
+        self.image_shape, self._resampling, self._upsample = tuple(image_shape), resampling, upsample
+
+    def read(self, index):
+        """(image, label) as they lie: the file's bytes or uint8 [H, W, C], and an int."""
+        raise NotImplementedError
+
+    def name(self, index):
+        """How an error calls the image."""
+        raise NotImplementedError
+
+    def batch(self, indices):
+        pixels = np.empty((len(indices), *self.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for row, index in enumerate(indices):
+            image, labels[row] = self.read(int(index))
+            try:
+                if isinstance(image, bytes):
+                    image = images.decode(image, self.image_shape[-1])
+                if image.shape != self.image_shape:
+                    image = images.resample(image, self.image_shape[0], self._resampling, upsample=self._upsample)
+            except images.ImageError as error:
+                raise UserError(
+                    f'{self.name(index)}: {error}; --mode=prepare makes a data set without such images '
+                    '(config.data.image_size, config.data.image_channels, config.data.upsample).'
+                ) from None
+            pixels[row] = image
+            if not 0 <= labels[row] < len(self.class_names):
+                raise UserError(
+                    f'{self.name(index)} has label {labels[row]}, where 0 to {len(self.class_names) - 1} are allowed; '
+                    "a split such as imagenet2012's test has no labels (config.data.split)."
+                )
+        return {'image': pixels, 'label': labels}
+
+    def label(self, index):
+        return int(self.read(int(index))[1])
+
+
+class FolderSource(EncodedSource):
+    """A folder of images, or a zip file of one (`archives` says how they lie there), read as they are."""
+
+    def __init__(self, path, image_shape, **resampling):
+        super().__init__(image_shape, **resampling)
+        self._files = archives.open_images(path, field='config.data.data_dir')
+        self.class_names = self._files.class_names
 
     def __len__(self):
-        return len(self._source)
+        return len(self._files)
 
-    def __getitem__(self, index):
-        example = self._source[int(index)]
-        if example['image'].shape != self.image_shape:
+    def read(self, index):
+        return self._files.read(index), self._files.labels[index]
+
+    def name(self, index):
+        return self._files.names[index]
+
+    def label(self, index):
+        return int(self._files.labels[index])
+
+
+class TfdsSource(EncodedSource):
+    """A TFDS data set that lies prepared as ArrayRecord or TFRecord, read without TensorFlow and never downloaded.
+
+    name: as for `tfds.builder`; '' where data_dir is the data set's own folder, with its dataset_info.json.
+    split: as TFDS writes it, 'train' or 'train[:10%]'.
+    """
+
+    def __init__(self, name, split, data_dir, image_shape, **resampling):
+        super().__init__(image_shape, **resampling)
+        info = _dataset_info(name, data_dir)
+        self.class_names = _class_names(info)
+        self._label_of = f'{info.full_name}, split {split!r}'
+        fixed = info.features['image'].shape
+        if None not in fixed and fixed != self.image_shape:
             raise UserError(
-                f'image {index} has shape {example["image"].shape}, not {self.image_shape} '
+                f'the images of {info.full_name} are {fixed}, not {self.image_shape} '
                 '(config.data.image_size, config.data.image_channels).'
             )
-        if not 0 <= example['label'] < len(self.class_names):
+        try:
+            instructions = info.splits[split].file_instructions
+        except Exception as error:  # TFDS raises a different kind for each way of not being a split
             raise UserError(
-                f'image {index} has label {example["label"]}; this split has no labels (config.data.split).'
-            )
-        return {'image': example['image'], 'label': np.int32(example['label'])}
+                f'{info.full_name} has no split {split!r}, but {", ".join(map(repr, info.splits))} '
+                f'(config.data.split): {images.first_line(error)}'
+            ) from None
+        self._records = _open_records(info, instructions)
+
+    def __len__(self):
+        return len(self._records)
+
+    def read(self, index):
+        from tensorflow_datasets.proto import tf_example_generated_pb2
+
+        feature = tf_example_generated_pb2.Example.FromString(self._records[index]).features.feature
+        return feature['image'].bytes_list.value[0], feature['label'].int64_list.value[0]
+
+    def name(self, index):
+        return f'image {index} of {self._label_of}'
+
+
+def _dataset_info(name, data_dir):
+    """TFDS's DatasetInfo of a prepared data set; UserError, which says how to prepare one, where there is none."""
+    if importlib.util.find_spec('importlib_resources') is None:
+        raise UserError('tensorflow-datasets needs importlib_resources: pip install importlib_resources.')
+    import tensorflow_datasets as tfds
+
+    data_dir = data_dir and os.path.expanduser(data_dir)
+    where = data_dir or '~/tensorflow_datasets'
+    fields = '(config.data.name, config.data.data_dir)'
+    if not name and not data_dir:
+        raise UserError(f'no data set is named {fields}.')
+    try:
+        builder = tfds.builder(name, data_dir=data_dir) if name else tfds.builder_from_directory(data_dir)
+        there = os.path.isfile(os.path.join(builder.data_dir, 'dataset_info.json'))
+        reason = f'no dataset_info.json in {builder.data_dir}'
+    except Exception as error:  # TFDS raises a different kind for each way of not being there
+        there, reason = False, images.first_line(error)
+    if not there:
+        archive = _ARCHIVES.get(name.split('/')[0], 'a folder or zip of images, or ILSVRC2012_img_train.tar')
+        raise UserError(
+            f'no data set {name or "of TFDS"!r} is prepared under {where} {fields}; to prepare it, add --mode=prepare '
+            f'--config.prepare.path=PATH to this command, PATH being {archive}. ({reason})'
+        )
+    return builder.info
+
+
+def _class_names(info):
+    import tensorflow_datasets as tfds
+
+    features = info.features
+    if not {'image', 'label'} <= set(features) or not isinstance(features['label'], tfds.features.ClassLabel):
+        raise UserError(
+            f"{info.full_name} has the features {', '.join(features)}; needed are 'image', and 'label' of classes "
+            '(config.data.name).'
+        )
+    return tuple(features['label'].names)
+
+
+def _open_records(info, instructions):
+    """The serialised examples of some file instructions, by number."""
+    missing = [i.filename for i in instructions if not os.path.isfile(i.filename)]
+    if missing:
+        raise UserError(
+            f'{len(missing)} of the {len(instructions)} files of {info.full_name} are missing, '
+            f'{os.fspath(missing[0])} among them; copy or prepare it anew (config.data.data_dir).'
+        )
+    file_format = info.file_format.file_suffix
+    if file_format == 'tfrecord':
+        return TfRecordFiles(instructions)
+    if file_format == 'array_record':
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        return ArrayRecordDataSource(instructions)
+    raise UserError(
+        f"{info.full_name} is prepared as {file_format!r}; 'array_record' and 'tfrecord' are read (config.data.name)."
+    )

@@ -1,0 +1,155 @@
+"""What a config may say: every job checks it before it begins, and names the first field that is wrong."""
+
+from cfg_jax import build
+from cfg_jax.data import images
+from cfg_jax.errors import UserError
+
+_CHOICES = {
+    'data.source': ('digits', 'tfds', 'folder'),
+    'data.resampling': tuple(images.RESAMPLINGS),
+    'diffusion.schedule': ('cosine', *build.TABLES),
+    'diffusion.prediction': ('eps', 'x', 'v'),
+    'model.kind': ('unet', 'classifier'),
+    'model.labels': ('null', 'classes', 'none'),
+    'model.dtype': ('float32', 'bfloat16'),
+    'loss.target': ('eps', 'x', 'v'),
+    'optim.name': ('adam', 'adamw'),
+    'optim.decay': ('constant', 'cosine'),
+    'guidance.classifier_form': ('eps', 'mean'),
+    'sample.sampler': ('ancestral', 'ddim'),
+    'eval.judge': ('', 'digits'),
+}
+_LEAST = {
+    'seed': 0,
+    'data.image_size': 1,
+    'data.image_channels': 1,
+    'data.num_classes': 1,
+    'data.num_threads': 0,
+    'data.num_workers': 0,
+    'model.channels': 1,
+    'model.num_blocks': 1,
+    'model.num_heads': 1,
+    'model.num_groups': 1,
+    'optim.learning_rate': 0,
+    'optim.clip_norm': 0,
+    'optim.weight_decay': 0,
+    'optim.warmup_steps': 0,
+    'train.num_steps': 1,
+    'train.log_every': 1,
+    'train.checkpoint_every': 1,
+    'train.keep_checkpoints': 1,
+    'train.grid_every': 0,
+    'train.grid_images': 1,
+    'sample.num_steps': 1,
+    'sample.num_images': 1,
+    'sample.batch_size': 1,
+    'sample.seed': 0,
+    'eval.nearest_k': 1,
+    'eval.num_splits': 1,
+    'prepare.num_workers': 0,
+    'prepare.num_shards': 0,
+    'inspect.num_images': 1,
+    'inspect.seconds': 0,
+}
+_BETWEEN_0_AND_1 = ('loss.p_uncond', 'sample.v', 'sample.eta')
+_BELOW_1 = ('model.dropout', 'optim.b1', 'optim.b2', 'optim.ema_decay')
+
+
+def check_config(config):
+    """Raises UserError for the first value that is not allowed, with the field's name."""
+    _check_values(config)
+    _check_combinations(config)
+    if config.diffusion.schedule in build.TABLES:
+        build.sampling_logsnrs(config)
+    _check_network(config)
+    build.guidance_weight(config)
+
+
+def check_judge(config):
+    """Raises UserError unless config.eval names a judge."""
+    if not config.eval.judge:
+        raise UserError("config.eval.judge is not set; allowed: 'digits'.")
+
+
+def _get(config, name):
+    value = config
+    for key in name.split('.'):
+        value = value[key]
+    return value
+
+
+def _require(holds, config, name, allowed):
+    if not holds:
+        raise UserError(f'config.{name} is {_get(config, name)!r}; it must be {allowed}.')
+
+
+def _check_values(config):
+    """Each value by itself."""
+    for name, allowed in _CHOICES.items():
+        if _get(config, name) not in allowed:
+            raise UserError(f'config.{name} is {_get(config, name)!r}; allowed: {", ".join(map(repr, allowed))}.')
+    for name, least in _LEAST.items():
+        _require(_get(config, name) >= least, config, name, f'at least {least}')
+    for name in ('seed', 'sample.seed'):
+        _require(_get(config, name) < 2**32, config, name, f'below {2**32}')
+    for name in _BETWEEN_0_AND_1:
+        _require(0 <= _get(config, name) <= 1, config, name, 'between 0 and 1')
+    for name in _BELOW_1:
+        _require(0 <= _get(config, name) < 1, config, name, 'at least 0 and below 1')
+    _require(config.data.image_channels in (1, 3), config, 'data.image_channels', '1 or 3')
+    _require(len(config.eval.guidance_weights) > 0, config, 'eval.guidance_weights', 'a tuple of at least one number')
+
+
+def _check_combinations(config):
+    """Values that have to go together."""
+    samples, neighbours = config.eval.num_samples, config.eval.nearest_k
+    _require(samples >= neighbours + 1, config, 'eval.num_samples', f'at least {neighbours + 1}')
+    splits = f'at most config.eval.num_samples, {samples}'
+    _require(config.eval.num_splits <= samples, config, 'eval.num_splits', splits)
+    increasing = config.diffusion.logsnr_min < config.diffusion.logsnr_max
+    _require(increasing, config, 'diffusion.logsnr_min', 'below logsnr_max')
+    adamw = config.optim.name == 'adamw'
+    _require(
+        adamw or not config.optim.weight_decay, config, 'optim.weight_decay', "0 unless config.optim.name is 'adamw'"
+    )
+
+    tabulated = config.diffusion.schedule in build.TABLES
+    tables = f'unless config.diffusion.schedule is one of {", ".join(map(repr, build.TABLES))}'
+    _require(tabulated or not config.model.learn_variance, config, 'model.learn_variance', f'False {tables}')
+    _require(tabulated or not config.sample.spacing, config, 'sample.spacing', f"'' {tables}")
+    eps = config.diffusion.prediction == 'eps'
+    learned = "'eps' where config.model.learn_variance is set"
+    _require(eps or not config.model.learn_variance, config, 'diffusion.prediction', learned)
+
+    null, free = config.model.labels == 'null', config.guidance.function == 'classifier_free'
+    _require(null or not config.loss.p_uncond, config, 'loss.p_uncond', "0 unless config.model.labels is 'null'")
+    unguided = "'conditional' or 'unconditional' where config.model.labels is not 'null'"
+    _require(null or not free or config.model.kind != 'unet', config, 'guidance.function', unguided)
+    form = config.guidance.classifier_form == 'eps' or config.sample.sampler == 'ancestral'
+    _require(form, config, 'guidance.classifier_form', "'eps' unless config.sample.sampler is 'ancestral'")
+    guided = config.guidance.classifier_workdir or not config.guidance.classifier_weight
+    workdir = 'the workdir of a trained classifier where config.guidance.classifier_weight is not 0'
+    _require(guided, config, 'guidance.classifier_workdir', workdir)
+
+
+def _check_network(config):
+    """The sizes of the network's levels, their heads and their groups."""
+    model, levels = config.model, len(config.model.channel_mult)
+    _require(levels, config, 'model.channel_mult', 'a tuple of at least one number')
+    reduction = 2 ** (levels - 1)
+    multiple = (
+        f'a multiple of {reduction}: the {levels} levels of config.model.channel_mult halve it {levels - 1} times'
+    )
+    _require(config.data.image_size % reduction == 0, config, 'data.image_size', multiple)
+    sizes = [config.data.image_size // 2**level for level in range(levels)]
+    has = f'of image sizes that the levels have: {", ".join(map(str, sizes))}'
+    _require(set(model.attention_resolutions) <= set(sizes), config, 'model.attention_resolutions', has)
+    _require(min(model.channel_mult) >= 1, config, 'model.channel_mult', 'of whole numbers from 1 on')
+    field = 'num_heads' if model.head_channels is None else 'head_channels'
+    for level, mult in enumerate(model.channel_mult):
+        width = model.channels * mult
+        if sizes[level] in model.attention_resolutions or level == levels - 1:  # the middle always attends
+            divides = model[field] >= 1 and width % model[field] == 0
+            _require(divides, config, f'model.{field}', f'a divisor of the width {width}')
+        groups = f'a divisor of every width, {width} among them'
+        _require(width % model.num_groups == 0, config, 'model.num_groups', groups)

@@ -1,0 +1,129 @@
+"""The job of --mode=inspect: what a data set holds, as numbers and pictures, and how fast the pipeline reads it."""
+
+import csv
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cfg_jax import build, figures
+from cfg_jax.checks import check_config
+from cfg_jax.writers import Progress
+
+_SHOWN_CLASSES, _COLUMNS, _CHUNK = 10, 12, 256
+
+
+def count_labels(data):
+    """The label of every image, int32 [N], without decoding any."""
+    labels, progress = np.empty(len(data), np.int32), Progress(len(data))
+    for index in range(len(data)):
+        labels[index] = data.label(index)
+        if progress.seconds() > 5:
+            rate, left = progress.rate(index + 1)
+            print(f'labels {index + 1}/{len(data)}  {rate:.0f}/s  {left} left', flush=True)
+    return labels
+
+
+def pixel_statistics(data, count):
+    """{'mean', 'std', 'min', 'max' (each [C], of 0 .. 255), 'histogram' [C, 256], 'gray_images' (share), 'images'}.
+
+    Over `count` images spread evenly over the data set.
+    """
+    indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
+    channels = data.image_shape[-1]
+    histogram, gray, progress = np.zeros((channels, 256), np.int64), 0, Progress(len(indices))
+    for start in range(0, len(indices), _CHUNK):
+        images = data.batch(indices[start : start + _CHUNK])['image']
+        histogram += [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(channels)]
+        gray += int((images == images[..., :1]).all((1, 2, 3)).sum())
+        if progress.seconds() > 5:
+            done = min(start + _CHUNK, len(indices))
+            rate, left = progress.rate(done)
+            print(f'pixels {done}/{len(indices)}  {rate:.0f} images/s  {left} left', flush=True)
+    levels, total = np.arange(256), histogram.sum(1)
+    mean = histogram @ levels / total
+    present = [np.flatnonzero(row) for row in histogram]
+    return {
+        'images': len(indices),
+        'mean': mean.tolist(),
+        'std': np.sqrt(histogram @ levels**2 / total - mean**2).tolist(),
+        'min': [int(row[0]) for row in present],
+        'max': [int(row[-1]) for row in present],
+        'gray_images': gray / len(indices),
+        'histogram': histogram.tolist(),
+    }
+
+
+def pipeline_rate(config, data):
+    """(images/s, uint8 megabytes/s) of the training pipeline of this process, with no model behind it.
+
+    The first batch, which waits for threads and workers to start, is not counted.
+    """
+    batches = build.train_batches(config, data)
+    next(batches)
+    start, images, size = time.monotonic(), 0, 0
+    while time.monotonic() - start < config.inspect.seconds:
+        batch = next(batches)['image']
+        images, size = images + len(batch), size + batch.nbytes
+    seconds = time.monotonic() - start
+    return images / seconds, size / seconds / 1e6
+
+
+def class_rows(data, labels, seed):
+    """(rows of images, a name for each row): images of up to ten classes, drawn at random, for `figures.grid`."""
+    present = np.unique(labels)
+    shown = present[np.linspace(0, len(present) - 1, min(_SHOWN_CLASSES, len(present))).round().astype(int)]
+    rows_each = max(_SHOWN_CLASSES // len(shown), 1)
+    rows, names, rng = [], [], np.random.default_rng(seed)
+    for label in shown:
+        chosen = rng.permutation(np.flatnonzero(labels == label))[: rows_each * _COLUMNS]
+        images = data.batch(chosen)['image']
+        for start in range(0, len(chosen), _COLUMNS):
+            rows.append(images[start : start + _COLUMNS])
+            number_and_name = dict.fromkeys([str(label), data.class_names[label]])  # once where they are the same
+            names.append(' '.join(number_and_name) if start == 0 else '')
+    return rows, names
+
+
+def run(config, workdir):
+    """Writes `workdir`/inspect: images.png, classes.csv, statistics.json and statistics.png; prints a summary."""
+    check_config(config)
+    data = build.source(config)
+    folder = Path(workdir) / 'inspect'
+    print(
+        f'{len(data):,} images of {"x".join(map(str, data.image_shape))}, {len(data.class_names)} classes', flush=True
+    )
+    labels = count_labels(data)
+    counts = np.bincount(labels, minlength=len(data.class_names))
+    print(f'images a class: {counts.min()} to {counts.max()}, median {np.median(counts):g}', flush=True)
+    empty = [data.class_names[label] for label in np.flatnonzero(counts == 0)]
+    if empty:
+        print(f'{len(empty)} classes have no image: {", ".join(empty[:5])}{", ..." if empty[5:] else ""}', flush=True)
+    statistics = pixel_statistics(data, config.inspect.num_images)
+    for key in ('mean', 'std'):
+        print(f'{key} of the pixels, 0 to 255: {", ".join(f"{value:.2f}" for value in statistics[key])}', flush=True)
+    print(f'{100 * statistics["gray_images"]:.1f}% of {statistics["images"]:,} images are gray', flush=True)
+    rate, megabytes = pipeline_rate(config, data)
+    how = f'{config.data.num_threads} threads, {config.data.num_workers} workers'
+    print(f'pipeline  {rate:.0f} images/s  {megabytes:.1f} MB/s  ({how})', flush=True)
+
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator='\n')
+    writer.writerow(('label', 'class', 'images'))
+    writer.writerows((label, name, counts[label]) for label, name in enumerate(data.class_names))
+    summary = {
+        'images': len(data),
+        'image_shape': list(data.image_shape),
+        'classes': len(data.class_names),
+        'pixels': statistics,
+        'pipeline': {'images_per_second': rate, 'megabytes_per_second': megabytes, 'read_with': how},
+    }
+    figures.write_atomically(folder / 'classes.csv', table.getvalue().encode())
+    figures.write_atomically(folder / 'statistics.json', json.dumps(summary, indent=1).encode())
+    title = f'{config.data.name or config.data.data_dir or config.data.source}: {len(data):,} images'
+    picture = figures.data_statistics(counts, data.class_names, statistics, title=title)
+    figures.write_atomically(folder / 'statistics.png', picture)
+    figures.save_png(folder / 'images.png', figures.grid(*class_rows(data, labels, config.seed)))
+    print(f'wrote images.png, statistics.png, classes.csv and statistics.json in {folder}', flush=True)

@@ -1,0 +1,241 @@
+"""The preparing job: a folder or archive of images becomes a data set in TFDS's layout, as ArrayRecord files.
+
+Half-done work lies beside the data set's folder, in <version>.incomplete-<split>; the same command goes on with it.
+"""
+
+import collections
+import contextlib
+import fcntl
+import hashlib
+import math
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from cfg_jax.checks import check_config
+from cfg_jax.data import archives, shards, tfds_writer, workers
+from cfg_jax.errors import UserError
+from cfg_jax.writers import Progress, duration
+
+
+def run(config, workdir):
+    """Prepares one split; returns the data set's folder. Nothing is written into the workdir."""
+    del workdir
+    check_config(config)
+    if not config.prepare.path:
+        raise UserError('config.prepare.path is not set; give a folder or zip of images, or an archive (see README).')
+    tfds_writer.check_split(config.data.split)
+    data, start = config.data, time.monotonic()
+    raw = archives.open_images(config.prepare.path, split=data.split)
+    target = locate(config, raw)
+    if len(target.class_names) != data.num_classes:
+        raise UserError(
+            f'config.data.num_classes is {data.num_classes}, but {target.info.full_name} from {config.prepare.path} '
+            f'has {len(target.class_names)} classes.'
+        )
+    label_ids = target.label_ids(raw.class_names)
+    settings = make_settings(config, raw, target)
+    folder = target.folder.with_name(f'{target.folder.name}.incomplete-{data.split}')
+    with shards.writing(folder):
+        if is_prepared(target, data.split, settings):
+            shutil.rmtree(folder, ignore_errors=True)
+            print(f'already prepared: {target.folder}', flush=True)
+            return target.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            work = shards.Work(
+                raw, label_ids, target.features, target.name, data.split, folder, target.folder, settings
+            )
+            work.begin()
+            _write_shards(work, config.prepare.num_workers or os.cpu_count())
+            report = _finish(work, locate(config, raw))  # another split may have come to lie there meanwhile
+    _print_report(report, target.folder / f'prepared-{data.split}.json', time.monotonic() - start)
+    return target.folder
+
+
+def is_prepared(target, split, settings):
+    """Whether the split lies there, made with these settings. UserError where something else lies in its place."""
+    if split in target.prepared_splits():
+        there = shards.read_json(target.folder / f'prepared-{split}.json')
+        if there is None:
+            raise UserError(
+                f'{target.folder} has the split {split!r} already, not from --mode=prepare; give another '
+                'config.data.split, config.data.name or config.data.data_dir.'
+            )
+        shards.check_same(settings, there['settings'], target.folder)
+        return True
+    if not target.prepared_splits() and target.folder.exists() and any(target.folder.iterdir()):
+        raise UserError(f'{target.folder} has other files and no dataset_info.json; delete it (config.data.data_dir).')
+    return False
+
+
+def locate(config, raw):
+    """Where the data set goes, as it lies there now."""
+    data = config.data
+    shape = (data.image_size, data.image_size, data.image_channels)
+    return tfds_writer.locate(data.name, data.data_dir, raw.class_names, shape)
+
+
+def default_shards(num_images):
+    """A file for 10,000 images; of smaller data sets up to 16 files of 250 or more, for as many processes."""
+    return max(math.ceil(num_images / 10_000), min(16, math.ceil(num_images / 250)))
+
+
+def make_settings(config, raw, target):
+    """What the records depend on, as JSON has it. Work begun with other settings cannot be gone on with."""
+    data, asked = config.data, config.prepare.num_shards
+    if asked > len(raw):
+        raise UserError(f'config.prepare.num_shards is {asked}, but {config.prepare.path} has {len(raw)} images.')
+    listing = hashlib.sha256(repr(target.class_names).encode())
+    for name, label in zip(raw.names, raw.labels):
+        listing.update(f'{name}\0{raw.class_names[label]}\n'.encode(errors='surrogatepass'))
+    return {
+        'path': str(Path(config.prepare.path).expanduser().absolute()),
+        'kind': raw.kind,
+        'num_images': len(raw),
+        'listing': listing.hexdigest(),  # of names, their classes, and the order of these
+        'image_size': data.image_size,
+        'image_channels': data.image_channels,
+        'resampling': data.resampling,
+        'upsample': data.upsample,
+        'num_shards': asked or default_shards(len(raw)),
+    }
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """Keeps a second process out of the folder, where its file system can."""
+    with (folder / 'lock').open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f'another process is preparing {folder} (config.data.name, config.data.split).') from None
+        except OSError:
+            pass  # no locks there; then it is the user who sees to it
+        yield
+
+
+def _write_shards(work, num_workers):
+    """Makes the shards that are not there yet, in this process or in several."""
+    results = [work.result(shard) for shard in range(work.num_shards)]
+    missing = [shard for shard, result in enumerate(results) if result is None]
+    finished = [result for result in results if result is not None]
+    if finished:
+        print(f'resuming: {len(finished)} of {len(results)} shards done', flush=True)
+    skipped = sum(len(result['skipped']) for result in finished)
+    lines = _Lines(len(work.raw), sum(result['count'] for result in finished) + skipped, skipped)
+    num_workers = min(num_workers, len(missing))
+    if num_workers > 1:
+        workers.run(work.write, missing, num_workers, lines.add)
+    else:
+        for shard in missing:
+            work.write(shard, lines.add)
+    lines.show()
+
+
+class _Lines:
+    """Counts images and prints a line when the percentage changes, two seconds apart at least and ten at most."""
+
+    def __init__(self, total, done, skipped):
+        self._done, self._skipped, self._shown = done, skipped, -1
+        self._progress = Progress(total, done)
+
+    def add(self, done, skipped):
+        self._done, self._skipped = self._done + done, self._skipped + skipped
+        seconds = self._progress.seconds()
+        percent, shown = (100 * done // self._progress.total for done in (self._done, self._shown))
+        if seconds > 10 or (seconds > 2 and percent != shown):
+            self.show()
+
+    def show(self):
+        total, done = self._progress.total, self._done
+        if done == self._shown:
+            return
+        self._shown = done
+        rate, left = self._progress.rate(done)
+        print(f'prepared {done}/{total}  {rate:.0f} images/s  {self._skipped} skipped  {left} left', flush=True)
+
+
+def _finish(work, target):
+    """Makes a data set of the shards in one step, visible at once; returns the report."""
+    if (work.label_ids != target.label_ids(work.raw.class_names)).any():
+        raise UserError(
+            f'{target.folder} has come to hold its classes in another order meanwhile; delete {work.folder}.'
+        )
+    results = [work.result(shard) for shard in range(work.num_shards)]
+    report = make_report(work, results, target.class_names)
+    if not report['written']:
+        shutil.rmtree(work.folder)
+        name, reason = report['skipped'][0]
+        raise UserError(f'not one of {len(work.raw)} images can be used; {_plain(name)}: {reason}.{_hint(report)}')
+    shards.write_json(work.folder / f'prepared-{work.split}.json', report)
+    lengths, num_bytes = [result['count'] for result in results], sum(result['num_bytes'] for result in results)
+    settings = work.settings
+    description = (
+        f'{report["written"]} images of {Path(settings["path"]).name!r} ({settings["kind"]}), resampled by '
+        f'{settings["resampling"]!r} to {settings["image_size"]}x{settings["image_size"]}, as PNG.'
+    )
+    tfds_writer.write_metadata(target, work.folder, work.split, lengths, num_bytes, description)
+    if target.prepared_splits():
+        _move_into(work, target.folder)
+    else:
+        os.rename(work.folder, target.folder)
+        for left in ('progress', 'settings.json', 'lock'):
+            shards.remove(target.folder / left)
+    tfds_writer.sync_folder(target.folder.parent)
+    return report
+
+
+def _move_into(work, folder):
+    """Adds a split to a data set: its files first; dataset_info.json, which makes it one, last."""
+    for name in [work.shard_name(shard) for shard in range(work.num_shards)] + [f'prepared-{work.split}.json']:
+        if (work.folder / name).exists():
+            os.replace(work.folder / name, folder / name)
+    tfds_writer.sync_folder(folder)
+    os.replace(work.folder / 'dataset_info.json', folder / 'dataset_info.json')
+    shutil.rmtree(work.folder)
+
+
+def make_report(work, results, class_names):
+    """What prepared-<split>.json holds."""
+    classes = collections.Counter()
+    for result in results:
+        classes.update({class_names[int(label)]: count for label, count in result['classes'].items()})
+    return {
+        'settings': work.settings,
+        'written': sum(result['count'] for result in results),
+        'classes': {name: classes[name] for name in class_names},
+        'skipped': [entry for result in results for entry in result['skipped']],
+        'ignored': [list(entry) for entry in work.raw.ignored],
+    }
+
+
+def _hint(report):
+    """What to change where most images were too small."""
+    small = sum(reason.startswith('smaller than') for _, reason in report['skipped'])
+    if 2 * small <= report['settings']['num_images']:
+        return ''
+    return f' {small} are too small: set config.data.upsample=True or a smaller config.data.image_size.'
+
+
+def _plain(name):
+    """A file's name, whatever bytes it is of, as one line can show it."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def _print_report(report, path, seconds):
+    skipped, ignored = report['skipped'], report['ignored']
+    total = report['settings']['num_images']
+    print(f'prepared {report["written"]} of {total} images in {duration(seconds)}: {path.parent}')
+    # what follows a colon differs from image to image
+    for reason, count in collections.Counter(re.split(':', reason)[0] for _, reason in skipped).most_common():
+        print(f'skipped {count}: {reason}')
+    for name, reason in skipped[:10]:
+        print(f'  {_plain(name)}: {reason}')
+    if ignored:
+        print(f'ignored {len(ignored)} other entries, such as {_plain(ignored[0][0])}: {ignored[0][1]}')
+    if hint := _hint(report):
+        print(f'most were skipped:{hint}')
+    print(f'report: {path}', flush=True)

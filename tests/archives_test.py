@@ -1,0 +1,666 @@
+import concurrent.futures
+import io
+import itertools
+import json
+import os
+import pathlib
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from cfg_jax.data import folders, imagenet
+from cfg_jax.data.archives import open_images
+from cfg_jax.data.images import ImageError, decode, encode_png
+from cfg_jax.errors import UserError
+
+TREE = {
+    'cat/2.PNG': 1,
+    'cat/more/deep/1.png': 2,
+    'dog/1.png': 3,
+    'dog/b.png': 4,
+    'cat/notes.txt': None,
+    'README.md': None,
+    'cat/.hidden.png': None,
+    '.git/1.png': None,
+    '__MACOSX/cat/._1.png': None,
+}
+TREE_NAMES = ['cat/2.PNG', 'cat/more/deep/1.png', 'dog/1.png', 'dog/b.png']
+
+
+def png(number):
+    return encode_png(np.full((2, 2, 1), number, np.uint8))
+
+
+def content_of(value):
+    """An image's number becomes a PNG, None some text; bytes are themselves, all else JSON."""
+    if value is None or isinstance(value, bytes):
+        return value or b'no image'
+    return png(value) if isinstance(value, int) else json.dumps(value).encode()
+
+
+def put(root, files):
+    for name, value in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content_of(value))
+    return str(root)
+
+
+def put_zip(path, files, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        for name, value in files.items():
+            archive.writestr(name, content_of(value))
+    return str(path)
+
+
+def put_tar(path, files, mode='w'):
+    with tarfile.open(path, mode) as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return str(path)
+
+
+@pytest.fixture(params=['folder', 'zip', 'zip with a top folder', 'stored zip'])
+def pack(request, tmp_path):
+    """A function that packs {name: content} in each way that must look the same."""
+
+    def packed(files):
+        root = tmp_path / 'images'
+        if request.param == 'folder':
+            root.mkdir()
+            return put(root, files)
+        top = 'images/' if 'top' in request.param else ''
+        compression = zipfile.ZIP_STORED if 'stored' in request.param else zipfile.ZIP_DEFLATED
+        return put_zip(root.with_suffix('.zip'), {top + name: value for name, value in files.items()}, compression)
+
+    packed.kind = 'folder' if request.param == 'folder' else 'zip'
+    return packed
+
+
+def number_of(read):
+    """What a PNG was made from."""
+    return int(decode(read, 1)[0, 0, 0])
+
+
+def check(images, kind, class_names, names, labels, *, ignored=()):
+    """What every archive must hold to, and these expectations."""
+    assert images.kind == kind and images.class_names == tuple(class_names) and list(images.names) == list(names)
+    assert images.labels.dtype == np.int32 and images.labels.tolist() == list(labels)
+    assert len(images) == len(images.names) == len(images.labels) == len(set(images.names))
+    assert sorted(name for name, _ in images.ignored) == sorted(ignored)
+    copy = pickle.loads(pickle.dumps(images))
+    for index in [*range(len(images)), 0]:
+        first, second, again = images.read(index), copy.read(index), pickle.loads(pickle.dumps(copy)).read(index)
+        assert type(first) is type(second) is type(again)
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(first, again)
+
+
+def refuses(path, *words, **settings):
+    """open_images(path) raises a UserError of one line with all of these words."""
+    with pytest.raises(UserError) as caught:
+        open_images(str(path), **settings)
+    message = str(caught.value)
+    assert '\n' not in message
+    for word in [*words, settings.get('field', 'config.prepare.path')]:
+        assert word in message, f'{word!r} is not in: {message}'
+
+
+# Folders and zip files of images.
+
+
+def test_class_folders(pack):
+    images = open_images(pack(TREE))
+    check(images, pack.kind, ['cat', 'dog'], TREE_NAMES, [0, 0, 1, 1], ignored=['README.md', 'cat/notes.txt'])
+    assert [number_of(images.read(i)) for i in range(4)] == [1, 2, 3, 4]
+    assert {reason for _, reason in images.ignored} == {'not an image by its name'}
+
+
+def test_other_npz_files_do_not_make_images_downsampled_imagenet(pack):
+    images = open_images(pack({'cat/1.png': 1, 'dog/1.png': 2, 'statistics.npz': b'x'}))
+    check(images, pack.kind, ['cat', 'dog'], ['cat/1.png', 'dog/1.png'], [0, 1], ignored=['statistics.npz'])
+
+
+def test_every_kind_of_image_by_its_name(pack):
+    suffixes = ['png', 'jpg', 'jpeg', 'webp', 'bmp', 'gif', 'tif', 'tiff', 'ppm', 'pgm', 'JPEG', 'Jpg']
+    files = {f'{number:02d}.{suffix}': number for number, suffix in enumerate(suffixes)}
+    images = open_images(pack(files | {'x.heic': 0, 'png': 0, 'x.npy': 0}))
+    check(images, pack.kind, ['images'], files, [0] * 12, ignored=['x.heic', 'png', 'x.npy'])
+
+
+def test_labels_by_class_name(pack):
+    images = open_images(pack({'b.png': 1, 'a.png': 2, 'c.png': 3, 'labels.json': {
+        'a.png': 'zebra', 'b.png': 'ant', 'c.png': 'zebra'}}))  # fmt: skip
+    check(images, pack.kind, ['ant', 'zebra'], ['a.png', 'b.png', 'c.png'], [1, 0, 1])
+
+
+def test_labels_by_id(pack):
+    images = open_images(pack({'a.png': 1, 'b.png': 2, 'labels.json': {'a.png': 3, 'b.png': 0}}))
+    check(images, pack.kind, '0123', ['a.png', 'b.png'], [3, 0])
+
+
+@pytest.mark.parametrize('file', folders.LABEL_FILES)
+def test_labels_as_pairs(pack, file):
+    """StyleGAN's and ADM's form; images may lie in folders."""
+    labels = {'labels': [['00/b.png', 1], ['00/a.png', 0]], 'class_names': ['cat', 'dog', 'bird']}
+    images = open_images(pack({'00/a.png': 1, '00/b.png': 2, 'x.md': None, file: labels}))
+    check(images, pack.kind, ['cat', 'dog', 'bird'], ['00/a.png', '00/b.png'], [0, 1], ignored=['x.md'])
+
+
+def test_class_names_order_the_classes_that_labels_name(pack):
+    labels = {'a.png': 'cat', 'b.png': 'dog', 'class_names': ['dog', 'bird', 'cat']}
+    images = open_images(pack({'a.png': 1, 'b.png': 2, 'labels.json': labels}))
+    check(images, pack.kind, ['dog', 'bird', 'cat'], ['a.png', 'b.png'], [2, 0])
+
+
+@pytest.mark.parametrize(
+    ('labels', 'words'),
+    [
+        (b'{"a.png": ', ['labels.json', 'not JSON']),
+        (b'\xff\xfe', ['not JSON']),
+        (b'[' * 100_000, ['not JSON']),
+        ([1, 2], ['must map file names to labels']),
+        ({'a.png': 0}, ['leaves 1 images without a label', 'b.png']),
+        ({'a.png': 0, 'b.png': 1, 'c.png': 0, 'd.png': 0}, ['names 2 images that are not there', 'c.png']),
+        ({'a.png': 0, 'b.png': 'dog'}, ['mixes class names and ids']),
+        ({'a.png': 0, 'b.png': 1.5}, ['class name or an id', '"b.png"', '1.5']),
+        ({'a.png': 0, 'b.png': True}, ['class name or an id']),
+        ({'a.png': 0, 'b.png': -1}, ['label -1']),
+        ({'a.png': 0, 'b.png': 10**20}, ['ids are 0 to 999999']),
+        ({'a.png': 0, 'b.png': 2, 'class_names': ['x', 'y']}, ['label 2', 'ids are 0 to 1']),
+        ({'a.png': 'x', 'b.png': 'z', 'class_names': ['x', 'y']}, ["'z'", 'class_names']),
+        ({'a.png': 0, 'b.png': 1, 'class_names': ['x', 'x']}, ['class_names']),
+        ({'a.png': 0, 'b.png': 1, 'class_names': 'xy'}, ['class_names']),
+        ({'labels': None}, ['class name or an id', '"labels"']),
+        ({'labels': [['a.png', 0], ['b.png', 1], ['a.png', 1]]}, ['a.png two labels']),
+        ({'labels': [['a.png', 0], ['b.png']]}, ['class name or an id']),
+        ({}, ['leaves 2 images without a label']),
+    ],
+    ids=lambda value: None if isinstance(value, list) and isinstance(value[0], str) else repr(value)[:30],
+)
+def test_wrong_labels(tmp_path, labels, words):
+    refuses(put(tmp_path, {'a.png': 1, 'b.png': 2, 'labels.json': labels}), *words)
+
+
+def test_wrong_labels_in_a_zip(tmp_path):
+    path = put_zip(tmp_path / 'x.zip', {'a.png': 1, 'labels.json': {'b.png': 0}})
+    refuses(path, 'x.zip/labels.json', 'b.png', field='config.data.data_dir')
+
+
+def test_loose_images_beside_class_folders(pack):
+    refuses(pack({'cat/1.png': 1, 'dog/1.png': 2, 'a.png': 3}), '1 loose images', 'a.png', '2 class folders', 'cat')
+
+
+def test_no_images(pack, tmp_path):
+    refuses(pack({'archive.7z': None}), 'holds no images', 'png', '1 other files', 'archive.7z')
+    (tmp_path / 'empty').mkdir()
+    refuses(tmp_path / 'empty', 'holds no images')
+    refuses(put_zip(tmp_path / 'empty.zip', {}), 'holds no images')
+
+
+def test_folders_of_splits_are_no_classes(pack):
+    files = {f'{split}/{name}/1.png': 1 for split, name in itertools.product(['train', 'val'], ['cat', 'dog'])}
+    refuses(pack(files), 'holds splits (train, val)')
+
+
+def test_classes_may_be_called_like_splits(pack):
+    check(open_images(pack({'test/1.png': 1, 'train/1.png': 2})), pack.kind, ['test', 'train'],
+          ['test/1.png', 'train/1.png'], [0, 1])  # fmt: skip
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    put(tmp_path / 'elsewhere', {'1.png': 5})
+    put(tmp_path / 'images', {'cat/1.png': 1})
+    (tmp_path / 'images/dog').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'images/cat/loop').symlink_to(tmp_path / 'images')
+    (tmp_path / 'images/dog/gone.png').symlink_to(tmp_path / 'nothing')
+    images = open_images(str(tmp_path / 'images'))
+    assert images.names == ['cat/1.png', 'dog/1.png', 'dog/gone.png'] and number_of(images.read(1)) == 5
+    with pytest.raises(ImageError, match='unreadable: No such file'):
+        images.read(2)
+
+
+def test_paths_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    put(tmp_path / 'images', {'1.png': 1})
+    assert len(open_images('~/images')) == 1
+
+
+def test_windows_zip_files_and_later_versions(tmp_path):
+    """Backslashes for slashes; of two members of one name the later counts, as when unpacked."""
+    with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
+        archive.writestr('cat\\1.png', png(0))
+        archive.writestr('dog\\1.png', png(1))
+        with pytest.warns(UserWarning, match='Duplicate'):
+            archive.writestr('dog\\1.png', png(2))
+    images = open_images(str(tmp_path / 'x.zip'))
+    check(images, 'zip', ['cat', 'dog'], ['cat/1.png', 'dog/1.png'], [0, 1])
+    assert number_of(images.read(1)) == 2
+
+
+def test_damage_in_a_zip_stays_with_its_image(tmp_path):
+    files = {'a.png': 1, 'b.png': 2, 'c.png': 3, 'd.png': 4}
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        path = put_zip(tmp_path / f'{compression}.zip', files, compression)
+        with zipfile.ZipFile(path) as archive:
+            offset = archive.getinfo('b.png').header_offset
+        data = bytearray(pathlib.Path(path).read_bytes())
+        data[offset + 60] ^= 255
+        pathlib.Path(path).write_bytes(data)
+        images = open_images(path)
+        with pytest.raises(ImageError, match='damaged in the zip file'):
+            images.read(1)
+        assert [number_of(images.read(i)) for i in (0, 2, 3)] == [1, 3, 4]
+
+
+def test_threads_share_a_zip(tmp_path):
+    path = put_zip(tmp_path / 'x.zip', {f'{number:03d}.png': number for number in range(200)})
+    for _ in range(5):
+        images = open_images(path)
+        with concurrent.futures.ThreadPoolExecutor(16) as threads:
+            assert [number_of(data) for data in threads.map(images.read, range(200))] == list(range(200))
+
+
+def test_a_zip_that_shrinks_later(tmp_path):
+    path = put_zip(tmp_path / 'x.zip', {'a.png': 1})
+    images = open_images(path)
+    os.truncate(path, 40)
+    with pytest.raises(ImageError, match='truncated'):
+        images.read(0)
+    os.remove(path)
+    with pytest.raises(ImageError, match='unreadable'):
+        pickle.loads(pickle.dumps(images)).read(0)
+
+
+def test_zip_files_that_cannot_be_read(tmp_path):
+    whole = pathlib.Path(put_zip(tmp_path / 'x.zip', TREE)).read_bytes()
+    for name, data in [
+        ('cut.zip', whole[: len(whole) // 2]),
+        ('cut', whole[: len(whole) // 2]),
+        ('text.zip', b'some text'),
+        ('none.zip', b''),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        refuses(tmp_path / name, name, 'damaged zip file')
+    encrypted = bytearray(whole)
+    directory = encrypted.index(b'PK\x01\x02')
+    encrypted[directory + 8] |= 1
+    (tmp_path / 'secret.zip').write_bytes(encrypted)
+    refuses(tmp_path / 'secret.zip', 'encrypted', 'cat/2.PNG')
+    refuses(put_zip(tmp_path / 'lzma.zip', TREE, zipfile.ZIP_LZMA), 'compressed otherwise than by deflate')
+    broken_labels = bytearray(pathlib.Path(put_zip(tmp_path / 'l.zip', {'labels.json': {}, 'a.png': 1})).read_bytes())
+    broken_labels[42] ^= 255
+    (tmp_path / 'l.zip').write_bytes(broken_labels)
+    refuses(tmp_path / 'l.zip', 'damaged zip file')
+
+
+def test_progress_is_shown_when_it_takes_long(tmp_path, monkeypatch, capsys):
+    put(tmp_path, TREE)
+    open_images(str(tmp_path))
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(folders, 'PROGRESS_SECONDS', 0)
+    open_images(str(tmp_path))
+    assert f'{tmp_path}: 4 files found so far' in capsys.readouterr().out
+
+
+def test_what_is_not_there_or_not_known(tmp_path):
+    refuses(tmp_path / 'nothing', 'no such file or folder', 'nothing')
+    refuses('', "no such file or folder: ''", field='config.data.data_dir')
+    for name, data in [('x.txt', b'text'), ('x.png', png(1)), ('empty', b'')]:
+        (tmp_path / name).write_bytes(data)
+        refuses(
+            tmp_path / name, name, 'zip file of images', 'cifar-10-python.tar.gz', 'ILSVRC2012_img_train.tar', 'npz'
+        )
+    os.mkfifo(tmp_path / 'pipe')  # reading it would wait for ever
+    refuses(tmp_path / 'pipe', 'nothing that is recognised')
+
+
+# CIFAR-10.
+
+CIFAR_CLASSES = [b'airplane', b'automobile', b'bird']
+
+
+def cifar_files(per_batch=3):
+    """{name: dictionary} as unpickled with encoding='bytes', of few images."""
+    rng = np.random.default_rng(0)
+    names = [*(f'data_batch_{number}' for number in range(1, 6)), 'test_batch']
+    files = {
+        name: {
+            b'batch_label': b'a batch',
+            b'labels': [(number + row) % 3 for row in range(per_batch)],
+            b'data': rng.integers(0, 256, (per_batch, 3072), np.uint8),
+            b'filenames': [b'x.png'] * per_batch,
+        }
+        for number, name in enumerate(names)
+    }
+    return files | {'batches.meta': {b'num_cases_per_batch': per_batch, b'label_names': CIFAR_CLASSES}}
+
+
+def python2_pickle(value):
+    """Protocol 2 as Python 2 wrote it: byte strings as its str, NumPy by the names of its time."""
+    if isinstance(value, dict):
+        items = b''.join(python2_pickle(key) + python2_pickle(item) for key, item in value.items())
+        return b'}(' + items + b'u'
+    if isinstance(value, list):
+        return b'](' + b''.join(map(python2_pickle, value)) + b'e'
+    if isinstance(value, int):
+        return b'J' + struct.pack('<i', value)
+    if isinstance(value, np.ndarray):
+        shape = b''.join(map(python2_pickle, value.shape))
+        return (
+            b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01(' + shape + b't'
+            b'cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89'
+            + python2_pickle(value.tobytes())
+            + b'tb'
+        )
+    return b'T' + struct.pack('<i', len(value)) + value
+
+
+def put_cifar(tmp_path, files, packed):
+    contents = {f'cifar-10-batches-py/{name}': data for name, data in files.items()}
+    if packed:
+        return put_tar(tmp_path / 'cifar-10-python.tar.gz', contents, 'w:gz')
+    put(tmp_path, contents)
+    return str(tmp_path / 'cifar-10-batches-py')
+
+
+PICKLERS = {
+    'as Python 2': lambda content: b'\x80\x02' + python2_pickle(content) + b'.',
+    'as Python 3': lambda content: pickle.dumps(content, protocol=2),
+}
+
+
+@pytest.mark.parametrize('packed', [False, True], ids=['folder', 'tar.gz'])
+@pytest.mark.parametrize('pickler', PICKLERS.values(), ids=PICKLERS)
+def test_cifar10(tmp_path, packed, pickler):
+    files = cifar_files()
+    path = put_cifar(tmp_path, {name: pickler(content) for name, content in files.items()}, packed)
+    train = open_images(path)
+    names = [f'data_batch_{number}/{row}' for number in range(1, 6) for row in range(3)]
+    labels = [(number + row) % 3 for number in range(5) for row in range(3)]
+    check(train, 'cifar10', ['airplane', 'automobile', 'bird'], names, labels)
+    image, flat = train.read(4), files['data_batch_2'][b'data'][1]
+    assert image.dtype == np.uint8 and image.shape == (32, 32, 3)
+    assert image[5, 7].tolist() == [flat[5 * 32 + 7], flat[1024 + 5 * 32 + 7], flat[2048 + 5 * 32 + 7]]
+    assert len(pickle.dumps(train)) < 3072  # without pixels
+    test = open_images(path, split='test')
+    check(test, 'cifar10', ['airplane', 'automobile', 'bird'], [f'test_batch/{row}' for row in range(3)], [2, 0, 1])
+    with pytest.raises(UserError, match=r"'train', 'test', not 'validation' \(config\.data\.split\)"):
+        open_images(path, split='validation')
+
+
+@pytest.mark.parametrize('module', ['os', 'posix', 'builtins', 'numpy.core.multiarray', 'numpy'])
+def test_a_pickle_that_calls_is_refused_and_not_executed(tmp_path, module):
+    mark = tmp_path / 'executed'
+    function = {'os': 'system', 'posix': 'system', 'builtins': 'eval', 'numpy': 'fromfile'}.get(module, 'fromfile')
+    argument = f'open({str(mark)!r}, "w")' if module == 'builtins' else f'touch {mark}'
+    bad = f'c{module}\n{function}\n('.encode() + b'X' + struct.pack('<i', len(argument)) + argument.encode() + b'tR.'
+    if module in ('os', 'builtins'):
+        pickle.loads(bad)  # it is a working one
+        assert mark.exists()
+        mark.unlink()
+    files = {name: pickle.dumps(content, 2) for name, content in cifar_files().items()}
+    for name in ('data_batch_3', 'batches.meta'):
+        path = put_cifar(tmp_path / name, files | {name: bad}, packed=False)
+        refuses(path, name, f'{module.removeprefix("numpy.core.")}.{function}')
+    assert not mark.exists()
+
+
+def test_cifar10_that_cannot_be_read(tmp_path):
+    whole = {name: pickle.dumps(content, 2) for name, content in cifar_files().items()}
+    lacking = {name: data for name, data in whole.items() if name != 'data_batch_4'}
+    refuses(put_cifar(tmp_path / 'a', lacking, False), 'lacks data_batch_4')
+    (tmp_path / 'b').mkdir()
+    refuses(put_cifar(tmp_path / 'b', lacking, True), 'lacks data_batch_4')
+    good = cifar_files()['data_batch_1']
+    for change in [
+        {b'data': good[b'data'][:, :-1]},
+        {b'data': good[b'data'].astype(np.int16)},
+        {b'labels': [0, 1]},
+        {b'labels': [0, 1, 0.5]},
+    ]:
+        bad = whole | {'data_batch_1': pickle.dumps(good | change, 2)}
+        refuses(put_cifar(tmp_path / 'c', bad, False), 'data_batch_1', 'not as CIFAR-10')
+    bad = whole | {'data_batch_1': pickle.dumps(good | {b'labels': [0, 1, 3]}, 2)}
+    refuses(put_cifar(tmp_path / 'c', bad, False), 'labels outside 0 to 2')
+    for data in [b'', b'text', whole['data_batch_1'][:500], pickle.dumps([1]), pickle.dumps({})]:
+        refuses(put_cifar(tmp_path / 'c', whole | {'data_batch_1': data}, False), 'data_batch_1 that cannot be read')
+
+    (tmp_path / 'd').mkdir()
+    path = pathlib.Path(put_cifar(tmp_path / 'd', whole, True))
+    data = path.read_bytes()
+    for size in (5, 100, len(data) // 2, len(data) - 9):
+        path.write_bytes(data[:size])
+        refuses(path, path.name, 'damaged')
+    flipped = bytearray(data)
+    flipped[-8] ^= 1  # of the checksum
+    path.write_bytes(flipped)
+    refuses(path, path.name, 'damaged', 'CRC')
+    other = put_tar(tmp_path / 'other.tgz', {'cifar-100-python/train': b'x'}, 'w:gz')
+    refuses(other, 'nothing that is recognised', 'cifar-10-python.tar.gz')
+
+
+# Downsampled ImageNet.
+
+
+def npz(labels, side=4, *, first=0, save=np.savez_compressed, **changes):
+    """A batch whose image i is filled with first + i, but for its top left pixel, which is 1, 2, 3."""
+    labels = np.array(labels)
+    data = np.repeat(np.arange(first, first + len(labels), dtype=np.uint8)[:, None], 3 * side * side, 1)
+    data[:, [0, side * side, 2 * side * side]] = [1, 2, 3]
+    file = io.BytesIO()
+    save(file, **{'data': data, 'labels': labels, 'mean': np.zeros(3 * side * side)} | changes)
+    return file.getvalue()
+
+
+def npz_batches():
+    return {
+        'train_data_batch_1.npz': npz([3, 1]),
+        'train_data_batch_10.npz': npz([1], first=4),
+        'train_data_batch_2.npz': npz([2, 2], first=2, save=np.savez),
+        'val_data.npz': npz([3, 2, 1], first=10),
+    }
+
+
+@pytest.mark.parametrize('form', ['folder', 'zip', 'stored zip', 'folder of zips'])
+def test_downsampled_imagenet(tmp_path, form):
+    batches = npz_batches()
+    if form == 'folder':
+        path = put(tmp_path, batches)
+    elif form == 'folder of zips':
+        for part, names in enumerate([['train_data_batch_10.npz'], [*batches][:1], [*batches][2:3], [*batches][3:]]):
+            put_zip(tmp_path / f'Imagenet4_{part}_npz.zip', {name: batches[name] for name in names})
+        path = str(tmp_path)
+    else:
+        compression = zipfile.ZIP_STORED if 'stored' in form else zipfile.ZIP_DEFLATED
+        path = put_zip(
+            tmp_path / ('Imagenet4_npz.zip' if form == 'zip' else 'any'),
+            {f'out/{name}': x for name, x in batches.items()},
+            compression,
+        )
+    names = ['train_data_batch_1/0', 'train_data_batch_1/1', 'train_data_batch_2/0', 'train_data_batch_2/1']
+    train = open_images(path)
+    check(train, 'imagenet_npz', '123', [*names, 'train_data_batch_10/0'], [2, 0, 1, 1, 0])
+    for order in (range(5), [4, 0, 3, 1, 2]):
+        for index in order:
+            image = train.read(index)
+            assert image.shape == (4, 4, 3) and image.dtype == np.uint8
+            assert image[0, 0].tolist() == [1, 2, 3] and (image.reshape(16, 3)[1:] == index).all()
+    validation = open_images(path, split='validation')
+    check(validation, 'imagenet_npz', '123', [f'val_data/{row}' for row in range(3)], [2, 1, 0])
+    with pytest.raises(UserError, match=r"'train', 'validation', not 'test' \(config\.data\.split\)"):
+        open_images(path, split='test')
+
+
+def test_one_batch_of_downsampled_imagenet(tmp_path):
+    path = put(tmp_path, npz_batches()) + '/val_data.npz'
+    check(open_images(path, split='validation'), 'imagenet_npz', '123', [f'val_data/{i}' for i in range(3)], [2, 1, 0])
+    refuses(path, 'no train*.npz', "'train'", 'val_data.npz', 'config.data.split')
+
+
+def test_a_batch_is_decoded_once_and_one_is_kept(tmp_path, monkeypatch):
+    images = open_images(put(tmp_path, npz_batches()))
+    decoded = []
+    read = imagenet.ImagenetNpz._read_pixels
+    monkeypatch.setattr(
+        imagenet.ImagenetNpz, '_read_pixels', lambda self, stem: decoded.append(stem) or read(self, stem)
+    )
+    for index in range(5):
+        images.read(index)
+    assert decoded == ['train_data_batch_1', 'train_data_batch_2', 'train_data_batch_10']
+    images.read(0)
+    assert decoded[3:] == ['train_data_batch_1']
+    assert len(pickle.dumps(images)) < 2000
+
+
+def test_a_thousand_classes_are_imagenets(tmp_path):
+    """Labels of downsampled ImageNet count TFDS's own list for it, which is not in the order of the names."""
+    labels = np.random.default_rng(0).permutation(1000) + 1
+    images = open_images(put(tmp_path, {'val_data.npz': npz(labels, 1)}), split='validation')
+    assert len(images.class_names) == len(set(images.class_names)) == 1000
+    assert images.class_names == tuple(tfds.builder_cls('imagenet_resized')(
+        config='8x8', data_dir=tmp_path / 'tfds').info.features['label'].names)  # fmt: skip
+    np.testing.assert_array_equal(images.labels, labels - 1)
+
+
+def test_downsampled_imagenet_that_cannot_be_read(tmp_path):
+    good = npz([1, 2])
+    other = npz([1], save=lambda file, data, labels, mean: np.savez(file, pixels=data))
+    for data, words in [
+        (good[: len(good) // 2], ['cannot be read']),
+        (b'', ['cannot be read']),
+        (npz([1, None]), ['cannot be read', 'allow_pickle']),
+        (other, ['cannot be read', 'labels']),
+        (npz([1, 2], data=np.zeros((2, 48), np.float32)), ['float32']),
+        (npz([1, 2], data=np.zeros((3, 48), np.uint8)), ['(3, 48)', '(2,)']),
+        (npz([1, 2], data=np.zeros((2, 50), np.uint8)), ['50 numbers']),
+        (npz([0, 1]), ['not 1 to 1000']),
+        (npz([1, 1001]), ['not 1 to 1000']),
+        (npz([1.0, 2.0]), ['not 1 to 1000']),
+        (npz([]), ['data']),
+    ]:
+        (tmp_path / 'train_data_batch_1.npz').write_bytes(data)
+        refuses(tmp_path / 'train_data_batch_1.npz', 'train_data_batch_1.npz', *words)
+    put(tmp_path / 'sizes', {'train_data_batch_1.npz': npz([1]), 'train_data_batch_2.npz': npz([1], side=8)})
+    refuses(tmp_path / 'sizes', 'several sizes')
+    put(tmp_path / 'twice', {'train_data_batch_1.npz': good})
+    put_zip(tmp_path / 'twice/Imagenet4_npz.zip', {'train_data_batch_1.npz': good})
+    refuses(tmp_path / 'twice', 'train_data_batch_1.npz twice', 'Imagenet4_npz.zip')
+    (tmp_path / 'cut_npz.zip').write_bytes(pathlib.Path(tmp_path / 'twice/Imagenet4_npz.zip').read_bytes()[:-30])
+    refuses(tmp_path / 'cut_npz.zip', 'damaged zip file')
+    (tmp_path / 'x.npz').write_bytes(good)
+    refuses(tmp_path / 'x.npz', 'no train*.npz', 'x.npz')
+
+
+def test_damaged_pixels_show_when_they_are_read(tmp_path):
+    path = tmp_path / 'train_data_batch_1.npz'
+    data = bytearray(npz([1, 2], side=64, save=np.savez))
+    data[data.index(b'data.npy') + 10_000] ^= 255
+    path.write_bytes(data)
+    images = open_images(str(path))
+    with pytest.raises(UserError, match='cannot be read'):
+        images.read(0)
+
+
+# ImageNet's tar files.
+
+WNIDS = ['n01440764', 'n01443537', 'n15075141']
+
+
+def jpeg(number):
+    file = io.BytesIO()
+    Image.new('L', (8, 8), 20 * number).save(file, 'JPEG')
+    return file.getvalue()
+
+
+def tar_bytes(files):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode='w') as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def train_tar(path, wnids=WNIDS):
+    """In the reverse of all orders, as tar files keep the order of adding."""
+    return put_tar(path, {
+        f'{wnid}.tar': tar_bytes({f'{wnid}_{number}.JPEG': jpeg(3 * index + number) for number in (2, 1)})
+        for index, wnid in reversed(list(enumerate(wnids)))
+    })  # fmt: skip
+
+
+def test_imagenet_train_tar(tmp_path):
+    images = open_images(train_tar(tmp_path / 'ILSVRC2012_img_train.tar'))
+    names = [f'{wnid}/{wnid}_{number}.JPEG' for wnid in WNIDS for number in (1, 2)]
+    known = tfds.core.tfds_path('datasets/imagenet2012/labels.txt').read_text().split()
+    check(images, 'imagenet_tar', known, names, [0, 0, 1, 1, 999, 999])
+    assert [images.read(i) for i in (5, 0)] == [jpeg(8), jpeg(1)]
+    refuses(tmp_path / 'ILSVRC2012_img_train.tar', "'train', not 'validation'", 'config.data.split', split='validation')
+    refuses(tmp_path / 'ILSVRC2012_img_train.tar', "'train', 'validation', not 'test'", split='test', field='')
+
+
+def test_other_classes_in_the_layout_of_imagenet_train(tmp_path):
+    images = open_images(train_tar(tmp_path / 'x.tar', ['zebra', 'ant']))
+    names = [f'{name}/{name}_{number}.JPEG' for name in ('ant', 'zebra') for number in (1, 2)]
+    check(images, 'imagenet_tar', ['ant', 'zebra'], names, [0, 0, 1, 1])
+
+
+def test_imagenet_validation_tar(tmp_path, monkeypatch):
+    lists = {'labels.txt': WNIDS, 'validation_labels.txt': [WNIDS[2], WNIDS[0], WNIDS[2]]}
+    monkeypatch.setattr(imagenet, '_tfds_lines', lambda path: lists[os.path.basename(path)])
+    names = [f'ILSVRC2012_val_0000000{number}.JPEG' for number in (1, 2, 3)]
+    files = {f'./{names[number]}': jpeg(number) for number in (1, 2, 0)}
+    path = put_tar(tmp_path / 'val.tar', files | {'./x.txt': b'x', './._y.JPEG.txt': b'y'})
+    images = open_images(path, split='validation')
+    check(images, 'imagenet_tar', WNIDS, names, [2, 0, 2], ignored=['x.txt', '._y.JPEG.txt'])
+    assert [images.read(i) for i in range(3)] == [jpeg(0), jpeg(1), jpeg(2)]
+    refuses(path, "'validation', not 'train'", 'config.data.split')
+
+
+def test_tfds_lists_are_as_they_are_taken_to_be(tmp_path):
+    validation = imagenet._tfds_lines('datasets/imagenet2012/validation_labels.txt')
+    names = imagenet._tfds_lines('datasets/imagenet2012/labels.txt')
+    assert len(validation) == 50_000 and len(names) == 1000 and set(validation) == set(names)
+    path = put_tar(tmp_path / 'val.tar', {'ILSVRC2012_val_00000001.JPEG': jpeg(1)})
+    refuses(path, 'holds 1 images', '50,000', split='validation')
+
+
+def test_other_tar_files(tmp_path):
+    inner = tar_bytes({'x.JPEG': jpeg(1)})
+    for name, files in {
+        'folders': {'cat/1.JPEG': jpeg(1), 'dog/1.JPEG': jpeg(2)},
+        'mixed': {'1.JPEG': jpeg(1), 'n01440764.tar': inner},
+        'text': {'x.txt': b'x'},
+        'empty': {},
+    }.items():
+        path = put_tar(tmp_path / f'{name}.tar', files)
+        refuses(path, f'{name}.tar', 'nothing that is recognised', 'ILSVRC2012_img_train.tar')
+    refuses(put_tar(tmp_path / 'x.tar', {'n01440764.tar': tar_bytes({'x.txt': b'x'})}), 'without images')
+
+
+def test_damaged_tar_files(tmp_path):
+    path = pathlib.Path(train_tar(tmp_path / 'train.tar'))
+    data = path.read_bytes()
+    end = len(data.rstrip(b'\0'))
+    lengths = [0, 100, 512, 513, 1024, 1700, 2048, 2560, len(data) // 2, len(data) // 2 // 512 * 512, end - 1]
+    for length in lengths:
+        path.write_bytes(data[:length])
+        refuses(path, 'train.tar', 'damaged or truncated')
+    inner = bytearray(data)
+    inner[inner.index(b'n15075141_1') : inner.index(b'n15075141_1') + 400] = b'\xff' * 400
+    path.write_bytes(inner)
+    refuses(path, 'train.tar', 'damaged or truncated')
+    outer = bytearray(data)
+    outer[outer.index(b'n01443537.tar')] ^= 1
+    path.write_bytes(outer)
+    refuses(path, 'train.tar', 'damaged or truncated')
