@@ -10,6 +10,7 @@ import numpy as np
 
 from cfg_jax import build, figures
 from cfg_jax.checks import check_config
+from cfg_jax.data import folders, sources
 from cfg_jax.writers import Progress
 
 _SHOWN_CLASSES, _COLUMNS, _CHUNK = 10, 12, 256
@@ -98,9 +99,9 @@ def run(config, workdir):
     labels = count_labels(data)
     counts = np.bincount(labels, minlength=len(data.class_names))
     print(f'images a class: {counts.min()} to {counts.max()}, median {np.median(counts):g}', flush=True)
-    empty = [data.class_names[label] for label in np.flatnonzero(counts == 0)]
-    if empty:
-        print(f'{len(empty)} classes have no image: {", ".join(empty[:5])}{", ..." if empty[5:] else ""}', flush=True)
+    if not isinstance(data, sources.FolderSource):  # which said so as it was opened
+        for line in folders.notes(data.class_names, counts, []):
+            print(line, flush=True)
     statistics = pixel_statistics(data, config.inspect.num_images)
     for key in ('mean', 'std'):
         print(f'{key} of the pixels, 0 to 255: {", ".join(f"{value:.2f}" for value in statistics[key])}', flush=True)
@@ -120,7 +121,7 @@ def run(config, workdir):
         'pixels': statistics,
         'pipeline': {'images_per_second': rate, 'megabytes_per_second': megabytes, 'read_with': how},
     }
-    figures.write_atomically(folder / 'classes.csv', table.getvalue().encode())
+    figures.write_atomically(folder / 'classes.csv', table.getvalue().encode(errors='backslashreplace'))
     figures.write_atomically(folder / 'statistics.json', json.dumps(summary, indent=1).encode())
     title = f'{config.data.name or config.data.data_dir or config.data.source}: {len(data):,} images'
     picture = figures.data_statistics(counts, data.class_names, statistics, title=title)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from cfg_jax.checks import check_config
-from cfg_jax.data import archives, shards, tfds_writer, workers
+from cfg_jax.data import archives, folders, shards, tfds_writer, workers
 from cfg_jax.errors import UserError
 from cfg_jax.writers import Progress, duration
 
@@ -91,11 +91,15 @@ def make_settings(config, raw, target):
     listing = hashlib.sha256(repr(target.class_names).encode())
     for name, label in zip(raw.names, raw.labels):
         listing.update(f'{name}\0{raw.class_names[label]}\n'.encode(errors='surrogatepass'))
+    files = hashlib.sha256()
+    for stamp in raw.stamps():
+        files.update(stamp)
     return {
         'path': str(Path(config.prepare.path).expanduser().absolute()),
         'kind': raw.kind,
         'num_images': len(raw),
         'listing': listing.hexdigest(),  # of names, their classes, and the order of these
+        'files': files.hexdigest(),  # of their sizes and times or checksums
         'image_size': data.image_size,
         'image_channels': data.image_channels,
         'resampling': data.resampling,
@@ -169,7 +173,9 @@ def _finish(work, target):
     if not report['written']:
         shutil.rmtree(work.folder)
         name, reason = report['skipped'][0]
-        raise UserError(f'not one of {len(work.raw)} images can be used; {_plain(name)}: {reason}.{_hint(report)}')
+        raise UserError(
+            f'not one of {len(work.raw)} images can be used; {folders.plain(name)}: {reason}.{_hint(report)}'
+        )
     shards.write_json(work.folder / f'prepared-{work.split}.json', report)
     lengths, num_bytes = [result['count'] for result in results], sum(result['num_bytes'] for result in results)
     settings = work.settings
@@ -220,22 +226,17 @@ def _hint(report):
     return f' {small} are too small: set config.data.upsample=True or a smaller config.data.image_size.'
 
 
-def _plain(name):
-    """A file's name, whatever bytes it is of, as one line can show it."""
-    return name if name.isprintable() else ascii(name)[1:-1]
-
-
 def _print_report(report, path, seconds):
-    skipped, ignored = report['skipped'], report['ignored']
+    skipped = report['skipped']
     total = report['settings']['num_images']
     print(f'prepared {report["written"]} of {total} images in {duration(seconds)}: {path.parent}')
     # what follows a colon differs from image to image
     for reason, count in collections.Counter(re.split(':', reason)[0] for _, reason in skipped).most_common():
         print(f'skipped {count}: {reason}')
     for name, reason in skipped[:10]:
-        print(f'  {_plain(name)}: {reason}')
-    if ignored:
-        print(f'ignored {len(ignored)} other entries, such as {_plain(ignored[0][0])}: {ignored[0][1]}')
+        print(f'  {folders.plain(name)}: {reason}')
+    for line in folders.notes(report['classes'], report['classes'].values(), report['ignored']):
+        print(line)
     if hint := _hint(report):
         print(f'most were skipped:{hint}')
     print(f'report: {path}', flush=True)

@@ -4,9 +4,10 @@ r"""Classifier-free guidance on one's own images, in a folder a class or in a zi
     python -m cfg_jax.main --config=configs/folder.py --config.data.data_dir=DIR --config.data.num_classes=N \
         --mode=inspect
 
-Data: DIR/class_name/*.png (jpg, webp, ...), or a flat folder whose labels.json maps file names to class names or ids.
-Images of any size are scaled as they are read (config.data.resampling). Where photographs are large (a core reads
-some 300 of 500x375 a second) or files are broken, prepare them once, which names the broken ones, and train on that:
+Data: DIR/class_name/*.png (jpg, webp, ...), or a flat folder whose labels.json maps file names to class names or ids
+from 0. Images of any size are scaled as they are read (config.data.resampling). Where photographs are large (a core
+reads some 300 of 500x375 a second) or files are broken, prepare them once, which names the broken ones, and train on
+that:
 
     python -m cfg_jax.main --config=configs/folder.py --mode=prepare --config.prepare.path=DIR \
         --config.data.name=mine --config.data.data_dir=OUT --config.data.num_classes=N

@@ -4,7 +4,7 @@
     python -m cfg_jax.main --config=configs/imagenet128.py
 
 Data: image-net.org's ILSVRC2012_img_train.tar (138 GB), area-averaged and cropped to the centre by the first command:
-1,281,167 images, 37 GB, 1¼ hours on two cores and less on more (325 images/s). Under --config.data.data_dir, or
+1,281,167 images, 37 GB, 1.1 hours on two cores and less on more (325 images/s). Under --config.data.data_dir, or
 ~/tensorflow_datasets.
 Hardware: accelerators whose number divides the batch of 256; bfloat16. Parameters, EMA and Adam take 6.7 GB on each.
 Cost: 0.46 PFLOP an update (XLA counts 599 GFLOP a forward pass and image), 1.24e21 FLOP in all 2.7M: 131 chip-days

@@ -5,8 +5,8 @@ r"""The paper's class-conditional ImageNet 64x64 model, 295.9M parameters (Ho & 
     python -m cfg_jax.main --config=configs/imagenet64.py --mode=sample --config.sample.guidance_weight=0.1
 
 Data: TFDS's `imagenet_resized/64x64` (area-averaged), 1,281,167 images, 10 GB. FOLDER holds image-net.org's
-Imagenet64_train_part1_npz.zip and Imagenet64_train_part2_npz.zip (12 GB); 15 minutes on two cores, each of whose
-processes takes 1.6 GB of memory. Data that TFDS prepared itself do as well, --config.data.data_dir says where they lie.
+Imagenet64_train_part1_npz.zip and Imagenet64_train_part2_npz.zip (12 GB); 15 minutes on two cores. Data that TFDS
+prepared itself do as well, --config.data.data_dir says where they lie.
 Those images were squeezed to a square. From ILSVRC2012_img_train.tar, cropped as the authors' public code does, in an
 hour: --config.prepare.path=ILSVRC2012_img_train.tar --config.data.name=imagenet64, with that name also to train.
 Hardware: accelerators whose number divides the batch of 2048; bfloat16. Parameters, EMA and Adam take 4.7 GB on each.

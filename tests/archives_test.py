@@ -5,8 +5,10 @@ import json
 import os
 import pathlib
 import pickle
+import socket
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -15,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cfg_jax.data import folders, imagenet
-from cfg_jax.data.archives import open_images
+from cfg_jax.data.archives import open_images, open_plain_images
 from cfg_jax.data.images import ImageError, decode, encode_png
 from cfg_jax.errors import UserError
 
@@ -133,7 +135,9 @@ def test_every_kind_of_image_by_its_name(pack):
     suffixes = ['png', 'jpg', 'jpeg', 'webp', 'bmp', 'gif', 'tif', 'tiff', 'ppm', 'pgm', 'JPEG', 'Jpg']
     files = {f'{number:02d}.{suffix}': number for number, suffix in enumerate(suffixes)}
     images = open_images(pack(files | {'x.heic': 0, 'png': 0, 'x.npy': 0}))
-    check(images, pack.kind, ['images'], files, [0] * 12, ignored=['x.heic', 'png', 'x.npy'])
+    top = 'images/' if '/' in images.names[0] else ''  # the top folder of a zip file is then a class
+    ignored = [top + name for name in ('x.heic', 'png', 'x.npy')]
+    check(images, pack.kind, ['images'], [top + name for name in files], [0] * 12, ignored=ignored)
 
 
 def test_labels_by_class_name(pack):
@@ -147,7 +151,7 @@ def test_labels_by_id(pack):
     check(images, pack.kind, '0123', ['a.png', 'b.png'], [3, 0])
 
 
-@pytest.mark.parametrize('file', folders.LABEL_FILES)
+@pytest.mark.parametrize('file', ['labels.json', 'dataset.json'])
 def test_labels_as_pairs(pack, file):
     """StyleGAN's and ADM's form; images may lie in folders."""
     labels = {'labels': [['00/b.png', 1], ['00/a.png', 0]], 'class_names': ['cat', 'dog', 'bird']}
@@ -218,14 +222,147 @@ def test_classes_may_be_called_like_splits(pack):
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
     put(tmp_path / 'elsewhere', {'1.png': 5})
-    put(tmp_path / 'images', {'cat/1.png': 1})
+    put(tmp_path / 'images', {'cat/1.png': 1, 'cat/2.png': 2})
     (tmp_path / 'images/dog').symlink_to(tmp_path / 'elsewhere')
     (tmp_path / 'images/cat/loop').symlink_to(tmp_path / 'images')
-    (tmp_path / 'images/dog/gone.png').symlink_to(tmp_path / 'nothing')
     images = open_images(str(tmp_path / 'images'))
-    assert images.names == ['cat/1.png', 'dog/1.png', 'dog/gone.png'] and number_of(images.read(1)) == 5
+    assert images.names == ['cat/1.png', 'cat/2.png', 'dog/1.png'] and number_of(images.read(2)) == 5
+    assert images.ignored == [('cat/loop/', 'a link to a folder that it lies in')]
+    (tmp_path / 'images/cat/2.png').unlink()
     with pytest.raises(ImageError, match='unreadable: No such file'):
-        images.read(2)
+        images.read(1)
+
+
+def test_what_is_no_file_is_left_out(tmp_path, monkeypatch):
+    """Reading a pipe would wait for ever, and one broken link must not stop everything."""
+    put(tmp_path, {'cat/1.png': 1})
+    monkeypatch.chdir(tmp_path / 'cat')  # a socket's path must be short
+    os.mkfifo('pipe.png')
+    os.mkfifo('../labels.json')
+    os.mkdir('none')
+    os.symlink('gone', 'gone.png')
+    os.symlink('itself.png', 'itself.png')
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind('socket.png')
+        images = open_images(str(tmp_path))
+    check(images, 'folder', ['cat'], ['cat/1.png'], [0], ignored=[
+        'cat/pipe.png', 'labels.json', 'cat/none/', 'cat/gone.png', 'cat/itself.png', 'cat/socket.png'])  # fmt: skip
+    reasons = dict(images.ignored)
+    assert reasons['cat/pipe.png'] == reasons['labels.json'] == reasons['cat/socket.png'] == 'not a file'
+    assert reasons['cat/gone.png'] == 'a link to nothing' and reasons['cat/none/'] == 'an empty folder'
+    assert reasons['cat/itself.png'].startswith('a link that cannot be followed: Too many levels')
+
+
+@pytest.mark.parametrize('stray', [
+    {'train_stats.npz': b'x'}, {'val_fid.npz': b'x'}, {'test_batch/1.png': 3}, {'dataset.json': {'name': 'mine'}},
+    {'dataset.json': {'labels': None}}, {'dataset.json': {'labels': ['a', 'b']}}, {'dataset.json': b'not JSON'},
+    {'data_batch_1': b'x', 'batches.meta': b'x'}, {'train_data_batch_1.npz': b'x'}, {'x_npz.zip': b'x'},
+], ids=lambda stray: ' '.join(stray))  # fmt: skip
+def test_stray_files_do_not_decide_what_a_folder_is(tmp_path, stray):
+    images = open_images(put(tmp_path, {'cat/1.png': 1, 'dog/1.png': 2} | stray))
+    more = [name for name in stray if name.endswith('.png')]
+    classes = ['cat', 'dog', *(name.partition('/')[0] for name in more)]
+    names = ['cat/1.png', 'dog/1.png', *more]
+    check(images, 'folder', classes, names, range(len(names)), ignored=sorted(stray.keys() - set(more)))
+
+
+@pytest.mark.parametrize('stray', ['train_stats.npz', 'val_fid.npz', 'backup.npz.zip', 'test_batch'])
+def test_stray_files_beside_loose_images(tmp_path, stray):
+    files = {'a.png': 1, stray: content_of_zip({'x.npy': b'x'})}
+    check(open_images(put(tmp_path, files)), 'folder', ['images'], ['a.png'], [0], ignored=[stray])
+
+
+def content_of_zip(files):
+    file = io.BytesIO()
+    put_zip(file, files)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ('files', 'classes', 'names', 'ignored'),
+    [
+        ({'cats/1.png': 1, 'cats/2.png': 2}, ['cats'], ['cats/1.png', 'cats/2.png'], []),
+        ({'top/a/1.png': 1, 'top/b/1.png': 2, 'READ.me': None}, ['a', 'b'], ['a/1.png', 'b/1.png'], ['READ.me']),
+        ({'./a/1.png': 1, './/b/1.png': 2}, ['a', 'b'], ['a/1.png', 'b/1.png'], []),
+        ({'x/labels.json': {'1.png': 'u', '2.png': 'v'}, 'x/1.png': 1, 'x/2.png': 2}, 'uv', ['1.png', '2.png'], []),
+        ({'labels.json': {'x/1.png': 'u', 'x/2.png': 'v'}, 'x/1.png': 1, 'x/2.png': 2}, 'uv',
+         ['x/1.png', 'x/2.png'], []),
+    ],
+    ids=['one class', 'stray file', 'dots', 'labels inside', 'labels outside'],
+)  # fmt: skip
+def test_the_top_folder_of_a_zip(tmp_path, files, classes, names, ignored):
+    images = open_images(put_zip(tmp_path / 'x.zip', files))
+    check(images, 'zip', classes, names, range(len(names)) if len(classes) > 1 else [0, 0], ignored=ignored)
+
+
+def test_names_in_utf8_that_a_zip_does_not_mark_as_such(tmp_path):
+    """As macOS's Finder writes them; and names that are in the old code page."""
+
+    class Unmarked(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self):
+            return self.filename.encode('utf-8' if 'é' in self.filename else 'cp437'), self.flag_bits & ~0x800
+
+    with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
+        for number, name in enumerate(['café/1.png', 'für/1.png']):
+            archive.writestr(Unmarked(name), png(number))
+    images = open_images(str(tmp_path / 'x.zip'))
+    check(images, 'zip', ['café', 'für'], ['café/1.png', 'für/1.png'], [0, 1])
+
+
+def test_classes_without_a_name(tmp_path):
+    for number, name in enumerate(['', ' ', 'two\nlines', 'line\n', '\u2028']):
+        refuses(put(tmp_path / str(number), {'1.png': 1, 'labels.json': {'1.png': name}}), 'labels.json', repr(name))
+    refuses(put(tmp_path / 'names', {'1.png': 1, 'labels.json': {'1.png': 0, 'class_names': ['']}}), "called ''")
+    refuses(put(tmp_path / 'folders', {'a/1.png': 1, ' /1.png': 1}), "called ' '")
+
+
+def test_only_folders_and_zips_are_read_as_they_are(tmp_path):
+    """Archives have splits, which a folder has not; they are prepared."""
+    cifar = put_cifar(tmp_path, {name: pickle.dumps(content) for name, content in cifar_files().items()}, True)
+    npz_folder = put(tmp_path / 'npz', npz_batches())
+    for path in (cifar, npz_folder, npz_folder + '/val_data.npz', train_tar(tmp_path / 'x.tar')):
+        with pytest.raises(UserError) as caught:
+            open_plain_images(path, field='config.data.data_dir')
+        for word in (f'{path} is no folder or zip', 'config.data.data_dir', f'--config.prepare.path={path}'):
+            assert word in str(caught.value)
+    put(tmp_path / 'plain', {'cat/1.png': 1})
+    assert open_plain_images(str(tmp_path / 'plain'), field='').kind == 'folder'
+
+
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+    put(tmp_path, {'cat/1.png': 1})
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith('cat'):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    refuses(tmp_path, f'{tmp_path}/cat cannot be read: Permission denied')
+
+
+@pytest.mark.parametrize('form', ['folder', 'zip', 'cifar10', 'npz'])
+def test_stamps_differ_once_a_file_does(tmp_path, form):
+    """A zip file's members tell by their checksums, whatever becomes of the file's time; other files by theirs."""
+    files = {'cat/1.png': 1, 'cat/2.png': 2}
+    if form == 'cifar10':
+        path = put_cifar(tmp_path, {name: pickle.dumps(value) for name, value in cifar_files().items()}, True)
+    elif form == 'npz':
+        path = put(tmp_path, npz_batches())
+    else:
+        path = put(tmp_path, files) if form == 'folder' else put_zip(tmp_path / 'x.zip', files)
+    changed = {'folder': tmp_path / 'cat/1.png', 'npz': tmp_path / 'train_data_batch_2.npz'}.get(
+        form, pathlib.Path(path)
+    )
+    before = list(open_images(path).stamps())
+    assert before and list(open_images(path).stamps()) == before
+    time = os.stat(changed).st_mtime_ns
+    os.utime(changed, ns=(time, time + 1))
+    assert (list(open_images(path).stamps()) == before) == (form == 'zip')
+    if form == 'zip':
+        put_zip(path, files | {'cat/2.png': 3})
+        assert list(open_images(path).stamps()) != before
 
 
 def test_paths_at_home(tmp_path, monkeypatch):
@@ -506,19 +643,39 @@ def test_one_batch_of_downsampled_imagenet(tmp_path):
     refuses(path, 'no train*.npz', "'train'", 'val_data.npz', 'config.data.split')
 
 
-def test_a_batch_is_decoded_once_and_one_is_kept(tmp_path, monkeypatch):
+def test_a_batch_is_opened_once(tmp_path, monkeypatch):
     images = open_images(put(tmp_path, npz_batches()))
-    decoded = []
-    read = imagenet.ImagenetNpz._read_pixels
+    opened = []
+    open_batch = imagenet.ImagenetNpz._opened
     monkeypatch.setattr(
-        imagenet.ImagenetNpz, '_read_pixels', lambda self, stem: decoded.append(stem) or read(self, stem)
+        imagenet.ImagenetNpz, '_opened', lambda self, stem: opened.append(stem) or open_batch(self, stem)
     )
     for index in range(5):
         images.read(index)
-    assert decoded == ['train_data_batch_1', 'train_data_batch_2', 'train_data_batch_10']
+    assert opened == ['train_data_batch_1', 'train_data_batch_2', 'train_data_batch_10']
     images.read(0)
-    assert decoded[3:] == ['train_data_batch_1']
+    assert opened[3:] == ['train_data_batch_1']
     assert len(pickle.dumps(images)) < 2000
+
+
+@pytest.mark.parametrize('outer', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_a_batch_is_never_whole_in_memory(tmp_path, monkeypatch, outer, save):
+    """Of 8 MB, opened and read in order and then back, no more than 6 are held; labels lie behind the pixels."""
+    monkeypatch.setattr(imagenet, '_TAIL', 1 << 18)
+    monkeypatch.setattr(zipfile.ZipExtFile, 'MAX_SEEK_READ', 1 << 18)  # else 16 MB
+    data = np.tile(np.random.default_rng(0).integers(0, 256, (27, 3072), np.uint8), (100, 1))
+    batch = npz(np.arange(2700) % 5 + 1, save=save, data=data)
+    path = put_zip(tmp_path / 'Imagenet32_train_npz.zip', {'train_data_batch_1.npz': batch}, outer)
+    del batch
+    tracemalloc.start()
+    images = open_images(path)
+    for index in [*range(0, 2700, 100), 2699, 5]:
+        expected = data[index].reshape(3, 32, 32).transpose(1, 2, 0)
+        np.testing.assert_array_equal(images.read(index), expected)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert images.labels.tolist() == [row % 5 for row in range(2700)] and peak < 6e6
 
 
 def test_a_thousand_classes_are_imagenets(tmp_path):
@@ -568,6 +725,19 @@ def test_damaged_pixels_show_when_they_are_read(tmp_path):
     images = open_images(str(path))
     with pytest.raises(UserError, match='cannot be read'):
         images.read(0)
+
+
+def test_damage_of_a_batch_in_a_zip_shows_as_it_is_opened(tmp_path):
+    path = tmp_path / 'Imagenet64_npz.zip'
+    batch = npz([1, 2, 3], side=64, save=np.savez)
+    damaged = bytearray(pathlib.Path(put_zip(path, {'train_data_batch_1.npz': batch}, zipfile.ZIP_STORED)).read_bytes())
+    damaged[30_000] ^= 255  # a pixel of the third image
+    path.write_bytes(damaged)
+    refuses(path, 'cannot be read', 'Bad CRC')
+    damaged = bytearray(pathlib.Path(put_zip(path, {'train_data_batch_1.npz': batch})).read_bytes())
+    damaged[damaged.index(b'PK\x01\x02') + 16] ^= 255  # the checksum in the outer directory
+    path.write_bytes(damaged)
+    refuses(path, 'cannot be read', 'Bad CRC')
 
 
 # ImageNet's tar files.

@@ -1,17 +1,25 @@
 import hashlib
+import json
 import os
 import pickle
+import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from absl import flags
 from sklearn.datasets import load_digits
+from tensorboardX.record_writer import RecordWriter
+from tensorflow_datasets.proto import tf_example_generated_pb2
 
-from cfg_jax.data import pipeline, sources
+from cfg_jax.data import images, pipeline, sources
 from cfg_jax.errors import UserError
 from tests import tfds_layout, tiny
 
@@ -134,6 +142,28 @@ def test_a_killed_stream_goes_on_to_the_bit(workers, tmp_path):
     assert {**before, **read(max(before), 15)} == expected
 
 
+def test_workers_end_with_their_parent(tmp_path):
+    """Even where that is killed alone, by SIGKILL: an orphan would hold the job's output, and its memory, for ever."""
+    script = tmp_path / 'stream.py'
+    script.write_text(STREAM)
+    environment = {**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, script, '2', '0'], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    process.stdout.readline()
+    process.kill()
+    process.stdout.read()  # ends when the last process that holds the pipe is gone
+    process.wait()
+    for _ in range(100):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError('its workers are still there')
+
+
 def test_random_crops_keep_the_size_and_most_of_the_image():
     settings = {'batch_size': 400, 'seed': 0}
     images = next(pipeline.train_batches(sources.digits(), **settings))['image']
@@ -224,6 +254,165 @@ def test_tfrecord_is_read_without_tensorflow(tfds_dir, tmp_path):
     shard.unlink()
     with pytest.raises(UserError, match=r'1 of the 1 files of imagenet_resized/64x64.* missing'):
         open_tfds(tmp_path, name, size)
+
+
+def flipped(path, *places):
+    """Changes bytes of a file."""
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place] ^= 255
+    path.write_bytes(data)
+
+
+def copy_of(tfds_dir, name, data_dir):
+    (folder,) = (tfds_dir / name).glob('*.*.*')
+    return Path(shutil.copytree(folder, data_dir / folder.relative_to(tfds_dir)))
+
+
+def test_a_damaged_array_record_file_is_named(tfds_dir, tmp_path):
+    (shard,) = copy_of(tfds_dir, 'cifar10', tmp_path).glob('*.array_record-*')
+    whole = shard.read_bytes()
+    for data in (b'', whole[: len(whole) // 2], whole[:-100], b'x' * len(whole)):
+        shard.write_bytes(data)
+        with pytest.raises(
+            UserError, match=rf'^{shard} is damaged: .*copy or prepare it anew \(config\.data\.data_dir'
+        ):
+            open_tfds(tmp_path, 'cifar10', 32)
+    shard.write_bytes(whole)
+    info = shard.parent / 'dataset_info.json'
+    info.write_text(info.read_text().replace('"60"', '"61"'))
+    with pytest.raises(UserError, match=rf'{shard} is damaged: it holds 60 records and its .* says 61'):
+        open_tfds(tmp_path, 'cifar10', 32)
+
+
+@pytest.mark.parametrize('reading', [{}, {'num_threads': 2}, {'num_workers': 1}], ids=str)
+def test_damage_that_shows_in_reading_is_named_whatever_reads(tfds_dir, tmp_path, reading):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(['pytest'])  # Grain's workers ask them
+    (shard,) = copy_of(tfds_dir, 'cifar10', tmp_path).glob('*.array_record-*')
+    flipped(shard, *range(40_000, 90_000))
+    batches = pipeline.train_batches(open_tfds(tmp_path, 'cifar10', 32), batch_size=60, seed=0, **reading)
+    with pytest.raises(UserError, match=rf'{shard} is damaged: .*config\.data\.data_dir'):
+        next(batches)
+
+
+def test_a_damaged_tfrecord_file_is_named(tfds_dir, tmp_path):
+    folder = copy_of(tfds_dir, 'cifar10', tmp_path)
+    tfds_layout.as_tfrecord(folder)
+    (shard,) = folder.glob('*.tfrecord-*')
+    whole = shard.read_bytes()
+    length = struct.unpack('<Q', whole[:8])[0]
+    source = open_tfds(tmp_path, 'cifar10', 32)
+    for place in (12, 12 + length // 2, 12 + length):  # the first record's data, and their checksum
+        flipped(shard, place)
+        with pytest.raises(UserError, match=rf'{shard} is damaged: the checksum of the record at byte 12 .*data_dir'):
+            source[0]
+        source[1]
+        shard.write_bytes(whole)
+    for place in (0, 8):
+        flipped(shard, place)
+        with pytest.raises(UserError, match=rf'{shard} is damaged: the checksum of the length of record 0'):
+            open_tfds(tmp_path, 'cifar10', 32)
+        shard.write_bytes(whole)
+    os.truncate(shard, 100)
+    with pytest.raises(UserError, match=rf'{shard} is damaged'):
+        source[5]
+
+
+def test_records_that_are_no_examples(tfds_dir, tmp_path):
+    """Whole by their checksums: bytes that are no Example, and one each without an image and without a label."""
+    folder = copy_of(tfds_dir, 'cifar10', tmp_path)
+    tfds_layout.as_tfrecord(folder)
+    (shard,) = folder.glob('*.tfrecord-*')
+    no_image, no_label = tf_example_generated_pb2.Example(), tf_example_generated_pb2.Example()
+    no_image.features.feature['label'].int64_list.value.append(1)
+    no_label.features.feature['image'].bytes_list.value.append(b'x')
+    records = [b'\xff' * 30, b'', no_image.SerializeToString(), no_label.SerializeToString()]
+    writer = RecordWriter(str(shard))
+    for record in records * 15:
+        writer.write(record)
+    writer.close()
+    source = open_tfds(tmp_path, 'cifar10', 32)
+    for index in range(4):
+        with pytest.raises(
+            UserError, match=rf'{shard} is damaged: image {index} of cifar10/3\.0\.2, .* no example with'
+        ):
+            source[index]
+
+
+@pytest.mark.parametrize('part', ['train[:0]', 'train[:0%]', 'train[5:5]'])
+def test_parts_without_images(tfds_dir, part):
+    with pytest.raises(
+        UserError, match=rf'cifar10/3\.0\.2, split {re.escape(repr(part))}, has no images .*data\.split'
+    ):
+        open_tfds(tfds_dir, 'cifar10', 32, part)
+
+
+def test_labels_that_are_none(tmp_path):
+    """As TFDS has them in splits without labels."""
+    features = {'image': tfds.features.Image(shape=(8, 8, 3)), 'label': tfds.features.ClassLabel(num_classes=2)}
+    examples = [{'image': tfds_layout.picture(0, 8), 'label': -1}]
+    tfds_layout.write(tmp_path, 'unlabelled', examples, version='1.0.0', features=features)
+    source = open_tfds(tmp_path, 'unlabelled', 8)
+    for read in (source.label, source.__getitem__):
+        with pytest.raises(
+            UserError, match=r'image 0 of unlabelled.* has label -1, where 0 to 1 .*config\.data\.split'
+        ):
+            read(0)
+
+
+# ---------------------------------------------------------------- folders
+
+
+def write_pictures(folder, **files):
+    for name, data in files.items():
+        path = folder / f'{name}.png'.replace('__', '/')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def png(channels=3):
+    return images.encode_png(tfds_layout.picture(7, 8, channels))
+
+
+def test_an_unusable_image_is_named_with_what_helps(tmp_path):
+    """The path with the folder; fields only where their values are why."""
+    write_pictures(tmp_path, a__1=b'', a__2=png(), a__3=png()[:40])
+    for size, channels, index, reason, fields in [
+        (8, 3, 0, 'empty file', ''),
+        (8, 3, 2, 'truncated', ''),
+        (16, 3, 1, 'smaller than 16x16: 8x8', ' (config.data.image_size, config.data.upsample)'),
+        (8, 1, 1, 'has colour, and 1 channel is asked for', ' (config.data.image_channels)'),
+    ]:
+        with pytest.raises(UserError) as caught:
+            sources.FolderSource(str(tmp_path), (size, size, channels))[index]
+        makes = '--mode=prepare makes a data set without such images'
+        assert str(caught.value) == f'{tmp_path}/a/{index + 1}.png: {reason}; {makes}{fields}.'
+
+
+def test_what_may_be_a_mistake_in_a_folder_is_said(tmp_path, capsys):
+    write_pictures(tmp_path, a=png(), b=png())
+    sources.FolderSource(str(tmp_path), (8, 8, 3))
+    assert capsys.readouterr().out == ''
+    (tmp_path / 'labels.json').write_text('{"a.png": 1, "b.png": 2}')
+    (tmp_path / 'notes.txt').write_text('Mine.')
+    assert sources.FolderSource(str(tmp_path), (8, 8, 3)).class_names == ('0', '1', '2')
+    assert capsys.readouterr().out == (
+        '1 of 3 classes have no image: 0\nignored 1 other entries, such as notes.txt: not an image by its name\n'
+    )
+    content = {'a.png': 'x', 'b.png': 'x', 'class_names': ['x', *'abcdef']}
+    (tmp_path / 'labels.json').write_text(json.dumps(content))
+    sources.FolderSource(str(tmp_path), (8, 8, 3))
+    assert '6 of 7 classes have no image: a, b, c, d, e, ...\n' in capsys.readouterr().out
+
+
+def test_archives_are_no_folders(tmp_path):
+    (tmp_path / 'train_data_batch_1.npz').write_bytes(b'')
+    with pytest.raises(UserError, match=r'config\.data\.data_dir.*--mode=prepare --config\.prepare\.path='):
+        sources.FolderSource(str(tmp_path), (8, 8, 3))
+
+
+# ---------------------------------------------------------------- other sizes, and what is not there
 
 
 def test_images_of_other_sizes_are_resampled_where_the_data_set_has_no_one_size(tfds_dir):

@@ -1,8 +1,11 @@
 import csv
+import io
 import json
+import os
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from cfg_jax import build, inspection
@@ -66,10 +69,51 @@ def test_the_rows_show_each_class_and_only_it(folder):
     assert {image.tobytes() for image in rows[3]} == dogs
 
 
+@pytest.mark.filterwarnings('error::UserWarning')
+def test_class_names_of_all_kinds(tmp_path):
+    """TeX, letters that fonts lack, control characters, and bytes that are no text."""
+    root = tmp_path / 'Prices in $ and $ \\x'
+    picture = io.BytesIO()
+    Image.fromarray(tfds_layout.picture(0, 16)).save(picture, 'png')
+    for name in (b'$\\frac{ $', '猫'.encode(), b'caf\xe9', b'a\x07'):
+        folder = os.fsencode(root) + b'/' + name
+        os.makedirs(folder)
+        with open(folder + b'/1.png', 'wb') as file:
+            file.write(picture.getvalue())
+    inspection.run(config(root, data__num_classes=4), tmp_path)
+    rows = list(csv.DictReader((tmp_path / 'inspect' / 'classes.csv').open()))
+    assert [row['class'] for row in rows] == ['$\\frac{ $', 'a\x07', 'caf\\udce9', '猫']
+    for name in ('statistics.png', 'images.png'):
+        assert Image.open(tmp_path / 'inspect' / name).width > 100
+
+
+@pytest.mark.parametrize('source', ['folder', 'tfds'])
+def test_classes_without_images_are_named_once(tmp_path, capsys, source):
+    if source == 'folder':
+        Image.fromarray(tfds_layout.picture(0, 16)).save(tmp_path / '1.png')
+        (tmp_path / 'labels.json').write_text('{"1.png": 1}')
+    else:
+        features = {'image': tfds.features.Image(shape=(16, 16, 3)), 'label': tfds.features.ClassLabel(num_classes=2)}
+        examples = [{'image': tfds_layout.picture(0, 16), 'label': 1}]
+        tfds_layout.write(tmp_path, 'mine', examples, version='1.0.0', features=features)
+    name = '' if source == 'folder' else 'mine'
+    inspection.run(config(tmp_path, data__source=source, data__name=name), tmp_path / 'runs')
+    assert capsys.readouterr().out.count('1 of 2 classes have no image: 0\n') == 1
+
+
+def test_a_split_without_labels(tmp_path):
+    features = {'image': tfds.features.Image(shape=(16, 16, 3)), 'label': tfds.features.ClassLabel(num_classes=2)}
+    examples = [{'image': tfds_layout.picture(0, 16), 'label': -1}]
+    tfds_layout.write(tmp_path, 'unlabelled', examples, version='1.0.0', features=features)
+    with pytest.raises(UserError, match=r'has label -1, where 0 to 1 are allowed; .*config\.data\.split'):
+        inspection.run(config(tmp_path, data__source='tfds', data__name='unlabelled'), tmp_path / 'runs')
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
         ({'data__num_classes': 3}, r'has 2 classes, not 3 \(config\.data\.num_classes\)'),
+        ({'data__data_dir': None}, r'config\.data\.data_dir is not set; give the folder'),
         ({'data__data_dir': '/nowhere'}, r'/nowhere.*config\.data\.data_dir'),
         ({'data__image_size': 32}, r'smaller than 32x32.*config\.data\.upsample'),
         ({'data__image_channels': 1}, r'has colour.*config\.data\.image_channels'),

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cfg_jax import prepare
-from cfg_jax.data import shards, sources, workers
+from cfg_jax.data import shards, sources, tfds_writer, workers
 from cfg_jax.errors import UserError
 from tests import tfds_layout, tiny
 
@@ -324,6 +325,36 @@ def test_other_settings_do_not_go_on_with_it(pictures, tmp_path, changes, messag
     with pytest.raises(UserError, match=rf'^{begun} was made with other settings: .*{message}; use those, or delete'):
         run(pictures, tmp_path, **{**settings, **changes})
     assert not begun.with_name('1.0.0').exists() and len(shard_bytes(begun)) == 3
+
+
+@pytest.mark.parametrize('packed', [False, True], ids=['folder', 'zip'])
+def test_files_that_changed_are_not_taken_for_the_same(pictures, tmp_path, packed):
+    """Of the same names, after all is prepared."""
+    path, changed = pictures, pictures / 'a' / '0.png'
+    if packed:
+        path = Path(shutil.make_archive(tmp_path / 'pictures', 'zip', pictures))
+    run(path, tmp_path, size=8, classes=2)
+    run(path, tmp_path, size=8, classes=2)
+    changed.write_bytes((pictures / 'a' / '1.png').read_bytes())
+    if packed:
+        shutil.make_archive(tmp_path / 'pictures', 'zip', pictures)
+    message = r'1\.0\.0 was made .*: files of config\.prepare\.path have other sizes or times than .*delete that folder'
+    with pytest.raises(UserError, match=message):
+        run(path, tmp_path, size=8, classes=2)
+
+
+def test_classes_without_images_are_named(pictures, tmp_path, capsys):
+    names = [f'a/{i}.png' for i in range(6)] + [f'b/{i}.png' for i in range(6)]
+    labels = {name: 1 + (name < 'b') for name in names} | {'a/broken.png': 3}
+    (pictures / 'labels.json').write_text(json.dumps(labels))
+    run(pictures, tmp_path, size=8, classes=4)
+    assert '\n2 of 4 classes have no image: 0, 3\n' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['', ' a', 'a\x07'], ids=repr)
+def test_class_names_that_tfds_cannot_store(tmp_path, name):
+    with pytest.raises(UserError, match=rf'called {re.escape(repr(name))}.*config\.prepare\.path'):
+        tfds_writer.locate('my_images', tmp_path, ['b', name], (8, 8, 3))
 
 
 def test_images_that_do_not_fit(pictures, tmp_path, capsys):

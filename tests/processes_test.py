@@ -17,7 +17,7 @@ def free_port():
 
 
 def start_together(count, *arguments, workdir):
-    """Runs main as `count` processes of one job, until all have ended well."""
+    """Runs main as `count` processes of one job; their outputs, once all have ended well."""
     port = free_port()
     processes = []
     for index in range(count):
@@ -31,6 +31,7 @@ def start_together(count, *arguments, workdir):
     outputs = [process.communicate(timeout=240) for process in processes]
     for process, (out, err) in zip(processes, outputs):
         assert process.returncode == 0, out + err
+    return [out for out, _ in outputs]
 
 
 def losses(workdir):

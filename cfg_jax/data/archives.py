@@ -11,8 +11,17 @@ import zlib
 
 import numpy as np
 
-from cfg_jax.data.folders import RECOGNISED, ImageFolder, ImageZip, RawImages, check_split, unusable
-from cfg_jax.data.imagenet import ImagenetNpz, ImagenetTar, is_npz_name, npz_members
+from cfg_jax.data.folders import (
+    RECOGNISED,
+    ImageFolder,
+    ImageZip,
+    RawImages,
+    check_split,
+    holds_class_folders,
+    stamp,
+    unusable,
+)
+from cfg_jax.data.imagenet import ImagenetNpz, ImagenetTar, holds_batches, is_npz_name, npz_members
 from cfg_jax.data.images import first_line
 from cfg_jax.errors import UserError
 
@@ -27,36 +36,63 @@ def open_images(path, *, split='train', field='config.prepare.path'):
     Raises UserError.
     """
     where = os.path.expanduser(path)
+    with _reading(path, where, field):
+        kind = _recognise(where, field)
+        return kind(where, field) if kind in (ImageFolder, ImageZip) else kind(where, split, field)
+
+
+def open_plain_images(path, *, field):
+    """`RawImages` of a folder of images or a zip file of one, alone. Raises UserError."""
+    where = os.path.expanduser(path)
+    with _reading(path, where, field):
+        kind = _recognise(where, field)
+        if kind not in (ImageFolder, ImageZip):
+            raise UserError(
+                f'{where} is no folder or zip file of images ({field}, config.data.source); an archive is prepared '
+                f'first: --mode=prepare --config.prepare.path={where} --config.data.source=tfds.'
+            )
+        return kind(where, field)
+
+
+@contextlib.contextmanager
+def _reading(path, where, field):
+    """UserError where there is nothing, or something that the system does not let us read."""
     if not os.path.exists(where):
         raise UserError(f'no such file or folder: {path!r} ({field}).')
     try:
-        return _open(where, split, field)
+        yield
     except OSError as error:
-        raise unusable(where, f'cannot be read: {error.strerror or first_line(error)}', field) from error
+        what = f'cannot be read: {error.strerror or first_line(error)}'
+        raise unusable(error.filename or where, what, field) from error
 
 
-def _open(path, split, field):
+def _recognise(path, field):
+    """The class, of those that `open_images` opens, that a folder or file looks like."""
     if os.path.isdir(path):
-        names = os.listdir(path)
-        if any(name in batches for name in names for batches in CIFAR_BATCHES.values()):
-            return Cifar10(path, split, field)
-        if any(re.fullmatch(r'(train|val).*\.npz|.*npz\.zip', name, re.IGNORECASE) for name in names):
-            return ImagenetNpz(path, split, field)
-        return ImageFolder(path, field)
+        batches = [name for names in CIFAR_BATCHES.values() for name in names]
+        cifar10 = _any_file(path, batches) and _any_file(path, ['batches.meta'])
+        if (cifar10 or holds_batches(path)) and not holds_class_folders(path):
+            return Cifar10 if cifar10 else ImagenetNpz
+        return ImageFolder
     start = b''
     if os.path.isfile(path):  # not a pipe, which may never end
         with open(path, 'rb') as file:
             start = file.read(512)
     suffix = os.path.splitext(path)[1].lower()
-    if is_npz_name(os.path.basename(path)):
-        return ImagenetNpz(path, split, field)
+    if is_npz_name(path):
+        return ImagenetNpz
     if start.startswith(b'PK') or suffix == '.zip':
-        return ImagenetNpz(path, split, field) if npz_members(path, field) else ImageZip(path, field)
+        return ImagenetNpz if npz_members(path, field) else ImageZip
     if start.startswith(b'\x1f\x8b'):
-        return Cifar10(path, split, field)
+        return Cifar10
     if start[257:262] == b'ustar' or suffix == '.tar':
-        return ImagenetTar(path, split, field)
+        return ImagenetTar
     raise unusable(path, f'is nothing that is recognised: {RECOGNISED}', field)
+
+
+def _any_file(folder, names):
+    """Whether any of the names is a file's in the folder."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
 # CIFAR-10: pickled batches of pixels.
@@ -87,6 +123,11 @@ class Cifar10(RawImages):
             self._pixels = _stack(contents)
         return np.ascontiguousarray(self._pixels[index].reshape(CIFAR_SHAPE).transpose(1, 2, 0))
 
+    def stamps(self):
+        if os.path.isdir(self._path):
+            return [stamp(os.path.join(self._path, name)) for name in self._batches]
+        return [stamp(self._path)]
+
     def _load(self):
         """{file name: its dictionary}, the split's batches in their order and then batches.meta."""
         wanted = [*self._batches, 'batches.meta']
@@ -99,8 +140,9 @@ class Cifar10(RawImages):
     def _read_folder(self, wanted):
         files = {}
         for name in wanted:
-            with contextlib.suppress(FileNotFoundError), open(os.path.join(self._path, name), 'rb') as file:
-                files[name] = file.read()
+            if _any_file(self._path, [name]):
+                with open(os.path.join(self._path, name), 'rb') as file:
+                    files[name] = file.read()
         return files
 
     def _read_tar(self, wanted):

@@ -1,5 +1,6 @@
 """Images as they lie, undecoded: what every archive gives, and the two plainest, a folder and a zip file of one."""
 
+import contextlib
 import json
 import os
 import struct
@@ -17,11 +18,11 @@ RECOGNISED = (
     '(train_data_batch_*.npz, val_data.npz or zip files of them), ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar'
 )
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
-LABEL_FILES = ('labels.json', 'dataset.json')  # the latter is StyleGAN's name for it
 SPLIT_NAMES = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 MAX_CLASSES = 1_000_000  # a larger id is taken for a mistake
 PROGRESS_SECONDS = 5
 DEFLATED = zipfile.ZIP_DEFLATED
+UTF8_FLAG = 0x800  # of a zip file's member
 
 
 class RawImages:
@@ -44,6 +45,10 @@ class RawImages:
 
         Raises ImageError if this image cannot be read, UserError if more than this one cannot.
         """
+        raise NotImplementedError
+
+    def stamps(self):
+        """An iterable of bytes that differ once files do: their sizes and times, or checksums, by what costs least."""
         raise NotImplementedError
 
 
@@ -79,6 +84,33 @@ def unusable(path, what, field):
     return UserError(f'{path} {what} ({field}).')
 
 
+def stamp(path):
+    """The size of a file and the time of its last change, as bytes; of one that is gone none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return b''
+    return struct.pack('<qq', status.st_size, status.st_mtime_ns)
+
+
+def plain(name):
+    """A file's or class's name, whatever bytes it is of, as one line can show it."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def notes(class_names, counts, ignored):
+    """Lines about what may be a mistake: classes that have no image, and entries that were left out.
+
+    counts: int, how many images each class has. ignored: as in `RawImages`.
+    """
+    empty = [plain(name) for name, count in zip(class_names, counts) if not count]
+    if empty:
+        more = ', ...' if empty[5:] else ''
+        yield f'{len(empty)} of {len(class_names)} classes have no image: {", ".join(empty[:5])}{more}'
+    if ignored:
+        yield f'ignored {len(ignored)} other entries, such as {plain(ignored[0][0])}: {ignored[0][1]}'
+
+
 def check_split(split, splits, path):
     if split not in splits:
         raise UserError(f'{path} has the splits {", ".join(map(repr, splits))}, not {split!r} (config.data.split).')
@@ -107,8 +139,10 @@ class ImageFolder(RawImages):
 
     def __init__(self, path, field):
         self._path = path
-        names = list(counted(_walk(path), path))
-        super().__init__('folder', *_organise(names, self._read, path, field))
+        entries = list(counted(_walk(path), path))
+        unfit = [(name, reason) for name, reason in entries if reason]
+        files = [name for name, reason in entries if not reason]
+        super().__init__('folder', *_organise(files, self._read, path, field, unfit))
 
     def _read(self, name):
         with open(os.path.join(self._path, name), 'rb') as file:
@@ -120,29 +154,51 @@ class ImageFolder(RawImages):
         except OSError as error:
             raise ImageError(f'unreadable: {error.strerror}') from error
 
+    def stamps(self):
+        return (stamp(os.path.join(self._path, name)) for name in self.names)
+
+
+def holds_class_folders(path):
+    """Whether an image lies in a folder of this folder."""
+    return any('/' in name and is_image_name(name) and not reason for name, reason in _walk(path))
+
 
 def _walk(folder, prefix='', above=()):
-    """The files under a folder by their relative names; links are followed unless they lead back up."""
+    """(relative name, why it is left out or '') of the files under a folder.
+
+    Links are followed unless they lead back up. What is neither a file nor a folder is left out: reading it may wait
+    for ever.
+    """
     here = os.path.realpath(folder)
     if here in above:
+        yield prefix, 'a link to a folder that it lies in'
         return
+    empty = True
     with os.scandir(folder) as entries:
         for entry in entries:
             if _is_hidden(entry.name):
                 continue
-            if entry.is_dir():
-                yield from _walk(entry.path, f'{prefix}{entry.name}/', (*above, here))
+            name, empty = prefix + entry.name, False
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError as error:  # of links alone, to themselves for instance
+                yield name, f'a link that cannot be followed: {error.strerror}'
+                continue
+            if is_folder:
+                yield from _walk(entry.path, f'{name}/', (*above, here))
             else:
-                yield prefix + entry.name
+                yield name, '' if is_file else 'a link to nothing' if entry.is_symlink() else 'not a file'
+    if empty and prefix:
+        yield prefix, 'an empty folder'
 
 
 class ImageZip(RawImages):
-    """A zip file of such a folder. If all lies in one top folder, that is taken for the root."""
+    """A zip file of such a folder. One top folder of class folders, or of images with labels, is taken for the root."""
 
     def __init__(self, path, field):
         try:
             with zipfile.ZipFile(path) as archive:
-                members = _zip_members(archive, path, field)
+                members = _without_top(_zip_members(archive, path, field), archive.read)
                 organised = _organise(list(members), lambda name: archive.read(members[name]), path, field)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise unusable(path, f'is a damaged zip file: {first_line(error)}', field) from error
@@ -169,35 +225,83 @@ class ImageZip(RawImages):
             raise ImageError('damaged in the zip file')
         return data
 
+    def stamps(self):
+        return (self._sizes.tobytes(), self._checksums.tobytes())
+
 
 def _zip_members(archive, path, field):
-    """{name: its ZipInfo} of the files in a zip, without hidden ones, and without a top folder that holds them all."""
-    members = {info.filename.replace('\\', '/'): info for info in archive.infolist() if not info.is_dir()}
-    members = {name: info for name, info in members.items() if not any(map(_is_hidden, name.split('/')))}
+    """{name: its ZipInfo} of the files in a zip, without hidden ones."""
+    members = {}
+    for info in archive.infolist():
+        name = _zip_name(info)
+        parts = [part for part in name.split('/') if part not in ('', '.')]
+        if not name.endswith('/') and not any(map(_is_hidden, parts)):
+            members['/'.join(parts)] = info
     for name, info in members.items():
         if info.flag_bits & 1:
             raise unusable(path, f'is encrypted ({name}): unpack it and give the folder', field)
         if info.compress_type not in (zipfile.ZIP_STORED, DEFLATED):
             raise unusable(path, f'is compressed otherwise than by deflate ({name}): unpack it, give the folder', field)
-    tops = {name.partition('/')[0] for name in members}
-    if len(tops) == 1 and all('/' in name for name in members):
-        members = {name.partition('/')[2]: info for name, info in members.items()}
     return members
 
 
-def _organise(files, read, path, field):
-    """(class names, names of images, their labels, ignored) of files by their names; `read(name)` gives one's bytes."""
+def _zip_name(info):
+    """A member's name, also as Windows and macOS write it: with backslashes, or in UTF-8 that is not marked as such."""
+    name = info.filename
+    if not info.flag_bits & UTF8_FLAG:
+        with contextlib.suppress(UnicodeError):
+            name = name.encode('cp437').decode()  # zipfile decoded it from there
+    return name.replace('\\', '/')
+
+
+def _without_top(members, read):
+    """The members, named as from their one top folder if that holds class folders or labels, and so is no class."""
+    names = list(filter(is_image_name, members))
+    tops = {name.partition('/')[0] for name in names if '/' in name}
+    if len(tops) != 1 or not all('/' in name for name in names):
+        return members
+    top = f'{tops.pop()}/'
+    inside = {name.removeprefix(top): info for name, info in members.items() if name.startswith(top)}
+    if _find_labels(members, lambda name: read(members[name])):
+        return members
+    if any(name.count('/') > 1 for name in names) or _find_labels(inside, lambda name: read(inside[name])):
+        return {name: info for name, info in members.items() if not name.startswith(top)} | inside
+    return members
+
+
+def _find_labels(files, read):
+    """The name among `files` that gives images their labels, or None. Any file may be called dataset.json."""
+    if 'labels.json' in files:
+        return 'labels.json'
+    if 'dataset.json' in files:
+        with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError, IndexError):
+            name, _ = json.loads(read('dataset.json'))['labels'][0]
+            if isinstance(name, str):
+                return 'dataset.json'  # StyleGAN's, of which also those without labels are called so
+    return None
+
+
+def _organise(files, read, path, field, unfit=()):
+    """(class names, names of images, their labels, ignored) of files by their names; `read(name)` gives one's bytes.
+
+    unfit: (name, reason) of entries that are no files.
+    """
     names = sorted(filter(is_image_name, files))
-    labels_file = next((name for name in LABEL_FILES if name in files), None)
-    ignored = sorted(name for name in files if not is_image_name(name) and name != labels_file)
+    labels_file = _find_labels(files, read)
+    others = [(name, 'not an image by its name') for name in files if not is_image_name(name) and name != labels_file]
+    ignored = sorted([*others, *unfit])
     if not names:
-        others = f', but {len(ignored)} other files, the first {ignored[0]}' if ignored else ''
-        raise unusable(path, f'holds no images ({", ".join(suffix[1:] for suffix in SUFFIXES)}){others}', field)
+        beside = f', but {len(ignored)} other files, the first {plain(ignored[0][0])}' if ignored else ''
+        raise unusable(path, f'holds no images ({", ".join(suffix[1:] for suffix in SUFFIXES)}){beside}', field)
     if labels_file is None:
         class_names, labels = _labels_of_folders(names, path, field)
     else:
         class_names, labels = _labels_of_json(read(labels_file), names, os.path.join(path, labels_file), field)
-    return class_names, names, labels, [(name, 'not an image by its name') for name in ignored]
+    for name in class_names:
+        if not name.strip() or name.splitlines() != [name]:
+            where = path if labels_file is None else os.path.join(path, labels_file)
+            raise unusable(where, f'has a class called {name!r}: give it a name that is not blank, of one line', field)
+    return class_names, names, labels, ignored
 
 
 def _labels_of_folders(names, path, field):
@@ -252,7 +356,7 @@ def _labels_of_json(text, names, path, field):
 def _are_names(class_names):
     return (
         isinstance(class_names, list)
-        and all(isinstance(name, str) and name for name in class_names)
+        and all(isinstance(name, str) for name in class_names)
         and len(set(class_names)) == len(class_names)
     )
 

@@ -39,6 +39,14 @@ class ImageError(ValueError):
     """An image that cannot be used; its text is a short reason, such as 'truncated'."""
 
 
+class TooSmall(ImageError):
+    """An image that would have to be enlarged."""
+
+
+class HasColour(ImageError):
+    """A colour image, where gray ones are asked for."""
+
+
 def first_line(error):
     """The first line of what an exception says, or its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -138,7 +146,7 @@ def _gray(image):
         return np.asarray(image.convert('L'))[..., None]
     rgb = _rgb(image)
     if (rgb != rgb[..., :1]).any():
-        raise ImageError('has colour, and 1 channel is asked for')
+        raise HasColour('has colour, and 1 channel is asked for')
     return rgb[..., :1]
 
 
@@ -168,7 +176,7 @@ def resample(image, size, method, *, upsample=False):
     height, width, _ = image.shape
     if min(height, width) < size:
         if not upsample:
-            raise ImageError(f'smaller than {size}x{size}: {height}x{width}')
+            raise TooSmall(f'smaller than {size}x{size}: {height}x{width}')
         image = _scale_to(_pillow(image), size)
     return image if image.shape[:2] == (size, size) else RESAMPLINGS[method](image, size)
 

@@ -1,6 +1,10 @@
 """From a source to batches: a deterministic Grain pipeline whose position can be saved."""
 
 import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 
 import grain
 import numpy as np
@@ -13,8 +17,25 @@ class ReadShare(grain.transforms.Map):
     def __init__(self, source, share):
         self.source, self.share = source, share
 
+    def __setstate__(self, state):
+        self.__dict__ = state
+        _end_with_the_parent()
+
     def map(self, indices):
         return self.source.batch(indices[self.share])
+
+
+def _end_with_the_parent():
+    """In one of Grain's worker processes: lets it end when its parent is gone, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait():
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class RandomFlip(grain.transforms.RandomMap):
@@ -70,6 +91,10 @@ class Batches:
         if self._num_workers:
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers))
         self._iterator = iter(batches)
+
+    def close(self):
+        """Stops threads and workers."""
+        self._iterator.close()
 
     def __iter__(self):
         return self

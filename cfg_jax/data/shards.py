@@ -118,6 +118,8 @@ def check_same(settings, there, folder):
     if different:
         key = different[0]
         what = f'the images of config.prepare.path are others now ({key})'
+        if key == 'files':
+            what = 'files of config.prepare.path have other sizes or times than they had then'
         if key in _FIELDS:
             what = f'{_FIELDS[key]} is {settings[key]!r} here and {there.get(key)!r} there'
         raise UserError(f'{folder} was made with other settings: {what}; use those, or delete that folder.')

@@ -5,8 +5,7 @@ import os
 
 import numpy as np
 
-from cfg_jax.data import archives, images
-from cfg_jax.data.tfrecord import TfRecordFiles
+from cfg_jax.data import archives, folders, images, records
 from cfg_jax.errors import UserError
 
 # Whose archive --mode=prepare turns into which of TFDS's data sets
@@ -14,6 +13,11 @@ _ARCHIVES = {
     'cifar10': 'cifar-10-python.tar.gz',
     'imagenet_resized': 'the folder of Imagenet64_train_part1_npz.zip and Imagenet64_train_part2_npz.zip',
     'imagenet2012': 'ILSVRC2012_img_train.tar',
+}
+# What to change where an image cannot be used as it is
+_FIELDS = {
+    images.TooSmall: 'config.data.image_size, config.data.upsample',
+    images.HasColour: 'config.data.image_channels',
 }
 
 
@@ -86,36 +90,47 @@ class EncodedSource(Source):
         pixels = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
         for row, index in enumerate(indices):
-            image, labels[row] = self.read(int(index))
             try:
+                image, labels[row] = self.read(int(index))
                 if isinstance(image, bytes):
                     image = images.decode(image, self.image_shape[-1])
                 if image.shape != self.image_shape:
                     image = images.resample(image, self.image_shape[0], self._resampling, upsample=self._upsample)
             except images.ImageError as error:
+                fields = f' ({_FIELDS[type(error)]})' if type(error) in _FIELDS else ''
                 raise UserError(
-                    f'{self.name(index)}: {error}; --mode=prepare makes a data set without such images '
-                    '(config.data.image_size, config.data.image_channels, config.data.upsample).'
+                    f'{self.name(index)}: {error}; --mode=prepare makes a data set without such images{fields}.'
                 ) from None
             pixels[row] = image
-            if not 0 <= labels[row] < len(self.class_names):
-                raise UserError(
-                    f'{self.name(index)} has label {labels[row]}, where 0 to {len(self.class_names) - 1} are allowed; '
-                    "a split such as imagenet2012's test has no labels (config.data.split)."
-                )
+            self._check_label(index, labels[row])
         return {'image': pixels, 'label': labels}
 
     def label(self, index):
-        return int(self.read(int(index))[1])
+        label = self.read(int(index))[1]
+        self._check_label(index, label)
+        return int(label)
+
+    def _check_label(self, index, label):
+        if not 0 <= label < len(self.class_names):
+            raise UserError(
+                f'{self.name(index)} has label {label}, where 0 to {len(self.class_names) - 1} are allowed; '
+                "a split such as imagenet2012's test has no labels (config.data.split)."
+            )
 
 
 class FolderSource(EncodedSource):
-    """A folder of images, or a zip file of one (`archives` says how they lie there), read as they are."""
+    """A folder of images, or a zip file of one (`folders` says how they lie there), read as they are.
+
+    Prints what may be a mistake: which classes have no image, and that some entries are none.
+    """
 
     def __init__(self, path, image_shape, **resampling):
         super().__init__(image_shape, **resampling)
-        self._files = archives.open_images(path, field='config.data.data_dir')
-        self.class_names = self._files.class_names
+        self._files = archives.open_plain_images(path, field='config.data.data_dir')
+        self.class_names, self._path = self._files.class_names, path
+        counts = np.bincount(self._files.labels, minlength=len(self.class_names))
+        for line in folders.notes(self.class_names, counts, self._files.ignored):
+            print(line, flush=True)
 
     def __len__(self):
         return len(self._files)
@@ -124,7 +139,7 @@ class FolderSource(EncodedSource):
         return self._files.read(index), self._files.labels[index]
 
     def name(self, index):
-        return self._files.names[index]
+        return folders.plain(os.path.join(self._path, self._files.names[index]))
 
     def label(self, index):
         return int(self._files.labels[index])
@@ -155,16 +170,24 @@ class TfdsSource(EncodedSource):
                 f'{info.full_name} has no split {split!r}, but {", ".join(map(repr, info.splits))} '
                 f'(config.data.split): {images.first_line(error)}'
             ) from None
+        if not instructions:
+            raise UserError(f'{self._label_of}, has no images (config.data.split).')
         self._records = _open_records(info, instructions)
 
     def __len__(self):
         return len(self._records)
 
     def read(self, index):
+        from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_generated_pb2
 
-        feature = tf_example_generated_pb2.Example.FromString(self._records[index]).features.feature
-        return feature['image'].bytes_list.value[0], feature['label'].int64_list.value[0]
+        record = self._records[index]
+        try:
+            feature = tf_example_generated_pb2.Example.FromString(record).features.feature
+            return feature['image'].bytes_list.value[0], feature['label'].int64_list.value[0]
+        except (DecodeError, IndexError):
+            what = f'{self.name(index)} is no example with an image and a label'
+            raise records.damaged(self._records.path(index), what) from None
 
     def name(self, index):
         return f'image {index} of {self._label_of}'
@@ -218,11 +241,9 @@ def _open_records(info, instructions):
         )
     file_format = info.file_format.file_suffix
     if file_format == 'tfrecord':
-        return TfRecordFiles(instructions)
+        return records.TfRecordFiles(instructions)
     if file_format == 'array_record':
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        return ArrayRecordDataSource(instructions)
+        return records.ArrayRecordFiles(instructions)
     raise UserError(
         f"{info.full_name} is prepared as {file_format!r}; 'array_record' and 'tfrecord' are read (config.data.name)."
     )

@@ -103,6 +103,11 @@ def _new_info(name, config, folder, builder, class_names, image_shape):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
+    odd = [each for each in class_names if each != each.strip() or not each or not each.isprintable()]
+    if odd:
+        raise UserError(
+            f'a class of the images is called {odd[0]!r}, which TFDS cannot store: rename it (config.prepare.path).'
+        )
     if builder:
         identity, features = DatasetIdentity.from_builder(builder), builder.info.features
         description = builder.info.description
@@ -111,9 +116,6 @@ def _new_info(name, config, folder, builder, class_names, image_shape):
             with contextlib.suppress(ValueError):  # these numbers are the names, or there are as many as classes
                 label.names = class_names
     else:
-        odd = [each for each in class_names if each != each.strip() or not each.isprintable()]
-        if odd:
-            raise UserError(f'a class of config.prepare.path is called {odd[0]!r}; TFDS cannot store such a name.')
         identity = DatasetIdentity(
             name=name, version=tfds.core.Version(_VERSION), data_dir=str(folder), module_name='', config_name=config
         )
