@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+from scipy.spatial.distance import cdist
 from sklearn import metrics as sklearn_metrics
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from cfg_jax import metrics
+from cfg_jax import metrics, neighbours
 
 DATA = Path(__file__).parent / 'data'
 VECTORS = np.load(DATA / 'metrics.npz')
@@ -36,6 +37,77 @@ def test_frechet_distance_against_scipys_matrix_root():
     assert metrics.frechet_distance(A, B) == pytest.approx(expected, rel=1e-8)
 
 
+def test_statistics_of_features():
+    for features in (A, A.astype(np.float16), A[:5] + 1e4):
+        mean, covariance = metrics.feature_statistics(features)
+        np.testing.assert_allclose(mean, features.astype(np.float64).mean(0), rtol=1e-12)
+        np.testing.assert_allclose(covariance, np.cov(features.astype(np.float64).T), rtol=1e-9, atol=1e-12)
+
+
+def test_statistics_of_more_than_one_block(monkeypatch):
+    monkeypatch.setattr(metrics, '_BLOCK', 64)
+    test_statistics_of_features()
+
+
+def test_frechet_distance_is_refused_for_few_samples():
+    metrics.check_enough(2049, 2048)
+    with pytest.raises(ValueError, match='2,048 samples of 2,048 features: with fewer than 2,049'):
+        metrics.check_enough(2048, 2048)
+
+
+class Draws:
+    """Features drawn from one Gaussian, and their distance to another, which is known."""
+
+    def __init__(self, dimensions=32):
+        rng = np.random.default_rng(0)
+        self.variances = 1.0 / np.arange(1, dimensions + 1)
+        self.other = np.zeros(dimensions), np.diag(self.variances * rng.uniform(0.6, 1.6, dimensions))
+        self.mean = 0.2 * np.sqrt(self.variances)
+        self.true = metrics.gaussian_distance(self.mean, np.diag(self.variances), *self.other)
+
+    def draw(self, number, seed):
+        rng = np.random.default_rng(seed)
+        return self.mean + np.sqrt(self.variances) * rng.standard_normal((number, len(self.mean)))
+
+    def distance(self, features):
+        return metrics.gaussian_distance(*metrics.feature_statistics(features), *self.other)
+
+
+def test_the_error_of_the_frechet_distance():
+    """It is the spread over draws of all the images, and what a plain bootstrap finds with many resamples."""
+    draws = Draws()
+    spread = np.std([draws.distance(draws.draw(600, seed)) for seed in range(200)], ddof=1)
+    features = draws.draw(600, 1000)
+    error = metrics.frechet_distance_error(features, *draws.other)
+    assert error == pytest.approx(spread, rel=0.25)
+    assert error == pytest.approx(metrics.bootstrap(draws.distance, features, num_resamples=200), rel=0.25)
+
+
+def test_the_extrapolated_frechet_distance():
+    """It is nearer to the truth than the distance of the same samples, by far, and tells the bias: slope / N."""
+    draws = Draws()
+    plain, extrapolated = [], []
+    for seed in range(10):
+        features = draws.draw(400, seed)
+        line = metrics.extrapolated_frechet_distance(features, *draws.other, seed=seed)
+        plain.append(draws.distance(features))
+        extrapolated.append(line.value)
+        assert line.sizes.tolist() == [200, 240, 280, 320, 360, 400]
+        assert line.distances[-1] == pytest.approx(plain[-1], rel=1e-9)
+        np.testing.assert_allclose(line.value + line.slope / line.sizes, line.distances, atol=0.03)
+    assert abs(np.mean(extrapolated) - draws.true) < 0.2 * abs(np.mean(plain) - draws.true)
+    assert (np.abs(np.subtract(extrapolated, draws.true)) < np.abs(np.subtract(plain, draws.true))).all()
+    assert np.mean(plain) - line.slope / 400 == pytest.approx(draws.true, abs=0.05)
+
+
+def test_an_extrapolation_needs_samples():
+    draws = Draws()
+    with pytest.raises(ValueError, match=r'needs 66 samples or more, over twice the 32 features, and has 65'):
+        metrics.extrapolated_frechet_distance(draws.draw(65, 0), *draws.other)
+    with pytest.raises(ValueError, match='num_points is 1'):
+        metrics.extrapolated_frechet_distance(draws.draw(66, 0), *draws.other, num_points=1)
+
+
 def test_frechet_distance_properties():
     assert metrics.frechet_distance(A, A) == pytest.approx(0, abs=1e-8)
     assert metrics.frechet_distance(A, A + 2.0) == pytest.approx(4 * A.shape[1])
@@ -56,6 +128,16 @@ def test_inception_score_against_sklearns_mutual_information():
         metrics.inception_score(LOGITS, num_splits=0)
 
 
+def test_the_error_of_the_inception_score():
+    def score(logits):
+        return metrics.inception_score(logits, num_splits=1)[0]
+
+    parts = np.array_split(LOGITS, 4)
+    expected = np.sqrt(sum(metrics.bootstrap(score, part) ** 2 for part in parts)) / 4
+    assert metrics.inception_score_error(LOGITS, num_splits=4) == pytest.approx(expected, rel=0.15)
+    assert metrics.inception_score_error(np.zeros((100, 3)), num_splits=4) == 0
+
+
 def test_precision_recall_against_sklearns_neighbours():
     def covered(points, centres, k):
         radii = NearestNeighbors(n_neighbors=k + 1).fit(centres).kneighbors(centres)[0][:, -1]
@@ -69,10 +151,54 @@ def test_precision_recall_against_sklearns_neighbours():
         metrics.precision_recall(A[:3], B)
 
 
-def test_precision_recall_does_not_depend_on_the_block(monkeypatch):
-    whole = metrics.precision_recall(A, B)
-    monkeypatch.setattr(metrics._blocks, '__defaults__', (7,))
-    assert metrics.precision_recall(A, B) == whole
+def by_differences(points, centres, k=3):
+    """scipy's own, in float64: which points lie within a ball."""
+    radii = np.partition(cdist(centres, centres), k, axis=1)[:, k]
+    return (cdist(points, centres) <= radii).any(1)
+
+
+def crowd(number, seed):
+    """Points of five tight clusters far apart: float32 cannot tell the distances within one."""
+    rng = np.random.default_rng(seed)
+    return (100.0 * rng.integers(0, 5, (number, 1)) + 1e-2 * rng.standard_normal((number, 32))).astype(np.float32)
+
+
+DUPLICATES = A[np.random.default_rng(0).integers(0, 100, 400)]
+
+
+@pytest.mark.parametrize(
+    ('a', 'b'),
+    [(A, B), (A, A[::3]), (A, DUPLICATES), (crowd(300, 0), crowd(200, 1)), (A, A + 1000.0), (np.ones_like(A), A)],
+    ids=['plain', 'subset', 'duplicates', 'clusters', 'far', 'constant'],
+)
+@pytest.mark.parametrize('tile', [128, 4096])
+def test_the_members_of_a_manifold_are_exact(a, b, tile, monkeypatch):
+    """Ties and distances that float32 confuses come out as in float64, with several tiles and with one."""
+    monkeypatch.setattr(neighbours, 'TILE', tile)
+    inside_b, inside_a = metrics.manifold_members(a, b)
+    np.testing.assert_array_equal(inside_b, by_differences(a, b))
+    np.testing.assert_array_equal(inside_a, by_differences(b, a))
+
+
+def test_squared_radii_are_those_of_float64():
+    for features in (A, DUPLICATES, crowd(300, 0)):
+        expected = np.partition(cdist(features, features), 3, axis=1)[:, 3]
+        np.testing.assert_allclose(np.sqrt(neighbours.squared_radii(features, 3)), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_stated_bound_holds():
+    """Float32 errs on squared distances of 2,048 dimensions by far less than the bound by which pairs are left open."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((128, 2048)).astype(np.float32) + 1.0 for _ in range(2))
+    squares = [np.square(x, dtype=np.float64).sum(1).astype(np.float32) for x in (a, b)]
+    error = np.abs(squares[0][:, None] + squares[1] - np.asarray(neighbours._products(a, b)) - cdist(a, b) ** 2)
+    bound = neighbours._relative_bound(a) * (squares[0][:, None] + squares[1])
+    assert error.max() > 0 and (error < bound / 2).all()
+
+
+def test_features_must_be_finite():
+    with pytest.raises(ValueError, match='finite'):
+        metrics.precision_recall(np.where(np.arange(len(A))[:, None] == 3, np.nan, A), B)
 
 
 def test_kernel_distance_against_sklearns_kernel():
@@ -82,6 +208,38 @@ def test_kernel_distance_against_sklearns_kernel():
     k_aa, k_bb, k_ab = (polynomial_kernel(x, y, degree=3, coef0=1) for x, y in ((A, A), (B, B), (A, B)))
     expected = off_diagonal(k_aa) + off_diagonal(k_bb) - 2 * k_ab.mean()
     assert metrics.kernel_distance(A, B) == pytest.approx(expected, rel=1e-8)
+
+
+def test_kernel_distance_of_more_than_one_block(monkeypatch):
+    expected = metrics.kernel_distance(A, B)
+    monkeypatch.setattr(metrics._blocks, '__defaults__', (64,))
+    monkeypatch.setattr(metrics, '_BLOCK', 64)
+    assert metrics.kernel_distance(A, B) == pytest.approx(expected, rel=1e-12)
+
+
+def test_kernel_distance_of_subsets():
+    mean, deviation = metrics.kernel_distance_subsets(A, B, num_subsets=50, subset_size=200)
+    assert mean == pytest.approx(metrics.kernel_distance(A, B), abs=2 * deviation / np.sqrt(50) + 0.02)
+    assert 0 < deviation < 0.3 * mean
+    # the whole of both sets is one subset only
+    whole = metrics.kernel_distance_subsets(A[:500], B, num_subsets=2, subset_size=500)
+    assert whole == pytest.approx((metrics.kernel_distance(A[:500], B), 0), rel=1e-9, abs=1e-9)
+    with pytest.raises(ValueError, match='subset_size is 501'):
+        metrics.kernel_distance_subsets(A, B, subset_size=501)
+
+
+def test_bootstrap():
+    """Of means it is the usual standard error; rows of several arrays go together."""
+    hits = np.arange(400) % 4 == 0
+    assert metrics.bootstrap(np.mean, hits, num_resamples=400) == pytest.approx(np.sqrt(0.25 * 0.75 / 400), rel=0.1)
+    errors = metrics.bootstrap(lambda x: x.mean(0), A)
+    np.testing.assert_allclose(errors, A.std(0) / np.sqrt(len(A)), rtol=0.25)
+    labels = LOGITS.argmax(1)
+    assert metrics.bootstrap(metrics.class_accuracy, LOGITS, labels) == 0
+    half = np.where(np.arange(len(labels)) % 2, labels, -1)
+    expected = np.sqrt(0.25 / len(labels))
+    assert metrics.bootstrap(metrics.class_accuracy, LOGITS, half) == pytest.approx(expected, rel=0.2)
+    assert metrics.bootstrap(np.mean, A, seed=1) == metrics.bootstrap(np.mean, A, seed=1)
 
 
 def test_accuracy_and_spread():

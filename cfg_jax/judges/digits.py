@@ -4,6 +4,7 @@ It is a perceptron, not a convolutional network: it shares nothing with the UNet
 within one compiled loop (the gradients of convolutions are slow in there).
 """
 
+import hashlib
 from functools import partial
 
 import flax.linen as nn
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from cfg_jax.judges import Judge, Outputs
 
 
 class Network(nn.Module):
@@ -55,16 +58,29 @@ def _train(images, labels, key, *, num_classes, num_steps=2000, batch_size=128):
 
 
 def train(images, labels, num_classes, *, seed=0, held_out=0.2):
-    """(judge, its accuracy on the held-out part). images: uint8 [N, H, W, C], labels: int [N]; seconds on a CPU."""
-    images = np.asarray(images, np.float32) / 127.5 - 1.0
+    """(parameters, accuracy on the held-out part). images: uint8 [N, H, W, C], labels: int [N]; seconds on a CPU."""
     order = np.random.default_rng(seed).permutation(len(images))
     test, rest = np.split(order, [int(held_out * len(images))])
-    params = _train(images[rest], labels[rest], jax.random.key(seed), num_classes=num_classes)
+    params = _train(_to_unit_range(images[rest]), labels[rest], jax.random.key(seed), num_classes=num_classes)
+    _, logits = judging(params, num_classes)(images[test])
+    return params, float(np.mean(np.argmax(logits, axis=1) == labels[test]))
+
+
+def judging(params, num_classes):
+    """The function from uint8 images [N, H, W, C] to (features [N, 64], logits [N, num_classes]), numpy."""
     apply = jax.jit(Network(num_classes).apply)
+    return lambda images: tuple(np.asarray(out) for out in apply({'params': params}, _to_unit_range(images)))
 
-    def judge(images):
-        x = np.asarray(images, np.float32) / 127.5 - 1.0
-        return tuple(np.asarray(out) for out in apply({'params': params}, x))
 
-    logits = apply({'params': params}, images[test])[1]
-    return judge, float(np.mean(np.argmax(logits, axis=1) == labels[test]))
+def open_judge(data, num_classes, *, weights=''):
+    """The `Judge`, trained on four fifths of `data`, images of one size; weights is not used."""
+    examples = data.batch(np.arange(len(data)))
+    params, accuracy = train(examples['image'], examples['label'], num_classes)
+    print(f'judge  accuracy {accuracy:.4f} on the fifth of the images held out from it', flush=True)
+    digest = hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest()
+    judge = judging(params, num_classes)
+    return Judge('digits', f'digits:sha256:{digest[:16]}', lambda images: Outputs(*judge(images)), True)
+
+
+def _to_unit_range(images):
+    return np.asarray(images, np.float32) / 127.5 - 1.0

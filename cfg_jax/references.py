@@ -1,0 +1,326 @@
+"""What generated images are measured against, as npz files, and sample files of anyone's.
+
+A reference file is ours or ADM's. Both hold `mu` [D] and `sigma` [D, D] of a judge's features, and `mu_s`, `sigma_s` of
+its spatial features; ADM's may hold uint8 images, `arr_0`. Ours adds what `Reference` names, and a hash of it all.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+import zlib
+
+import numpy as np
+
+from cfg_jax import figures
+from cfg_jax.data import archives, images
+from cfg_jax.data.folders import unusable
+from cfg_jax.errors import UserError
+
+REFERENCE_FIELD, SAMPLES_FIELD = 'config.eval.reference', 'config.eval.samples'
+_STATISTICS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
+_PIECE = 1 << 24  # bytes that are read at once
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """Statistics of real images as a judge sees them.
+
+    mean, covariance: float64 [D], [D, D] of its features; spatial_*: [S], [S, S] or None. num_images: how many they are
+    of; features: [M, D] of up to 10,000 of these, for precision and recall; inception_score: (mean, deviation) of their
+    logits; judge: its `identity`. All of these are None where the file does not tell. images: uint8 [M, H, W, C] that
+    lie in ADM's file, memory-mapped where it is not compressed.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    spatial_mean: np.ndarray | None = None
+    spatial_covariance: np.ndarray | None = None
+    num_images: int | None = None
+    features: np.ndarray | None = None
+    inception_score: tuple | None = None
+    judge: str | None = None
+    images: np.ndarray | None = None
+
+    @functools.cached_property
+    def hash(self):
+        """sha256 over all fields, in hexadecimal; the same wherever and however they are stored."""
+        digest = hashlib.sha256()
+        for name, array in sorted(_as_arrays(self).items()):
+            little = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
+            digest.update(f'{name} {little.dtype.str} {little.shape}\n'.encode())
+            digest.update(little.reshape(-1).view(np.uint8))
+        return digest.hexdigest()
+
+
+def _as_arrays(reference):
+    """{name in a file: array} of what the reference has."""
+    facts = {key: getattr(reference, key) for key in ('num_images', 'inception_score', 'judge')}
+    gaussians = (reference.mean, reference.covariance), (reference.spatial_mean, reference.spatial_covariance)
+    arrays = {'features': reference.features, 'arr_0': reference.images}
+    for names, gaussian in zip(_STATISTICS, gaussians):
+        arrays |= {name: None if each is None else np.asarray(each, np.float64) for name, each in zip(names, gaussian)}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    if any(fact is not None for fact in facts.values()):
+        text = json.dumps(facts, sort_keys=True, default=lambda number: number.item())  # of numpy
+        arrays['facts'] = np.frombuffer(text.encode(), np.uint8)
+    return arrays
+
+
+def save(path, reference):
+    """Writes the reference, whole or not at all."""
+    file = io.BytesIO()
+    np.savez(file, **_as_arrays(reference), sha256=np.frombuffer(reference.hash.encode(), np.uint8))
+    figures.write_atomically(path, file.getbuffer())
+
+
+def load(path, *, field=REFERENCE_FIELD):
+    """The `Reference` in a file that `save` wrote, or in one of ADM's. UserError, which names `field`, if it is bad."""
+    with _open(path, field) as npz:
+        absent = [name for name in _STATISTICS[0] if name not in npz.names]
+        if absent:
+            raise npz.unusable(f'has no {" and no ".join(absent)}: a reference has mu and sigma; it has {npz.listing}')
+        (mean, covariance), (spatial_mean, spatial_covariance) = (_statistics(npz, *names) for names in _STATISTICS)
+        features = npz.read('features') if 'features' in npz.names else None
+        if features is not None and (features.ndim != 2 or features.shape[1] != len(mean) or not _is_finite(features)):
+            raise npz.unusable(f'has features {features.dtype} {features.shape}, not finite numbers [M, {len(mean)}]')
+        reference = Reference(
+            mean,
+            covariance,
+            spatial_mean,
+            spatial_covariance,
+            features=features,
+            images=_images(npz) if 'arr_0' in npz.names else None,
+            **_facts(npz),
+        )
+        if 'sha256' in npz.names and npz.read('sha256').tobytes() != reference.hash.encode():
+            raise npz.unusable('is damaged: its hash is not that of its content')
+        return reference
+
+
+def _facts(npz):
+    if 'facts' not in npz.names:
+        return {}
+    try:
+        facts = json.loads(npz.read('facts').tobytes())
+        score = facts['inception_score']
+        return {
+            'num_images': facts['num_images'],
+            'inception_score': None if score is None else tuple(score),
+            'judge': facts['judge'],
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise npz.unusable(f'is damaged: facts: {images.first_line(error)}') from error
+
+
+def _is_finite(array):
+    return array.dtype.kind == 'f' and bool(np.isfinite(array).all())
+
+
+def _statistics(npz, mean_name, covariance_name):
+    """(mean, covariance) float64, or two times None."""
+    present = [name for name in (mean_name, covariance_name) if name in npz.names]
+    if not present:
+        return None, None
+    if len(present) == 1:
+        raise npz.unusable(f'has {present[0]} alone of {mean_name} and {covariance_name}')
+    mean, covariance = npz.read(mean_name), npz.read(covariance_name)
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean),) * 2:
+        raise npz.unusable(
+            f'has {mean_name} {mean.shape} and {covariance_name} {covariance.shape}; they must be [D] and [D, D]'
+        )
+    for name, array in ((mean_name, mean), (covariance_name, covariance)):
+        if not _is_finite(array):
+            raise npz.unusable(f'has {name} of {array.dtype}, in which not all are finite real numbers')
+    covariance = covariance.astype(np.float64)
+    scale = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > 1e-6 * scale:
+        raise npz.unusable(f'has {covariance_name} that is not symmetric, as a covariance is')
+    if covariance.diagonal().min() < -1e-6 * scale:
+        raise npz.unusable(f'has {covariance_name} with a negative variance')
+    return mean.astype(np.float64), covariance
+
+
+# ---------------------------------------------------------------- samples
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """images: uint8 [N, H, W, C]; labels: int32 [N] or None; class_names: of the labels, where they are words."""
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    class_names: tuple | None = None
+
+
+def load_samples(path, *, channels=3, num_classes=None, field=SAMPLES_FIELD):
+    """The `Samples` in an npz (`arr_0` uint8 NHWC; `arr_1` labels or nothing), or in a folder or zip of images.
+
+    channels: of images in files. Labels of folders are as in `data.folders`; folder names that are numbers are taken at
+    their word. num_classes: what labels must be below. Raises UserError, which names `field`.
+    """
+    if os.path.splitext(path)[1].lower() == '.npz':
+        with _open(path, field) as npz:
+            if 'arr_0' not in npz.names:
+                raise npz.unusable(f'has no arr_0: samples are uint8 NHWC in arr_0; it has {npz.listing}')
+            pixels = _images(npz)
+            samples = Samples(pixels, _labels(npz, len(pixels)) if 'arr_1' in npz.names else None)
+    else:
+        samples = _from_files(archives.open_images(path, field=field), path, channels, field)
+    if samples.labels is not None and num_classes is not None and samples.labels.max() >= num_classes:
+        raise unusable(
+            path,
+            f'has label {samples.labels.max()}, where config.data.num_classes allows 0 to {num_classes - 1}',
+            field,
+        )
+    return samples
+
+
+def _images(npz):
+    """uint8 [N, H, W, C] of arr_0."""
+    needed = 'needed is uint8 [N, H, W, 1 or 3], 0 to 255'
+    dtype, shape = npz.header('arr_0')
+    what = f'has arr_0 {dtype} [{", ".join(map(str, shape))}]'
+    if dtype != np.uint8:
+        raise npz.unusable(f'{what}; {needed}: round and convert its pixels')
+    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
+        raise npz.unusable(f'{what}, which is NCHW; {needed}: transpose it by (0, 2, 3, 1)')
+    if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+        raise npz.unusable(f'{what}; {needed}')
+    return npz.read('arr_0', mapped=True)
+
+
+def _labels(npz, number):
+    dtype, shape = npz.header('arr_1')
+    if dtype.kind not in 'iu' or shape != (number,):
+        raise npz.unusable(
+            f'has arr_1 {dtype} [{", ".join(map(str, shape))}]; labels are whole numbers [{number}], one an image'
+        )
+    labels = npz.read('arr_1')
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        raise npz.unusable(f'has the label {labels.min() if labels.min() < 0 else labels.max()} in arr_1')
+    return labels.astype(np.int32)
+
+
+def _from_files(files, path, channels, field):
+    """`Samples` of `RawImages`, which must all be of one size."""
+    pixels = None
+    for index, name in enumerate(files.names):
+        try:
+            image = files.read(index)
+            image = images.decode(image, channels) if isinstance(image, bytes) else image
+        except images.ImageError as error:
+            raise unusable(path, f'has {name}, which is {error}', field) from error
+        if pixels is None:
+            pixels = np.empty((len(files), *image.shape), np.uint8)
+        if image.shape != pixels.shape[1:]:
+            first, this = (f'{shape[0]}x{shape[1]}' for shape in (pixels.shape[1:], image.shape))
+            raise unusable(path, f'has images of different sizes: {files.names[0]} {first}, {name} {this}', field)
+        pixels[index] = image
+    names = files.class_names
+    if len(names) == 1:  # a folder of images, whatever it is called
+        return Samples(pixels)
+    if all(re.fullmatch('[0-9]{1,9}', name) for name in names):
+        return Samples(pixels, np.array([int(name) for name in names], np.int32)[files.labels])
+    return Samples(pixels, files.labels, names)
+
+
+# ---------------------------------------------------------------- npz files
+
+
+def _open(path, field):
+    where = os.path.expanduser(path)
+    if not os.path.isfile(where):
+        raise UserError(f'no such file: {path!r} ({field}).')
+    try:
+        return _Npz(where, field)
+    except zipfile.BadZipFile as error:
+        raise unusable(where, 'is no npz file, or a truncated one', field) from error
+    except _DAMAGED as error:
+        raise unusable(where, f'is damaged: {images.first_line(error)}', field) from error
+    except OSError as error:
+        raise unusable(where, f'cannot be read: {error.strerror or images.first_line(error)}', field) from error
+
+
+class _Npz:
+    """The arrays of an npz file: no pickles, headers without the arrays, and no array twice in memory."""
+
+    def __init__(self, path, field):
+        self._path, self._field, self._archive = path, field, zipfile.ZipFile(path)
+        members = self._archive.infolist()
+        self.names = {info.filename.removesuffix('.npy'): info for info in members if info.filename.endswith('.npy')}
+        self.listing = ', '.join(sorted(self.names)[:10]) or 'no arrays'
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._archive.close()
+
+    def unusable(self, what):
+        return unusable(self._path, what, self._field)
+
+    def header(self, name):
+        """(dtype, shape)."""
+        with self._stream(name) as stream:
+            return self._read_header(stream, name)[:2]
+
+    def _stream(self, name):
+        try:
+            return self._archive.open(self.names[name])
+        except _DAMAGED as error:
+            raise self._damaged(name, error) from error
+
+    def _damaged(self, name, error):
+        return self.unusable(f'is damaged: {name}: {images.first_line(error)}')
+
+    def _read_header(self, stream, name):
+        """(dtype, shape, whether Fortran's order, bytes of the header); refuses objects and wrong sizes."""
+        try:
+            version = np.lib.format.read_magic(stream)
+            reader = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+            shape, fortran, dtype = reader(stream)
+            start = stream.tell()
+        except KeyError:
+            raise self.unusable(f'has {name} in a format of .npy that is not read here') from None
+        except (*_DAMAGED, OSError) as error:
+            raise self._damaged(name, error) from error
+        if dtype.hasobject:
+            raise self.unusable(f'has {name} as Python objects, which are never unpickled; save plain arrays')
+        size = dtype.itemsize * int(np.prod(shape, dtype=object))
+        if start + size != self.names[name].file_size:
+            raise self.unusable(f'is damaged: {name} has {self.names[name].file_size - start} bytes instead of {size}')
+        return dtype, shape, fortran, start
+
+    def read(self, name, *, mapped=False):
+        """The array; `mapped` into memory from the file, if asked for and if it lies there uncompressed."""
+        info = self.names[name]
+        with self._stream(name) as stream:
+            dtype, shape, fortran, start = self._read_header(stream, name)
+            order = 'F' if fortran else 'C'
+            if mapped and info.compress_type == zipfile.ZIP_STORED:
+                with open(self._path, 'rb') as file:
+                    file.seek(info.header_offset + 26)
+                    lengths = np.frombuffer(file.read(4), '<u2')  # of the name, of what the local header adds
+                offset = info.header_offset + 30 + int(lengths.sum()) + start
+                try:
+                    return np.memmap(self._path, dtype, 'r', offset, shape, order)
+                except ValueError as error:  # longer than the file
+                    raise self._damaged(name, error) from error
+            array = np.empty(shape, dtype, order)
+            rest = memoryview(array.reshape(-1, order=order).view(np.uint8))
+            try:
+                while rest:
+                    rest = rest[stream.readinto(rest[:_PIECE]) or self._too_short(name) :]
+                stream.read(1)  # at the end its checksum is compared
+            except (*_DAMAGED, OSError) as error:
+                raise self._damaged(name, error) from error
+            return array
+
+    def _too_short(self, name):
+        raise self.unusable(f'is damaged: {name} is truncated')

@@ -1,0 +1,344 @@
+"""The report of an evaluation: one HTML file with curves, samples, numbers and settings, which needs nothing beside it.
+
+`render` is a pure function of plain values: the same values give the same text. The page's style and script stand
+beside this file and are written into it; its content security policy names them by hash and lets nothing else load or
+run. The curves are SVG and show without the script, which adds hovering, sorting, copying and enlarging.
+"""
+
+import base64
+import hashlib
+import struct
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from cfg_jax.report import charts, values
+
+_WIDE, _NARROW = (828, 632), (400, 286)  # the first figure on large screens, and every figure elsewhere
+_FIGURES = (  # columns of x (None: what the curves are drawn over) and y, heading, how to read it
+    ('inception_score', 'fid', 'FID against Inception score', 'Down is nearer to the data, right is surer of a class.'),
+    (None, 'fid', 'FID', 'Lower is better.'),
+    (None, 'inception_score', 'Inception score', 'Higher is better.'),
+    (None, 'precision', 'Precision', 'Fidelity: the share of samples that could be data.'),
+    (None, 'recall', 'Recall', 'Variety: the share of the data that is covered.'),
+    ('precision', 'recall', 'Recall against precision', 'Up is more variety, right is more fidelity.'),
+)
+
+
+def render(*, title, rows, columns, settings, references, grids=(), notes=(), real=None):
+    """The report as HTML text.
+
+    rows: dicts as `values` describes them, in the order to be shown, one for each guidance weight, sampler and number
+    of steps. columns: the keys to tabulate; those of `values.COLUMNS` have names and formats, others stand as they are,
+    and a column of which no row knows anything is left out. settings: the config as nested dicts. references:
+    {name: text} of what else it takes to repeat the numbers: judge, reference and its sha256, checkpoint's step,
+    version, date, command. grids: pairs (row, PNG bytes), the row being one of `rows`; the PNG is embedded as it is.
+    notes: sentences that a reader must see first. real: {column: value} of real images, drawn as a line.
+    """
+    rows, columns = [dict(row) for row in rows], list(columns)
+    sweep = values.Sweep(rows)
+    style, script = (Path(__file__).with_name(name).read_text(encoding='utf-8') for name in ('report.css', 'report.js'))
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
+    return _lines(
+        '<!DOCTYPE html>',
+        '<html lang="en">',
+        '<head>',
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        '<link rel="icon" href="data:,">',
+        f'<title>{_text(title)}</title>',
+        f'<style>{style}</style>',
+        '</head>',
+        '<body>',
+        '<main>',
+        _header(title, rows, sweep, notes),
+        _figures_section(rows, sweep, real or {}),
+        _samples_section(grids, sweep),
+        _table_section(rows, columns, sweep),
+        _references_section(references),
+        _settings_section(settings),
+        '</main>',
+        '<footer><p>Made by cfg_jax. This file is whole: it loads nothing, and can be kept or sent as it is.</p>',
+        '</footer>',
+        '<div id="tip" role="tooltip" hidden></div>',
+        f'<script>{script}</script>',
+        '</body>',
+        '</html>\n',
+    )
+
+
+def _hash(text):
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _text(value):
+    return escape(str(value))
+
+
+def _lines(*parts):
+    return '\n'.join(filter(None, parts))
+
+
+def _section(name, heading, *parts):
+    return _lines(f'<section aria-labelledby="{name}">', f'<h2 id="{name}">{_text(heading)}</h2>', *parts, '</section>')
+
+
+# ---------------------------------------------------------------- header
+
+
+def _header(title, rows, sweep, notes):
+    facts = ''.join(
+        f'<div><dt>{_text(name)}</dt><dd><b>{_text(value)}</b>{f"<i> ± {_text(error)}</i>" if error else ""}'
+        f'<span>{_text(where)}</span></dd></div>'
+        for name, value, error, where in _facts(rows, sweep)
+    )
+    notes = ''.join(f'<li>{_text(note)}</li>' for note in notes)
+    return _lines(
+        '<header>',
+        '<p class="kind">Evaluation</p>',
+        f'<h1>{_text(title)}</h1>',
+        facts and f'<dl class="facts">{facts}</dl>',
+        notes and f'<ul class="notes" aria-label="Notes">{notes}</ul>',
+        '</header>',
+    )
+
+
+def _facts(rows, sweep):
+    """(name, value, its error or '', where) of what one looks for first."""
+    several = len(rows) > 1
+    for key, most, name in (('fid', 'Least ', 'FID'), ('inception_score', 'Highest ', 'Inception score')):
+        if (index := values.best_row(rows, key)) is not None:
+            row = rows[index]
+            yield most * several + name, *values.show(row, key), sweep.full_name(row)
+    least = values.best_row(rows, 'fid')
+    if least is not None and values.has(rows[least], 'precision', 'recall'):
+        precision, recall = (values.show(rows[least], key)[0] for key in ('precision', 'recall'))
+        yield 'Precision / recall', f'{precision} / {recall}', '', 'at the least FID' if several else ''
+    counts = {row['num_samples'] for row in rows if values.has(row, 'num_samples')}
+    if len(counts) == 1:
+        yield 'Samples', f'{counts.pop():,.0f}', '', f'at each of {len(rows)} points' if several else ''
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _figures_section(rows, sweep, real):
+    figures = [_figure(rows, sweep, real, *figure) for figure in _FIGURES] if len(rows) > 1 else []
+    if not any(figures):
+        return ''
+    legend = ''.join(f'<li>{charts.swatch(style)}{_text(name)}</li>' for name, style in sweep.styles.items())
+    keys = {key for figure in _FIGURES for key in figure[:2] if key}
+    bars = any(values.error(row, key) for row in rows for key in keys)
+    known = values.best_row(rows, 'fid') is not None
+    return _section(
+        'curves',
+        'Fidelity and variety',
+        f'<p class="lead">{"Bars show ± the error in the table. " * bars}{"The ring is the least FID. " * known}'
+        '<span class="scripted">Point at a mark for all of its numbers; arrow keys walk along a curve.</span></p>',
+        f'<ul class="legend">{legend}</ul>',
+        '<div class="charts">',
+        *figures,
+        '</div>',
+    )
+
+
+def _figure(rows, sweep, real, x_key, y_key, heading, caption):
+    """A <figure>, or '' where no row has both values or nothing varies along x."""
+    hero, over = (x_key, y_key) == ('inception_score', 'fid'), x_key is None
+    x_key = x_key or sweep.over
+    if (over and not sweep.varies) or not any(values.has(row, x_key, y_key) for row in rows):
+        return ''
+    if over:
+        heading = f'{heading} over {sweep.symbol}'
+    curves = [
+        charts.Curve(sweep.styles[name], [_point(rows, sweep, index, members, x_key, y_key) for index in members])
+        for name, members in sweep.curves.items()
+    ]
+    best = label = None
+    if y_key == 'fid':
+        best = values.best_row([row if values.has(row, x_key) else {} for row in rows], 'fid')
+        label = f'{sweep.weight(rows[best])}, {values.show_named(rows[best], "fid", with_error=False)}'
+    options = {
+        'name': heading,
+        'x_title': sweep.axis if over else _axis_title(x_key),
+        'y_title': _axis_title(y_key),
+        'x_line': _line_of_data(real, x_key),
+        'y_line': _line_of_data(real, y_key),
+        'best': best,
+        'best_label': label,
+    }
+    sizes = {'wide': _WIDE, 'narrow': _NARROW} if hero else {'': _NARROW}
+    return _lines(
+        '<figure class="hero">' if hero else '<figure>',
+        f'<figcaption><h3>{_text(heading)}</h3><p>{_text(caption)}</p></figcaption>',
+        *(charts.chart(curves, size=size, css=css, **options) for css, size in sizes.items()),
+        '</figure>',
+    )
+
+
+def _axis_title(key):
+    name = 'Inception score' if key == 'inception_score' else values.column(key).label
+    return f'{name} {values.column(key).arrow}'
+
+
+def _line_of_data(real, key):
+    return (float(real[key]), f'data {values.show(real, key)[0]}') if values.has(real, key) else None
+
+
+def _point(rows, sweep, index, members, x_key, y_key):
+    row = rows[index]
+    if not values.has(row, x_key, y_key):
+        return None
+    label = ''
+    if x_key != sweep.over:  # else the axis tells
+        label = sweep.weight(row) if index in (members[0], members[-1]) else values.show(row, sweep.over)[0]
+    shown = ', '.join(values.show_named(row, key) for key in (x_key, y_key) if key != sweep.over)
+    x, y = ((float(row[key]), values.error(row, key)) for key in (x_key, y_key))
+    return charts.Point(x[0], y[0], x[1], y[1], index, label, f'{sweep.full_name(row)}: {shown}')
+
+
+# ---------------------------------------------------------------- samples
+
+
+def _samples_section(grids, sweep):
+    """Pictures of the same noise side by side, a group for each curve."""
+    groups = {}
+    for row, png in grids:
+        groups.setdefault(sweep.name(row), []).append((row, png))
+    if not groups:
+        return ''
+    parts = []
+    if any(len(members) > 1 for members in groups.values()):
+        parts.append(
+            f'<p class="lead">The same noise at every {sweep.symbol}.<span class="scripted"> Press a picture to '
+            'enlarge it; the arrow keys then turn to its neighbours, in the same place.</span></p>'
+        )
+    for name, members in groups.items():
+        if len(groups) > 1:
+            parts.append(f'<h3 class="group">{_swatch(sweep, members[0][0])}{_text(name)}</h3>')
+        parts += ['<div class="samples">', *(_sample(sweep, row, png) for row, png in members), '</div>']
+    return _section('samples', 'Samples', *parts)
+
+
+def _sample(sweep, row, png):
+    if png[:8] != b'\x89PNG\r\n\x1a\n':
+        raise ValueError('a grid of samples is not a PNG file')
+    width, height = struct.unpack('>II', png[16:24])  # of its header
+    keys = [key for key in ('fid', 'inception_score') if values.has(row, key)]
+    shown = ' · '.join(values.show_named(row, key, with_error=False) for key in keys)
+    small = ' class="pixelated"' if width < 160 else ''  # narrower than its place: enlarged
+    return (
+        f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" width="{width}" height="{height}" '
+        f'loading="lazy" decoding="async"{small} alt="Samples at {_text(sweep.full_name(row))}">'
+        f'<figcaption><b>{_text(sweep.weight(row))}</b> <span>{_text(shown)}</span></figcaption></figure>'
+    )
+
+
+def _swatch(sweep, row):
+    """The sign of the row's curve, where there are several."""
+    style = sweep.styles.get(sweep.name(row))
+    return charts.swatch(style) if style is not None and len(sweep.styles) > 1 else ''
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _table_section(rows, columns, sweep):
+    errors = {f'{key}_error' for key in columns}
+    shown = [key for key in columns if key not in errors and any(not values.is_missing(row.get(key)) for row in rows)]
+    best = {key: values.best_value(rows, key) for key in shown}
+    head = ''.join(_head(rows, key, sweep) for key in shown)
+    body = [
+        f'<tr data-row="{index}" data-name="{_text(sweep.full_name(row))}">'
+        + ''.join(_cell(rows, row, key, best[key], _swatch(sweep, row) if key == shown[0] else '') for key in shown)
+        + '</tr>'
+        for index, row in enumerate(rows)
+    ]
+    marked = any(value is not None for value in best.values())
+    return _section(
+        'numbers',
+        'All numbers',
+        f'<p class="lead">{"The best of a column is underlined. " * marked}<span class="scripted">A column’s name '
+        'sorts by it. <button type="button" id="copy">Copy as CSV</button></span></p>',
+        '<div class="scroll" role="region" aria-labelledby="numbers" tabindex="0">',
+        '<table id="results">',
+        f'<thead><tr>{head}</tr></thead>',
+        '<tbody>',
+        *body,
+        '</tbody>',
+        '</table>',
+        '</div>',
+        f'<textarea id="csv" readonly hidden aria-label="The table as CSV">\n{_text(values.as_csv(rows, columns))}'
+        '</textarea>',
+    )
+
+
+def _head(rows, key, sweep):
+    """A column's head. data-name: what a point's list of numbers calls it; none for what the list's title states."""
+    column = values.column(key)
+    kind = '' if values.is_textual(rows, key) else ' class="number"'
+    name = '' if key in sweep.naming else column.label
+    arrow = f' <i>{column.arrow}</i>' if column.arrow else ''
+    return (
+        f'<th scope="col"{kind} data-name="{_text(name)}" title="{_text(column.meaning)}">'
+        f'{_text(column.label)}{arrow}</th>'
+    )
+
+
+def _cell(rows, row, key, best, swatch):
+    value, kind = row.get(key), '' if values.is_textual(rows, key) else ' class="number"'
+    sort = '' if values.is_missing(value) else _text(float(value) if values.is_number(value) else value)
+    shown, error = map(_text, values.show(row, key))
+    if best is not None and values.has(row, key) and value == best:
+        shown = f'<strong>{shown}<span class="unseen"> (best)</span></strong>'
+    if error:
+        shown += f'<i> ± {error}</i>'
+    return f'<td{kind} data-value="{sort}">{swatch}{shown}</td>'
+
+
+def _references_section(references):
+    items = ''.join(
+        f'<div><dt>{_text(name)}</dt><dd>{_words(values.MISSING if values.is_missing(value) else value)}</dd></div>'
+        for name, value in references.items()
+    )
+    return items and _section('origin', 'Where the numbers come from', f'<dl class="origin">{items}</dl>')
+
+
+def _words(value):
+    """Lines break between words and not within flags, which have hyphens."""
+    return ' '.join(f'<span>{_text(word)}</span>' for word in str(value).split(' '))
+
+
+def _settings_section(settings):
+    """A foldable table for each part of the config, and one for what belongs to no part."""
+    parts = {'general': {key: value for key, value in settings.items() if not isinstance(value, Mapping)}}
+    parts |= {key: value for key, value in settings.items() if isinstance(value, Mapping)}
+    folds = [
+        f'<details><summary>{_text(name)}</summary><table><tbody>{_settings_lines(part)}</tbody></table></details>'
+        for name, part in parts.items()
+        if part
+    ]
+    return folds and _section('settings', 'Settings', '<div class="folds">', *folds, '</div>')
+
+
+def _settings_lines(part):
+    return ''.join(
+        f'<tr><th scope="row">{_text(key)}</th><td>{_text(_setting(value))}</td></tr>' for key, value in _flat(part)
+    )
+
+
+def _flat(part, prefix=''):
+    for key, value in part.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def _setting(value):
+    """Empty texts and sequences are shown as such."""
+    if isinstance(value, (list, tuple)):
+        return ', '.join(map(str, value)) or '()'
+    return "''" if value == '' else value

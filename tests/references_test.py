@@ -1,0 +1,300 @@
+import dataclasses
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfg_jax import metrics, references
+from cfg_jax.errors import UserError
+from tests.tiny import ROOT
+
+RNG = np.random.default_rng(0)
+FEATURES = RNG.standard_normal((50, 6)).astype(np.float32)
+MEAN, COVARIANCE = metrics.feature_statistics(FEATURES)
+SPATIAL = metrics.feature_statistics(RNG.standard_normal((50, 4)))
+IMAGES = RNG.integers(0, 256, (12, 8, 8, 3), np.uint8)
+ADM = {'mu': MEAN, 'sigma': COVARIANCE, 'mu_s': SPATIAL[0], 'sigma_s': SPATIAL[1], 'arr_0': IMAGES}
+
+
+def full():
+    return references.Reference(
+        MEAN,
+        COVARIANCE,
+        *SPATIAL,
+        num_images=np.int64(50),
+        features=FEATURES,
+        inception_score=(np.float64(3.5), 0.25),
+        judge='digits 0123é',
+    )
+
+
+def test_a_reference_comes_back(tmp_path):
+    path = tmp_path / 'new' / 'reference.npz'
+    written = full()
+    references.save(path, written)
+    loaded = references.load(str(path))
+    for field in dataclasses.fields(loaded):
+        there, back = (getattr(reference, field.name) for reference in (written, loaded))
+        if isinstance(there, np.ndarray):
+            np.testing.assert_array_equal(back, there)
+        else:
+            assert back == there, field.name
+    assert loaded.hash == written.hash
+    assert loaded.num_images == 50 and isinstance(loaded.num_images, int) and loaded.features.dtype == np.float32
+    assert [file.name for file in path.parent.iterdir()] == ['reference.npz']
+
+
+def test_what_a_file_does_not_tell_is_none(tmp_path):
+    references.save(tmp_path / 'a.npz', references.Reference(MEAN.astype(np.float32), COVARIANCE.astype(np.float32)))
+    loaded = references.load(str(tmp_path / 'a.npz'))
+    others = {field.name for field in dataclasses.fields(loaded)} - {'mean', 'covariance'}
+    assert {getattr(loaded, name) for name in others} == {None}
+    assert loaded.covariance.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'mean': MEAN + 1e-9},
+        {'covariance': COVARIANCE * (1 + 1e-9)},
+        {'spatial_mean': SPATIAL[0] + 1},
+        {'features': FEATURES[:40]},
+        {'num_images': 51},
+        {'judge': 'digits'},
+        {'inception_score': None},
+        {'images': IMAGES},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_hash_is_of_everything(change):
+    assert dataclasses.replace(full(), **change).hash != full().hash
+
+
+def test_adms_reference(tmp_path):
+    np.savez(tmp_path / 'plain.npz', **ADM)
+    np.savez_compressed(tmp_path / 'compressed.npz', **ADM)
+    np.savez(tmp_path / 'statistics.npz', mu=MEAN, sigma=COVARIANCE)
+    plain, compressed = (references.load(str(tmp_path / f'{name}.npz')) for name in ('plain', 'compressed'))
+    for loaded in (plain, compressed):
+        np.testing.assert_array_equal(loaded.mean, MEAN)
+        np.testing.assert_array_equal(loaded.spatial_covariance, SPATIAL[1])
+        np.testing.assert_array_equal(loaded.images, IMAGES)
+    assert isinstance(plain.images, np.memmap) and plain.hash == compressed.hash
+    # the distance of the features to their own statistics, from the file
+    distance = metrics.gaussian_distance(*metrics.feature_statistics(FEATURES), plain.mean, plain.covariance)
+    assert distance == pytest.approx(0, abs=1e-9)
+    only = references.load(str(tmp_path / 'statistics.npz'))
+    assert only.spatial_mean is None and only.images is None and only.hash != plain.hash
+
+
+def skewed():
+    covariance = COVARIANCE.copy()
+    covariance[0, 1] += 0.1
+    return covariance
+
+
+class Evil:
+    """Pickled into a file, it would touch another one when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+BAD = {
+    'no mu': ({'sigma': COVARIANCE}, 'has no mu: a reference has mu and sigma; it has sigma'),
+    'nothing': ({'x': MEAN}, 'has no mu and no sigma'),
+    'shapes': (ADM | {'sigma': COVARIANCE[:5, :5]}, r'has mu (6,) and sigma (5, 5); they must be [D] and [D, D]'),
+    'two axes': (ADM | {'mu': MEAN[None]}, r'has mu (1, 6)'),
+    'not symmetric': (ADM | {'sigma': skewed()}, 'sigma that is not symmetric'),
+    'negative': (ADM | {'sigma_s': -SPATIAL[1]}, 'sigma_s with a negative variance'),
+    'not finite': (ADM | {'mu_s': SPATIAL[0] * np.nan}, 'mu_s of float64, in which not all are finite'),
+    'whole numbers': (ADM | {'mu': np.zeros(6, int)}, 'mu of int64, in which not all are finite real numbers'),
+    'half': ({'mu': MEAN, 'sigma': COVARIANCE, 'mu_s': MEAN}, 'has mu_s alone of mu_s and sigma_s'),
+    'features': (ADM | {'features': FEATURES[:, :5]}, 'has features float32 (50, 5), not finite numbers [M, 6]'),
+    'float images': (ADM | {'arr_0': IMAGES / 255}, 'has arr_0 float64'),
+    'facts': (ADM | {'facts': np.frombuffer(b'{}', np.uint8)}, "facts: 'inception_score'"),
+    'other hash': (ADM | {'sha256': np.zeros(64, np.uint8)}, 'its hash is not that of its content'),
+}
+
+
+def refuses(path, expected, load=references.load, field='config.eval.reference'):
+    with pytest.raises(UserError) as raised:
+        load(str(path))
+    text = str(raised.value)
+    assert expected in text and text.endswith(f'({field}).') and '\n' not in text, text
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_references(name, tmp_path):
+    arrays, expected = BAD[name]
+    np.savez(tmp_path / 'bad.npz', **arrays)
+    refuses(tmp_path / 'bad.npz', expected)
+
+
+def test_files_that_are_no_references(tmp_path):
+    refuses(tmp_path / 'absent.npz', 'no such file')
+    refuses(tmp_path, 'no such file')
+    np.save(tmp_path / 'a.npy', MEAN)
+    refuses(tmp_path / 'a.npy', 'is no npz file, or a truncated one')
+    (tmp_path / 'empty.npz').touch()
+    refuses(tmp_path / 'empty.npz', 'is no npz file, or a truncated one')
+
+
+def test_pickles_are_not_read(tmp_path):
+    path, touched = tmp_path / 'evil.npz', tmp_path / 'touched'
+    np.savez(path, mu=np.array([Evil(touched)], object), sigma=COVARIANCE)
+    refuses(path, 'has mu as Python objects, which are never unpickled')
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('mu.npy', pickle.dumps(Evil(touched)))
+        archive.writestr('sigma.npy', b'')
+    refuses(path, 'is damaged: mu: ')
+    assert not touched.exists()
+
+
+def damaged(path):
+    """Writes the file in `path` with one byte changed, again and again."""
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 13):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x5A]) + whole[position + 1 :])
+        yield position
+
+
+def loaded_or_refused(path):
+    try:
+        return references.load(str(path)), None
+    except UserError as error:
+        return None, str(error)
+
+
+def test_damaged_files_of_ours(tmp_path):
+    """Cut anywhere, a file is refused; with any byte changed it is refused in one line, or is what it was."""
+    path = tmp_path / 'reference.npz'
+    references.save(path, dataclasses.replace(full(), images=IMAGES))
+    expected, whole, refusals = references.load(str(path)).hash, path.read_bytes(), []
+    for _ in damaged(path):
+        loaded, refusal = loaded_or_refused(path)
+        refusals.append(refusal)
+        assert refusal or loaded.hash == expected
+        assert '\n' not in (refusal or '')
+    assert sum(map(bool, refusals)) > 0.8 * len(refusals)
+    for length in range(0, len(whole) - 1, 97):
+        path.write_bytes(whole[:length])
+        refuses(path, 'is no npz file, or a truncated one')
+
+
+@pytest.mark.parametrize('saver', [np.savez, np.savez_compressed])
+def test_damaged_files_of_adm(saver, tmp_path):
+    """They have no hash, but checksums: statistics are what they were, or are refused."""
+    path, refusals = tmp_path / 'reference.npz', []
+    saver(path, **ADM)
+    for _ in damaged(path):
+        loaded, refusal = loaded_or_refused(path)
+        refusals.append(refusal)
+        same = loaded and np.array_equal(loaded.mean, MEAN) and np.array_equal(loaded.covariance, COVARIANCE)
+        assert refusal or same
+        assert '\n' not in (refusal or '')
+    assert any(refusals)
+
+
+# ---------------------------------------------------------------- samples
+
+
+def refuses_samples(path, expected, **options):
+    refuses(path, expected, lambda path: references.load_samples(path, **options), 'config.eval.samples')
+
+
+@pytest.mark.parametrize('saver', [np.savez, np.savez_compressed])
+def test_samples_of_an_npz(saver, tmp_path):
+    labels = np.arange(12) % 5
+    saver(tmp_path / 'samples.npz', IMAGES, labels)
+    samples = references.load_samples(str(tmp_path / 'samples.npz'), num_classes=5)
+    np.testing.assert_array_equal(samples.images, IMAGES)
+    np.testing.assert_array_equal(samples.labels, labels)
+    assert samples.labels.dtype == np.int32 and samples.class_names is None
+    assert isinstance(samples.images, np.memmap) == (saver is np.savez)
+    refuses_samples(tmp_path / 'samples.npz', 'has label 4, where config.data.num_classes allows 0 to 3', num_classes=4)
+    saver(tmp_path / 'samples.npz', np.asfortranarray(IMAGES[..., :1]))
+    samples = references.load_samples(str(tmp_path / 'samples.npz'))
+    np.testing.assert_array_equal(samples.images, IMAGES[..., :1])
+    assert samples.labels is None
+
+
+BAD_SAMPLES = {
+    'floats': ({'arr_0': IMAGES / np.float32(255)}, 'has arr_0 float32 [12, 8, 8, 3]; needed is uint8 [N, H, W, 1 or'),
+    'nchw': ({'arr_0': IMAGES.transpose(0, 3, 1, 2)}, 'uint8 [12, 3, 8, 8], which is NCHW; needed is uint8'),
+    'no channels': ({'arr_0': IMAGES[..., 0]}, 'has arr_0 uint8 [12, 8, 8]; needed is'),
+    'alpha': ({'arr_0': np.zeros((2, 8, 8, 4), np.uint8)}, 'has arr_0 uint8 [2, 8, 8, 4]; needed is'),
+    'none': ({'arr_0': IMAGES[:0]}, 'has arr_0 uint8 [0, 8, 8, 3]; needed is'),
+    'names': ({'samples': IMAGES, 'labels': np.arange(12)}, 'has no arr_0: samples are uint8 NHWC in arr_0; it has'),
+    'float labels': ({'arr_0': IMAGES, 'arr_1': np.zeros(12)}, 'has arr_1 float64 [12]; labels are whole numbers [12]'),
+    'few labels': ({'arr_0': IMAGES, 'arr_1': np.arange(11)}, 'has arr_1 int64 [11]; labels are whole numbers [12]'),
+    'negative': ({'arr_0': IMAGES, 'arr_1': np.arange(12) - 1}, 'has the label -1 in arr_1'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', BAD_SAMPLES)
+def test_bad_samples(name, tmp_path):
+    arrays, expected = BAD_SAMPLES[name]
+    np.savez(tmp_path / 'bad.npz', **arrays)
+    refuses_samples(tmp_path / 'bad.npz', expected)
+
+
+def write_images(folder, names, images=IMAGES):
+    for name, image in zip(names, images):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(folder / name)
+
+
+def test_samples_of_a_folder(tmp_path):
+    write_images(tmp_path / 'loose', [f'{number:03}.png' for number in range(12)])
+    samples = references.load_samples(str(tmp_path / 'loose'))
+    np.testing.assert_array_equal(samples.images, IMAGES)
+    assert samples.labels is None
+    # by name, ten comes behind nine only where names are taken for numbers
+    write_images(tmp_path / 'numbers', [f'{number}/x.png' for number in range(12)])
+    samples = references.load_samples(str(tmp_path / 'numbers'), num_classes=12)
+    for image, label in zip(samples.images, samples.labels):
+        np.testing.assert_array_equal(image, IMAGES[label])
+    refuses_samples(tmp_path / 'numbers', 'has label 11, where config.data.num_classes allows 0 to 9', num_classes=10)
+    write_images(tmp_path / 'words', ['dog/x.png', 'cat/x.png', 'dog/y.png'])
+    samples = references.load_samples(str(tmp_path / 'words'))
+    assert samples.class_names == ('cat', 'dog') and samples.labels.tolist() == [0, 1, 1]
+    np.testing.assert_array_equal(samples.images, IMAGES[[1, 0, 2]])
+    write_images(tmp_path / 'gray', ['0.png'], IMAGES[..., :1])
+    samples = references.load_samples(str(tmp_path / 'gray'), channels=1)
+    np.testing.assert_array_equal(samples.images, IMAGES[:1, ..., :1])
+
+
+def test_bad_folders(tmp_path):
+    refuses_samples(tmp_path / 'absent', 'no such file or folder')
+    (tmp_path / 'empty').mkdir()
+    refuses_samples(tmp_path / 'empty', 'holds no images')
+    write_images(tmp_path / 'sizes', ['0.png', '1.png'])
+    Image.fromarray(np.zeros((16, 8, 3), np.uint8)).save(tmp_path / 'sizes' / '2.png')
+    refuses_samples(tmp_path / 'sizes', 'has images of different sizes: 0.png 8x8, 2.png 16x8')
+    (tmp_path / 'sizes' / '1.png').write_bytes(b'not an image')
+    refuses_samples(tmp_path / 'sizes', 'has 1.png, which is not an image')
+
+
+def test_samples_are_in_memory_once_at_most(tmp_path):
+    """Of 100 MB, a compressed file takes that much memory; a plain one what is looked at."""
+    images = np.zeros((33_000, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / 'plain.npz', images)
+    np.savez_compressed(tmp_path / 'compressed.npz', images)
+    code = (
+        'import sys\nfrom cfg_jax import references\n'
+        'peak = lambda: int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) * 1024\n'
+        'for path in sys.argv[1:]:\n'
+        '    before = peak()\n    samples = references.load_samples(path)\n    samples.images[-1].max()\n'
+        '    print(peak() - before)'
+    )
+    command = [sys.executable, '-c', code, *(str(tmp_path / f'{name}.npz') for name in ('plain', 'compressed'))]
+    plain, compressed = map(int, subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout.split())
+    assert plain < 0.1 * images.nbytes and 0.5 * images.nbytes < compressed < 1.5 * images.nbytes
