@@ -77,6 +77,8 @@ def source(config):
     if config.data.source == 'digits':
         data = sources.digits()
     elif config.data.source == 'folder':
+        if not place:
+            raise UserError('config.data.data_dir is not set; give the folder of images, or the zip file of one.')
         data = sources.FolderSource(place, image_shape(config), **resampling)
     else:
         data = sources.TfdsSource(config.data.name, config.data.split, place, image_shape(config), **resampling)
@@ -329,17 +331,3 @@ def bits_per_dim(config):
         return losses.bits_per_dim_terms(denoise, x, keys, logsnrs=logsnrs, **options)
 
     return bound
-
-
-def judge(config, data):
-    """(judge, real images uint8 [N, H, W, C], their labels): the network that config.eval.judge names.
-
-    'digits' is trained here, on four fifths of `data`.
-    """
-    examples = [data[index] for index in range(len(data))]
-    images = np.stack([example['image'] for example in examples])
-    labels = np.array([example['label'] for example in examples])
-    module = importlib.import_module(f'cfg_jax.judges.{config.eval.judge}')
-    judge, accuracy = module.train(images, labels, config.data.num_classes)
-    print(f'judge  accuracy {accuracy:.4f} on the fifth of the images held out from it', flush=True)
-    return judge, images, labels

@@ -33,7 +33,7 @@ def merged(defaults, values):
 class Restored(NamedTuple):
     """What a checkpoint held: the tree asked for, the step it was saved after, and what was saved beside it.
 
-    batches: how many this process had read. class_names: the data set's. config: the whole, a nested dict.
+    batches: how many this process had read. class_names, num_images: the data set's. config: the whole, a nested dict.
     """
 
     tree: Any
@@ -41,6 +41,7 @@ class Restored(NamedTuple):
     batches: int
     class_names: tuple[str, ...]
     config: dict
+    num_images: int | None = None
 
 
 class Checkpoints:
@@ -64,9 +65,10 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, step, state, *, config, class_names, batches=0):
+    def save(self, step, state, *, config, class_names, batches=0, num_images=None):
         """Saves in the background; waits only for the save before. `Restored` says what the arguments are."""
         meta = {'config': _as_json(config), 'class_names': list(class_names), 'batches': batches}
+        meta['num_images'] = num_images
         self._manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         )
@@ -141,7 +143,8 @@ class Checkpoints:
                 print(f'checkpoint {bad} is damaged ({reason}); going on from step {step} instead', flush=True)
                 if not self._read_only:
                     self.condemn(bad)
-            return Restored(tree, step, meta['batches'], tuple(meta['class_names']), meta['config'])
+            data = {'class_names': tuple(meta['class_names']), 'num_images': meta.get('num_images')}
+            return Restored(tree, step, meta['batches'], config=meta['config'], **data)
         if damaged:
             step, reason = next(iter(damaged.items()))
             raise UserError(

@@ -4,6 +4,7 @@ from cfg_jax import build
 from cfg_jax.data import images
 from cfg_jax.errors import UserError
 
+JUDGES = ('inception', 'digits')
 _CHOICES = {
     'data.source': ('digits', 'tfds', 'folder'),
     'data.resampling': tuple(images.RESAMPLINGS),
@@ -17,9 +18,11 @@ _CHOICES = {
     'optim.decay': ('constant', 'cosine'),
     'guidance.classifier_form': ('eps', 'mean'),
     'sample.sampler': ('ancestral', 'ddim'),
-    'eval.judge': ('', 'digits'),
+    'sample.label_order': ('balanced', 'random'),
+    'eval.judge': ('', *JUDGES),
 }
 _LEAST = {
+    'eval.reference_images': 0,
     'seed': 0,
     'data.image_size': 1,
     'data.image_channels': 1,
@@ -43,6 +46,7 @@ _LEAST = {
     'sample.num_steps': 1,
     'sample.num_images': 1,
     'sample.batch_size': 1,
+    'sample.shard_images': 1,
     'sample.seed': 0,
     'eval.nearest_k': 1,
     'eval.num_splits': 1,
@@ -68,7 +72,7 @@ def check_config(config):
 def check_judge(config):
     """Raises UserError unless config.eval names a judge."""
     if not config.eval.judge:
-        raise UserError("config.eval.judge is not set; allowed: 'digits'.")
+        raise UserError(f'config.eval.judge is not set; allowed: {", ".join(map(repr, JUDGES))}.')
 
 
 def _get(config, name):
@@ -104,6 +108,11 @@ def _check_combinations(config):
     """Values that have to go together."""
     samples, neighbours = config.eval.num_samples, config.eval.nearest_k
     _require(samples >= neighbours + 1, config, 'eval.num_samples', f'at least {neighbours + 1}')
+    samplers = config.eval.samplers
+    _require(set(samplers) <= set(_CHOICES['sample.sampler']), config, 'eval.samplers', "of 'ancestral' and 'ddim'")
+    _require(min(config.eval.num_steps, default=1) >= 1, config, 'eval.num_steps', 'of whole numbers from 1 on')
+    spaced = not config.eval.num_steps or not config.sample.spacing
+    _require(spaced, config, 'eval.num_steps', '() where config.sample.spacing is set')
     splits = f'at most config.eval.num_samples, {samples}'
     _require(config.eval.num_splits <= samples, config, 'eval.num_splits', splits)
     increasing = config.diffusion.logsnr_min < config.diffusion.logsnr_max

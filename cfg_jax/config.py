@@ -91,20 +91,31 @@ def default():
     sample.clip_x = True  # clip the predicted x to [-1, 1]
     sample.guidance_weight = placeholder(float)  # the paper's w, 0 is off; set this or guidance_scale; unset: 0
     sample.guidance_scale = placeholder(float)  # 1 + w
-    sample.labels = ''  # '0,1,2' or class names, 'cat,dog'; '' is all classes
+    sample.labels = ''  # ids, '0,1,2', or class names, 'cat,dog'; '' is all classes
+    sample.label_order = 'balanced'  # 'balanced' (in turn) | 'random'
     sample.num_images = 100
-    sample.batch_size = 100  # images a call of the sampler, over all devices
+    sample.batch_size = 100  # images that a device draws at once
+    sample.shard_images = 1000  # images a file, while they are drawn
+    sample.npz = True  # write all images as one .npz too, as ADM's evaluator takes them
     sample.seed = 0
 
     config.eval = evaluate = ConfigDict()
     evaluate.at_end = False  # training ends with --mode=sample and --mode=evaluate
     evaluate.folder = ''  # of the workdir, where the results go; '' is the workdir itself
-    evaluate.judge = ''  # the features' network: 'digits'
+    evaluate.judge = ''  # the features' network: 'inception' | 'digits'
+    evaluate.inception_weights = ''  # inception: path of weights-inception-2015-12-05-6726825d.pth
+    evaluate.samples = ''  # an .npz (arr_0 uint8 NHWC, arr_1 labels) or a folder of images to judge, instead of a model
+    evaluate.reference = ''  # an .npz of statistics (ours or ADM's); '': of the data set's own images
+    evaluate.reference_images = 50_000  # of the data set's own, evenly spread; 0: all (16 kB of memory each)
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
+    evaluate.samplers = ()  # as config.sample.sampler, a curve each; (): that one
+    evaluate.num_steps = ()  # as config.sample.num_steps, a curve each; (): that one
     evaluate.classifier_weights = ()  # a sweep over these instead, at the guidance weight of config.sample
     evaluate.compare_with = ''  # another folder of the workdir that holds a curve, to draw both in comparison.png
     evaluate.bits_per_dim = False  # bound the data's likelihood under the conditional model instead of sampling
     evaluate.num_samples = 1000  # for each weight, balanced over the classes
+    evaluate.allow_few_samples = False  # FID of no more samples than the judge has features, which means little
+    evaluate.keep_samples = True  # keep the sets of images, to go on after a kill and to judge them anew
     evaluate.num_splits = 10  # of the Inception score
     evaluate.nearest_k = 3  # neighbours that set the radius in precision and recall
 

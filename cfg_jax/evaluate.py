@@ -1,14 +1,18 @@
 """The evaluation job: the trade-off of fidelity and variety over guidance weights (CFG paper, figures 1 and 4)."""
 
+import copy
 import csv
+import datetime
 import io
 import json
-import time
+import sys
+from importlib import metadata
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from cfg_jax import build, figures, metrics, sampling, sharding
+from cfg_jax import build, figures, references, report, sample_sets, sampling, scoring, sharding
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.errors import UserError
 from cfg_jax.writers import Progress
@@ -34,19 +38,17 @@ COSTS = (
     'classifier_gradients',
     'seconds_per_image',
 )
-
-
-def measure(config, features, logits, labels, real_features):
-    """All metrics of one set of generated images, as {column: value}."""
-    precision, recall = metrics.precision_recall(features, real_features, k=config.eval.nearest_k)
-    return {
-        'fid': metrics.frechet_distance(features, real_features),
-        'inception_score': metrics.inception_score(logits, num_splits=config.eval.num_splits)[0],
-        'precision': precision,
-        'recall': recall,
-        'accuracy': metrics.class_accuracy(logits, labels),
-        'spread': metrics.within_class_spread(features, labels),
-    }
+# results.csv, to which every evaluation adds its rows
+RESULTS = (
+    *('date', 'samples', 'step', 'sampler', 'num_steps', 'guidance_weight', 'classifier_weight'),
+    *('fid', 'fid_error', 'fid_infinity', 'sfid', 'inception_score', 'inception_score_error', 'precision'),
+    *('precision_error', 'recall', 'recall_error', 'kernel_distance', 'kernel_distance_error', 'accuracy', 'spread'),
+    *('num_samples', 'seed', 'network_evaluations', 'classifier_gradients', 'seconds_per_image'),
+    *('judge', 'reference', 'reference_sha256', 'samples_sha256'),
+)
+_ABOUT = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', 'samples_sha256')
+_IN_REPORT = tuple(key for key in RESULTS if not key.endswith('_error') and key not in _ABOUT)
+_GRID = 100  # images in the picture of a weight
 
 
 def as_csv(rows, columns):
@@ -79,75 +81,234 @@ def sweep(config):
     ], 'guidance_weight'
 
 
+def groups(config):
+    """A config for each curve: every sampler of config.eval.samplers with every number of config.eval.num_steps."""
+    curves = []
+    for sampler in config.eval.samplers or (config.sample.sampler,):
+        for num_steps in config.eval.num_steps or (config.sample.num_steps,):
+            curve = copy.deepcopy(config)
+            curve.sample.sampler, curve.sample.num_steps = sampler, num_steps
+            check_config(curve)
+            curves.append(curve)
+    return curves
+
+
 def run(config, workdir):
-    """Samples at every weight of the sweep; writes tradeoff.csv and .png, samples_*.png into config.eval.folder."""
+    """Judges images at every weight of the sweep, or those of config.eval.samples.
+
+    Writes, into config.eval.folder, tradeoff.csv and .png, costs.csv, samples_*.png and report.html; adds its rows to
+    results.csv of the workdir.
+    """
     check_config(config)
     folder = Path(workdir) / config.eval.folder
-    mesh = sharding.make_mesh()
     if config.eval.bits_per_dim:
-        return run_bits_per_dim(config, workdir, folder, mesh)
+        return run_bits_per_dim(config, workdir, folder, sharding.make_mesh())
     check_judge(config)
+    if config.eval.samples:
+        return run_on_samples(config, workdir, folder)
     other = config.eval.compare_with and read_curve(Path(workdir) / config.eval.compare_with)
-    params, step, _, class_names, _ = sampling.load(config, workdir, mesh)
-    batches = sampling.image_batches(config, mesh)
+    restored = sampling.load(config, workdir, sharding.make_mesh())
     source = build.source(config)
-    judge, real_images, real_labels = build.judge(config, source)
-    real_features, real_logits = judge(real_images)
-    # as many images a split as the samples have, for the score grows with that number
-    real_splits = max(round(len(real_images) * config.eval.num_splits / config.eval.num_samples), 1)
-    real_score = metrics.inception_score(real_logits, num_splits=real_splits)[0]
-    spread = metrics.within_class_spread(real_features, real_labels)
-    print(f'data   IS {real_score:.2f}  spread {spread:.2f}  ({len(real_images):,} images)', flush=True)
-
+    judge = scoring.open_judge(config, source)
+    real = scoring.reference(config, judge, source, Path(workdir) / 'references', config.eval.num_samples)
+    print_reference(real)
     labels = np.resize(np.arange(config.data.num_classes, dtype=np.int32), config.eval.num_samples)
+    facts = describe_run(config, judge, real, restored.step)
+    rows, grids = [], []
+    for curve in groups(config):
+        ours, pictures = run_curve(curve, workdir, folder, restored, judge, labels, real, facts, rows)
+        rows, grids = rows + ours, grids + pictures
+    if jax.process_index() == 0:
+        write_summary(config, workdir, folder, rows, grids, facts, real, other)
+    sample_sets.wait_for_all('evaluated')
+    return rows
+
+
+def run_curve(config, workdir, folder, restored, judge, labels, real, facts, before):
+    """Draws and judges the images of one sampler at every weight: (rows, [(row, PNG of its images)])."""
+    classifier = sampling.load_classifier(config, sharding.make_mesh())
+    drawing = sampling.image_batches(config, classifier=classifier)
+    digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
     pairs, over = sweep(config)
-    symbol = figures.SYMBOLS[over]
-    rows, same_noise = [], []
-    # one batch compiles the sampler, so that the first weight's time is like the others'
-    next(batches(params, labels[:1], 0.0, config.sample.seed))
-    costs = build.count_evaluations(config)
-    for weight, classifier_weight in pairs:
+    seed, symbol = config.sample.seed, figures.SYMBOLS[over]
+    sets = [sample_sets.open_set(config, workdir, digests, labels, *pair) for pair in pairs]
+    if not all(images.is_whole() for images in sets):
+        # one unit compiles the sampler, so that the first weight's time is like the others'
+        next(drawing(restored.tree, labels[: config.sample.batch_size], 0.0, seed))
+    costs, rows, grids, same_noise = build.count_evaluations(config), [], [], []
+    suffix = curve_suffix(config)
+    for (weight, classifier_weight), images in zip(pairs, sets):
         name = f'{symbol}={weight if over == "guidance_weight" else classifier_weight:g}'
-        sampled = batches(params, labels, weight, config.sample.seed, classifier_weight)
-        start = time.monotonic()
-        images = sampling.collect(sampled, len(labels), name)
-        seconds = (time.monotonic() - start) / len(images)
-        row = {'guidance_weight': float(weight), **measure(config, *judge(images), labels, real_features)}
+
+        def draw(units, pair=(weight, classifier_weight)):
+            return drawing(restored.tree, labels, pair[0], seed, pair[1], units=units)
+
+        images.draw(draw, name)
+        if jax.process_index() != 0:
+            continue
+        outputs = scoring.judged(judge, images.shards(), len(images), name)
+        row = {'guidance_weight': float(weight), 'classifier_weight': float(classifier_weight)}
+        row |= scoring.measure(config, judge, outputs, labels, real)
         row |= {
             'num_samples': len(images),
             'num_steps': len(build.sampling_logsnrs(config)),
             'sampler': config.sample.sampler,
-            'seed': config.sample.seed,
+            'seed': seed,
+            'seconds_per_image': images.seconds() / len(images),
+            'samples_sha256': images.sha256(),
+            **costs,
+            **facts,
         }
-        row |= {'classifier_weight': float(classifier_weight), 'seconds_per_image': seconds, **costs}
         rows.append(row)
-        same_noise.append(images[: 2 * min(config.data.num_classes, 10)])
-        grid = figures.class_grid(images[:100], labels[:100], class_names)
-        figures.save_png(folder / f'samples_{name.replace("=", "")}.png', grid)
-        figures.write_atomically(folder / 'tradeoff.csv', as_csv(rows, COLUMNS).encode())
-        figures.write_atomically(folder / 'costs.csv', as_csv(rows, COSTS).encode())
-        print(
-            f'{name:<6} FID {row["fid"]:.3f}  IS {row["inception_score"]:.3f}  precision {row["precision"]:.3f}  '
-            f'recall {row["recall"]:.3f}  accuracy {row["accuracy"]:.4f}  spread {row["spread"]:.3f}',
-            flush=True,
-        )
-    names = [f'{symbol} = {row[over]:g}' for row in rows]
-    figures.save_png(folder / f'samples_over_{symbol}.png', figures.grid(same_noise, names))
-    title = (
-        f'{config.data.name or config.data.source}: {len(labels):,} samples a weight, {row["num_steps"]} '
-        f'{config.sample.sampler} steps, judge {config.eval.judge!r}, training step {step:,}'
+        first = images.first(_GRID)
+        same_noise.append(first[: 2 * min(config.data.num_classes, 10)])
+        picture = figures.as_png(figures.class_grid(first, labels[: len(first)], restored.class_names))
+        grids.append((row, picture))
+        figures.write_atomically(folder / f'samples{suffix}_{name.replace("=", "")}.png', picture)
+        figures.write_atomically(folder / 'tradeoff.csv', as_csv(before + rows, COLUMNS).encode())
+        figures.write_atomically(folder / 'costs.csv', as_csv(before + rows, COSTS).encode())
+        if not config.eval.keep_samples:
+            images.delete()
+        print_row(name, row)
+    if jax.process_index() == 0:
+        names = [f'{symbol} = {row[over]:g}' for row in rows]
+        figures.save_png(folder / f'samples{suffix}_over_{symbol}.png', figures.grid(same_noise, names))
+        real_score = real.inception_score and real.inception_score[0]
+        picture = figures.tradeoff(rows, title=title_of(config, rows, facts), over=over, real=real_score)
+        figures.write_atomically(folder / f'tradeoff{suffix}.png', picture)
+    return rows, grids
+
+
+def curve_suffix(config):
+    """What tells the files of one of several curves from the others'."""
+    several = len(config.eval.samplers) > 1 or len(config.eval.num_steps) > 1
+    return f'_{config.sample.sampler}{len(build.sampling_logsnrs(config))}' if several else ''
+
+
+def run_on_samples(config, workdir, folder):
+    """Judges the images of config.eval.samples, anyone's: one row."""
+    found = references.load_samples(
+        config.eval.samples, channels=config.data.image_channels, num_classes=config.data.num_classes
     )
-    figures.write_atomically(folder / 'tradeoff.png', figures.tradeoff(rows, title=title, over=over, real=real_score))
+    if found.images.shape[1:] != build.image_shape(config):
+        raise UserError(
+            f'{config.eval.samples} holds images of {found.images.shape[1:]}, not {build.image_shape(config)} '
+            '(config.eval.samples, config.data.image_size, config.data.image_channels).'
+        )
+    source = None if config.eval.reference and config.eval.judge == 'inception' else build.source(config)
+    labels = match_classes(config, found, source)
+    judge = scoring.open_judge(config, source)
+    real = scoring.reference(config, judge, source, Path(workdir) / 'references', len(found.images))
+    print_reference(real)
+    facts = describe_run(config, judge, real, None) | {'samples': str(config.eval.samples)}
+    outputs = scoring.judged(judge, [found.images], len(found.images), 'samples')
+    row = scoring.measure(config, judge, outputs, labels, real) | {'num_samples': len(found.images)} | facts
+    print_row('samples', row)
+    first = found.images[np.linspace(0, len(found.images) - 1, min(_GRID, len(found.images))).astype(int)]
+    picture = figures.as_png(figures.grid([first[start : start + 10] for start in range(0, len(first), 10)]))
+    write_summary(config, workdir, folder, [row], [(row, picture)], facts, real, None)
+    return [row]
+
+
+def match_classes(config, found, source):
+    """The samples' labels as the data set's, int32 [N], or None where they have none; UserError for mixed classes."""
+    if found.labels is None or found.class_names is None:
+        return found.labels
+    if source is None:
+        return None  # their names cannot be told from the data set's
+    unknown = [name for name in found.class_names if name not in source.class_names]
+    if unknown:
+        raise UserError(
+            f'{config.eval.samples} has the class {unknown[0]!r}, which is none of the data set '
+            f'({", ".join(source.class_names[:3])}, ...) (config.eval.samples).'
+        )
+    return np.array([source.class_names.index(name) for name in found.class_names], np.int32)[found.labels]
+
+
+def describe_run(config, judge, real, step):
+    """What every row of this evaluation has in common."""
+    return {
+        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'samples': '',
+        'step': step,
+        'judge': judge.identity,
+        'reference': config.eval.reference or config.data.name or config.data.data_dir or config.data.source,
+        'reference_sha256': real.hash,
+    }
+
+
+def title_of(config, rows, facts):
+    """A line that says what the curves are of."""
+    row = rows[0]
+    made = f'{row["num_steps"]} {row["sampler"]} steps, training step {facts["step"]:,}, ' if facts['step'] else ''
+    return (
+        f'{config.data.name or config.data.data_dir or config.data.source}: {row["num_samples"]:,} samples a weight, '
+        f'{made}judge {config.eval.judge!r}'
+    )
+
+
+def print_reference(real):
+    """A line about the real images."""
+    score = f'IS {real.inception_score[0]:.2f}  ' if real.inception_score else ''
+    count = f'{real.num_images:,} images, ' if real.num_images else ''
+    print(f'data   {score}({count}sha256 {real.hash[:12]})', flush=True)
+
+
+def print_row(name, row):
+    """A line of what a reader looks for first."""
+    shown = {'fid': 'FID', 'sfid': 'sFID', 'inception_score': 'IS'}
+    shown |= {key: key for key in ('precision', 'recall', 'accuracy', 'spread')}
+    text = '  '.join(
+        f'{label} {row[key]:.{4 if key == "accuracy" else 3}f}' for key, label in shown.items() if key in row
+    )
+    print(f'{name:<6} {text}', flush=True)
+
+
+def write_summary(config, workdir, folder, rows, grids, facts, real, other):
+    """results.csv, report.html and, where another curve is given, comparison.png."""
+    path, former = Path(workdir) / 'results.csv', []
+    if path.exists():
+        former = list(csv.DictReader(path.read_text().splitlines()))
+    figures.write_atomically(path, as_csv([*former, *rows], RESULTS).encode())
+    notes = []
+    few = rows[0]['num_samples'] < 10_000
+    if few:
+        notes.append(
+            f'{rows[0]["num_samples"]:,} samples: FID is biased upwards at such numbers and compares only with FID of '
+            'as many; FID∞ is its extrapolation to endlessly many.'
+        )
+    if config.eval.judge != 'inception':
+        notes.append(f'The judge is {config.eval.judge!r}: its numbers compare with its own alone, not with papers.')
+    shown = {
+        'judge': facts['judge'],
+        'reference': facts['reference'],
+        'reference sha256': facts['reference_sha256'],
+        'training step': facts['step'],
+        'samples': facts['samples'],
+        'date': facts['date'],
+        'cfg_jax': metadata.version('cfg_jax'),
+        'command': ' '.join(['python -m cfg_jax.main', *sys.argv[1:]]),
+    }
+    page = report.render(
+        title=title_of(config, rows, facts)
+        if len(groups(config)) == 1
+        else f'{config.data.name or config.data.source}',
+        rows=rows,
+        columns=_IN_REPORT,
+        settings=config.to_dict(),
+        references={name: value for name, value in shown.items() if value not in (None, '')},
+        grids=grids,
+        notes=notes,
+        real={'inception_score': real.inception_score[0]} if real.inception_score else None,
+    )
+    figures.write_atomically(folder / 'report.html', page.encode())
     if other:
         pairs = (config.eval.compare_with, other), (config.eval.folder or '.', rows)
         curves = {curve_name(folder, rows): rows for folder, rows in pairs}
+        title = title_of(config, rows, facts)
         figures.write_atomically(folder / 'comparison.png', figures.comparison(curves, title=title))
         print(f'wrote {folder}/comparison.png', flush=True)
-    print(
-        f'wrote {folder}/tradeoff.csv, costs.csv, tradeoff.png, samples_over_{symbol}.png and samples_{symbol}*.png',
-        flush=True,
-    )
-    return rows
+    print(f'wrote {folder}/report.html and its tables and pictures; added to {path}', flush=True)
 
 
 def curve_name(folder, rows):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,16 @@ def write_atomically(path, data):
     os.replace(temporary, path)
 
 
-def save_png(path, picture):
-    """picture: uint8 [H, W] or [H, W, 3]."""
+def as_png(picture):
+    """picture: uint8 [H, W] or [H, W, 3] -> the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, 'png')
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_png(path, picture):
+    """picture: uint8 [H, W] or [H, W, 3]."""
+    write_atomically(path, as_png(picture))
 
 
 def grid(rows, names=None):
@@ -46,6 +52,7 @@ def grid(rows, names=None):
 
 def _with_names(picture, names, row_height):
     font = ImageFont.load_default(size=max(10, min(18, row_height // 3)))
+    names = list(map(_drawable, names))
     margin = 12 + max(int(font.getlength(name)) for name in names)
     canvas = Image.new('RGB', (picture.shape[1] + margin, picture.shape[0]), 'white')
     canvas.paste(Image.fromarray(picture), (margin, 0))
@@ -53,6 +60,11 @@ def _with_names(picture, names, row_height):
     for i, name in enumerate(names):
         draw.text((margin - 6, (i + 0.5) * row_height), name, fill='black', font=font, anchor='rm')
     return np.asarray(canvas)
+
+
+def _drawable(text):
+    """The text as fonts can draw it: bytes of file names that are no text are written as \\udcff."""
+    return text.encode(errors='backslashreplace').decode()
 
 
 def class_grid(images, labels, class_names=None):
@@ -77,7 +89,9 @@ def _png(figure):
         axis.grid(alpha=0.25)
         axis.spines[['top', 'right']].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', r'Glyph .* missing from')  # boxes stand for what the font lacks
+        figure.savefig(buffer, dpi=130)
     _pyplot().close(figure)
     return buffer.getvalue()
 
@@ -144,11 +158,12 @@ def data_statistics(counts, class_names, statistics, *, title):
     [C, 256], 'mean' [C], 'std' [C].
     """
     plt = _pyplot()
+    class_names, title = map(_drawable, class_names), _drawable(title)
     figure, (classes, pixels) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
     if len(counts) <= 20:
         classes.bar(np.arange(len(counts)), counts, color='#1f4e79')
         short = [name if len(name) <= 16 else f'{name[:15]}…' for name in class_names]
-        classes.set_xticks(np.arange(len(counts)), short, rotation=45, ha='right')
+        classes.set_xticks(np.arange(len(counts)), short, rotation=45, ha='right', parse_math=False)
     else:
         classes.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0, color='#1f4e79')
         classes.set(xlabel='classes, largest first')
@@ -161,7 +176,7 @@ def data_statistics(counts, class_names, statistics, *, title):
     pixels.set(xlabel='value of 0 to 255', ylabel='share of the pixels', title='Pixels (mean ± deviation)')
     pixels.set_ylim(bottom=0)
     pixels.legend(frameon=False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return _png(figure)
 
 

@@ -29,7 +29,7 @@ def main(argv):
     if _CONFIG.value is None:
         raise UserError('no config; give one of configs/, such as --config=configs/digits.py.')
     name = Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]).stem
-    workdir = Path(_WORKDIR.value or Path('runs') / name)
+    workdir = Path(_WORKDIR.value or Path('runs') / name).expanduser()
     config, mode = _CONFIG.value, _MODE.value
     # Jobs are imported once the XLA flags stand.
     runtime.configure()
@@ -65,6 +65,9 @@ def run():
     except UserError as error:
         print(f'error: {error}', file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on from the last that was saved', file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 if __name__ == '__main__':

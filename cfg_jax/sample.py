@@ -1,37 +1,45 @@
-"""The sampling job: images of chosen classes at one guidance weight, as a PNG grid and an .npz."""
+"""The sampling job: images of chosen classes at one guidance weight, as many as asked for; a PNG grid and an .npz."""
 
-import io
 from pathlib import Path
 
-import numpy as np
+import jax
 
-from cfg_jax import build, figures, sampling, sharding
+from cfg_jax import build, figures, sample_sets, sampling, sharding
 from cfg_jax.checks import check_config
+
+_IN_GRID = 400  # images in the picture, at most
 
 
 def run(config, workdir):
-    """Writes a grid with a row per class and an .npz (arr_0 images, arr_1 labels), named after what they show."""
+    """Draws config.sample.num_images images in shards, goes on where it was stopped; names files after what they show.
+
+    Writes `workdir`/sample_*.png (a row a class), sample_*.npz where config.sample.npz asks for it (arr_0 images, arr_1
+    labels), and the shards with their manifest in `workdir`/sample_sets. Returns the `sample_sets.SampleSet`.
+    """
     check_config(config)
     mesh = sharding.make_mesh()
     restored = sampling.load(config, workdir, mesh)
-    class_names = restored.class_names
-    weight, seed = build.guidance_weight(config), config.sample.seed
-    ids = sampling.parse_labels(config.sample.labels, class_names)
-    if not config.sample.labels.strip():
-        ids = sampling.spread_classes(len(ids), config.sample.num_images)
-    labels = np.resize(
-        np.array(ids, np.int32), config.sample.num_images
-    )  # image i's class does not depend on their number
-    batches = sampling.image_batches(config, mesh)(restored.tree, labels, weight, seed)
-    images = sampling.collect(batches, len(labels), f'w={weight:g}')
-    what = f'{config.sample.sampler}{len(build.sampling_logsnrs(config))}_w{weight:g}'
-    if config.guidance.classifier_workdir:
-        what += f'_classifier{config.guidance.classifier_weight:g}'
-    if config.sample.labels.strip():
-        what += '_' + '-'.join(map(str, ids[:8]))
-    path = Path(workdir) / f'sample_{what}_seed{seed}'
-    figures.save_png(f'{path}.png', figures.class_grid(images, labels, class_names))
-    buffer = io.BytesIO()
-    np.savez(buffer, arr_0=images, arr_1=labels)
-    figures.write_atomically(f'{path}.npz', buffer.getvalue())
-    print(f'wrote {path}.png and {path}.npz', flush=True)
+    weight, classifier_weight = build.guidance_weight(config), config.guidance.classifier_weight
+    labels = sample_sets.make_labels(config, restored.class_names)
+    classifier = sampling.load_classifier(config, mesh)
+    drawing = sampling.image_batches(config, classifier=classifier)
+    digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
+    what = f'{sample_sets.describe(config, weight, classifier_weight)}_seed{config.sample.seed}'
+    images = sample_sets.open_set(config, workdir, digests, labels, weight, classifier_weight)
+
+    def draw(units):
+        return drawing(restored.tree, labels, weight, config.sample.seed, classifier_weight, units=units)
+
+    images.draw(draw, f'w={weight:g}')
+    if jax.process_index() == 0:
+        chosen = config.sample.labels.strip()
+        ids = '_' + '-'.join(map(str, list(dict.fromkeys(labels.tolist()))[:8])) if chosen else ''
+        path = Path(workdir) / f'sample_{what.replace("_seed", ids + "_seed")}'
+        few = images.first(_IN_GRID)
+        figures.save_png(f'{path}.png', figures.class_grid(few, labels[: len(few)], restored.class_names))
+        written = f'{path}.png'
+        if config.sample.npz:
+            images.write_npz(f'{path}.npz')
+            written += f' and {path}.npz'
+        print(f'wrote {written}; shards and manifest: {images.folder}', flush=True)
+    return images

@@ -1,17 +1,18 @@
 """From a trained model to images: what training's grids, the sampling job and the evaluation job share."""
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from cfg_jax import build, sharding
 from cfg_jax.checkpoints import Checkpoints
 from cfg_jax.config import default
 from cfg_jax.errors import UserError
-from cfg_jax.writers import Progress
 
 
 def load(config, workdir, mesh):
@@ -58,48 +59,56 @@ def load_classifier(config, mesh):
     return theirs, load(theirs, workdir, mesh).tree
 
 
-def collect(batches, total, name):
-    """All images of an iterator over batches, uint8 [N, H, W, C], with a progress line every ten seconds or so."""
-    progress, images, done = Progress(total), [], 0
-    for batch in batches:
-        images.append(batch)
-        done += len(batch)
-        if done == total or progress.seconds() > 10:
-            rate, left = progress.rate(done)
-            print(f'{name}  {done}/{total} images  {rate:.1f} images/s  {left} left', flush=True)
-    return np.concatenate(images)
+def image_batches(config, *, batch_size=None, classifier=None):
+    """The jitted sampler of any number of images: (params, labels, weight, seed[, classifier_weight]) -> units.
 
-
-def image_batches(config, mesh):
-    """The jitted sampler over any number of images, (params, labels, weight, seed[, classifier_weight]) -> batches.
-
-    labels: int [N] on the host, checked here; image i's noise depends on seed and i alone. The last batch is filled up
-    and cut, so that there is one compilation whatever N is. It yields numpy arrays uint8 [<= B, H, W, C].
-    classifier_weight: of the classifier that config.guidance names, if it names one; the config's unless given.
+    A unit is `batch_size` consecutive images (config.sample.batch_size unless given), which one device of this process
+    draws at once. Its program is the same on any number of devices and processes, so image i is the same to the bit
+    wherever and with whichever other units it is drawn. params: on every device. labels: int [N] on the host, checked
+    here. classifier_weight: of the classifier that config.guidance names, if it names one (`classifier`: as
+    `load_classifier` gives it, loaded unless given); the config's unless given. units: the numbers of those wanted, all
+    unless given. Yields numpy arrays uint8 [B, H, W, C], one a unit in their order; that of the last of N images is
+    shorter. There is one compilation, whatever N is.
     """
-    per_device = math.ceil(config.sample.batch_size / mesh.size)
-    size = per_device * mesh.size
-    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    classifier_config, classifier_params = load_classifier(config, mesh)
+    size, mesh = batch_size or config.sample.batch_size, sharding.local_mesh()
+    classifier_config, classifier_params = classifier or load_classifier(config, sharding.make_mesh())
+    classifier_params = sharding.to_local(classifier_params, mesh)
     sample = build.sampler(config, classifier_config)
+    whole, split = PartitionSpec(), sharding.batch_sharding(mesh).spec
+    specs = {'in_specs': (whole, whole, split, split, whole, whole, whole), 'out_specs': split}
 
-    @partial(jax.jit, in_shardings=(whole, whole, split, split, whole, whole, whole), out_shardings=split)
-    def jitted(*arguments):
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, check_vma=False, **specs)
+    def drawn(*arguments):
         return build.to_uint8(sample(*arguments))
 
-    def batches(params, labels, weight, seed, classifier_weight=config.guidance.classifier_weight):
+    def batches(params, labels, weight, seed, classifier_weight=None, *, units=None):
         check_labels(labels, config.data.num_classes)
+        if classifier_weight is None:
+            classifier_weight = config.guidance.classifier_weight
+        params = sharding.to_local(params, mesh)
         guiding = np.float32(weight), classifier_params, np.float32(classifier_weight)
+        units = range(math.ceil(len(labels) / size)) if units is None else units
+
+        def fetched(units, images):
+            images = np.asarray(images)
+            for place, unit in enumerate(units):
+                yield images[place * size :][: min(size, len(labels) - unit * size)]
+
         computing = None  # each batch is fetched after the next one has been dispatched
-        for start in range(0, len(labels), size):
-            indices = np.arange(start, start + size, dtype=np.uint32)
-            filled = np.resize(labels[start : start + size], size).astype(np.int32)
-            indices, filled = (sharding.whole_to_devices(values, mesh) for values in (indices, filled))
-            dispatched = jitted(params, np.uint32(seed), indices, filled, *guiding)
+        for start in range(0, len(units), mesh.size):
+            ours = units[start : start + mesh.size]
+            indices = np.add.outer(np.resize(ours, mesh.size) * size, np.arange(size)).ravel()
+            filled = labels[np.minimum(indices, len(labels) - 1)]
+            on_devices = jax.device_put(
+                (indices.astype(np.uint32), filled.astype(np.int32)), sharding.batch_sharding(mesh)
+            )
+            dispatched = ours, drawn(params, np.uint32(seed), *on_devices, *guiding)
             if computing is not None:
-                yield sharding.to_host(computing)
+                yield from fetched(*computing)
             computing = dispatched
-        yield sharding.to_host(computing)[: len(labels) - start]
+        if computing is not None:
+            yield from fetched(*computing)
 
     return batches
 
@@ -117,21 +126,20 @@ def check_labels(labels, num_classes):
 
 
 def parse_labels(text, class_names):
-    """'0,1,2' or 'cat,dog' -> a list of label ids; '' -> all of them."""
+    """'0,1,2' or 'cat,dog' -> a list of label ids; '' -> all of them. A number is an id, not a class's name."""
     if not text.strip():
         return list(range(len(class_names)))
     ids = []
     for item in (item.strip() for item in text.split(',')):
-        if item in class_names:
-            ids.append(class_names.index(item))
-            continue
-        try:
+        if re.fullmatch('[+-]?[0-9]+', item):
             ids.append(int(item))
-        except ValueError:
+        elif item in class_names:
+            ids.append(class_names.index(item))
+        else:
             names = ', '.join(map(repr, class_names[:10])) + (', ...' if len(class_names) > 10 else '')
             raise UserError(
                 f'label {item!r} is not a class; allowed: 0 to {len(class_names) - 1} or a name of {names} '
                 '(config.sample.labels).'
-            ) from None
+            )
     check_labels(ids, len(class_names))
     return ids

@@ -4,7 +4,6 @@ from collections import deque
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cfg_jax.errors import UserError
@@ -13,6 +12,30 @@ from cfg_jax.errors import UserError
 def make_mesh():
     """A mesh of all devices of all processes, its one axis named 'data'."""
     return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+
+
+def local_mesh():
+    """A mesh of this process's own devices, for work that processes share out instead of doing it together.
+
+    Of virtual CPU devices the first alone: they have the same cores, and XLA's convolutions differ from run to run in
+    the last bit where two of them compute at once.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform == 'cpu':
+        devices = devices[:1]
+    return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def to_local(tree, mesh):
+    """Global replicated arrays as arrays on the devices of a `local_mesh`, without a copy."""
+
+    def local(array):
+        if isinstance(array, np.ndarray):
+            return jax.device_put(array, replicated(mesh))
+        parts = [shard.data for shard in array.addressable_shards if shard.device in mesh.devices]
+        return jax.make_array_from_single_device_arrays(array.shape, replicated(mesh), parts)
+
+    return jax.tree.map(local, tree)
 
 
 def replicated(mesh):
@@ -37,18 +60,6 @@ def check_batch_size(batch_size, accumulation_steps, mesh):
 def to_devices(batch, mesh):
     """This process's part of a batch (arrays, first axis = images) as global arrays, split over the mesh."""
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(batch_sharding(mesh), np.asarray(a)), batch)
-
-
-def whole_to_devices(values, mesh):
-    """A host array that every process holds whole, as a global one split over the mesh."""
-    return jax.make_array_from_callback(values.shape, batch_sharding(mesh), lambda part: values[part])
-
-
-def to_host(array):
-    """A global array as a whole numpy array, on every process."""
-    if array.is_fully_addressable:
-        return np.asarray(array)
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def prefetch(batches, mesh, depth=2):

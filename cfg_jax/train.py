@@ -121,6 +121,18 @@ def check_finite(config, step, metrics, checkpoints):
     )
 
 
+def check_same_classes(here, there, workdir):
+    """Raises UserError unless the data's classes are, in their order, those that the checkpoint was trained on."""
+    if there == tuple(map(str, range(len(there)))):
+        return  # an imported checkpoint, which knows no names
+    for label, (ours, theirs) in enumerate(zip(here, there)):
+        if ours != theirs:
+            raise UserError(
+                f'label {label} is {ours!r} in the data and {theirs!r} in the checkpoints of {workdir}; use the data '
+                'that they were trained on, or another --workdir (config.data.data_dir).'
+            )
+
+
 def run(config, workdir):
     """Trains in `workdir` up to config.train.num_steps, from its newest checkpoint if it has one."""
     check_config(config)
@@ -151,6 +163,11 @@ def run(config, workdir):
     restored = checkpoints.restore(abstract_state)
     if restored:
         state, first_step = restored.tree, restored.step
+        check_same_classes(source.class_names, restored.class_names, workdir)
+        if restored.num_images not in (None, len(source)):
+            print(
+                f'changed since: {len(source):,} images here and {restored.num_images:,} there; their order is another'
+            )
         batches.seek(restored.batches)
         print(f'resuming from {checkpoints.path(first_step)}', flush=True)
         changed = {key: config.to_dict()[key] for key in ('model', 'optim')}
@@ -167,7 +184,7 @@ def run(config, workdir):
 
     train_step = jax.jit(make_train_step(config), donate_argnums=0)
     grids = config.train.grid_every and config.model.kind == 'unet'
-    draw_grid = grid_drawer(config, mesh, source.class_names, workdir) if grids else None
+    draw_grid = grid_drawer(config, source.class_names, workdir) if grids and jax.process_index() == 0 else None
     writer = MetricWriter(workdir, first_step) if jax.process_index() == 0 else SilentWriter()
     progress, collected = Progress(config.train.num_steps, first_step), []
 
@@ -209,18 +226,21 @@ def run(config, workdir):
                     config=config.to_dict(),
                     class_names=source.class_names,
                     batches=position,
+                    num_images=len(source),
                 )
             if draw_grid and (last or step % config.train.grid_every == 0):
                 writer.image(step, 'samples', draw_grid(step, state.ema_params))
     finally:
+        batches.close()
         checkpoints.close()
         writer.close()
     return state
 
 
-def grid_drawer(config, mesh, class_names, workdir):
+def grid_drawer(config, class_names, workdir):
     """(step, ema_params) -> uint8 picture, also written to workdir/samples: the same noise and labels every time."""
-    sample = sampling.image_batches(config, mesh)
+    a_device = math.ceil(config.train.grid_images / sharding.local_mesh().size)
+    sample = sampling.image_batches(config, batch_size=a_device)
     # All classes, or as many as give a square picture.
     rows = max(math.isqrt(config.train.grid_images), 1)
     labels = np.resize(sampling.spread_classes(len(class_names), rows), config.train.grid_images)
@@ -228,8 +248,7 @@ def grid_drawer(config, mesh, class_names, workdir):
     def draw(step, ema_params):
         images = np.concatenate(list(sample(ema_params, labels, build.guidance_weight(config), config.sample.seed)))
         picture = figures.class_grid(images, labels)
-        if jax.process_index() == 0:
-            figures.save_png(workdir / 'samples' / f'step_{step:08d}.png', picture)
+        figures.save_png(workdir / 'samples' / f'step_{step:08d}.png', picture)
         return picture
 
     return draw

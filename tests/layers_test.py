@@ -9,7 +9,7 @@ import pytest
 from tests.tiny import ROOT
 
 LAYERS = [
-    {'errors', 'schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics'},
+    {'errors', 'schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics', 'neighbours'},
     {
         'models',
         'data',
@@ -19,12 +19,14 @@ LAYERS = [
         'checkpoints',
         'sharding',
         'figures',
+        'references',
+        'report',
         'writers',
         'runtime',
         'convert',
         'torch_files',
     },
-    {'config', 'build', 'checks', 'sampling'},
+    {'config', 'build', 'checks', 'sampling', 'sample_sets', 'scoring'},
     {'train', 'sample', 'evaluate', 'prepare', 'inspection', 'exchange'},
     {'main'},
 ]
@@ -32,6 +34,9 @@ LAYERS = [
 ALLOWED_BESIDE = {
     ('schedules', 'errors'), ('guidance', 'diffusion'), ('samplers', 'diffusion'), ('losses', 'diffusion'),
     ('checks', 'build'), ('sampling', 'build'), ('sampling', 'config'), ('convert', 'torch_files'),
+    ('sample_sets', 'build'), ('sample_sets', 'sampling'), ('scoring', 'build'),
+    ('metrics', 'neighbours'), ('references', 'data'), ('references', 'figures'),
+    ('judges', 'models'), ('judges', 'sharding'), ('judges', 'torch_files'), ('judges', 'writers'),
 }  # fmt: skip
 MODULES = sorted((ROOT / 'cfg_jax').rglob('*.py'))
 

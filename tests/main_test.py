@@ -27,6 +27,7 @@ def test_the_whole_command(trained):
     assert re.search(r'^step 4/4  loss \d+\.\d+  \d+ images/s  \d+s left$', out, re.MULTILINE)
     written = {path.name for path in workdir.iterdir()}
     assert {'checkpoints', 'metrics.jsonl', 'tensorboard', 'tradeoff.csv', 'tradeoff.png'} <= written
+    assert {'report.html', 'results.csv', 'sample_sets', 'references'} <= written
     assert {'samples_w0.png', 'samples_w1.png', 'samples_over_w.png', 'sample_ancestral3_w0_seed0.npz'} <= written
     assert not [name for name in written if name.endswith('.tmp')]
 
@@ -56,6 +57,45 @@ def test_a_comparison_of_two_curves(trained):
     assert Image.open(trained[0] / 'plain' / 'comparison.png').width > 500
     done = tiny.main(*tiny.flags(eval__compare_with='nowhere'), *arguments)
     assert 'config.eval.compare_with' in one_line_of_error(done)
+
+
+def test_several_samplers_and_steps(trained):
+    """A curve each, in one report; the results of every evaluation stand in one table of the workdir."""
+    before = list(csv.DictReader((trained[0] / 'results.csv').open()))
+    done = tiny.main(
+        *tiny.flags(eval__samplers=('ancestral', 'ddim'), eval__num_steps=(2,), eval__folder='several'),
+        '--mode=evaluate',
+        f'--workdir={trained[0]}',
+    )
+    assert done.returncode == 0, done.stderr
+    folder = trained[0] / 'several'
+    curves = ('ancestral2', 'ddim2')
+    assert {f'tradeoff_{curve}.png' for curve in curves} | {f'samples_{curve}_over_w.png' for curve in curves} <= {
+        path.name for path in folder.iterdir()
+    }
+    rows = list(csv.DictReader((folder / 'tradeoff.csv').open()))
+    assert [(row['sampler'], row['num_steps'], row['guidance_weight']) for row in rows] == [
+        ('ancestral', '2', '0'), ('ancestral', '2', '1'), ('ddim', '2', '0'), ('ddim', '2', '1'),
+    ]  # fmt: skip
+    results = list(csv.DictReader((trained[0] / 'results.csv').open()))
+    assert results[: len(before)] == before and len(results) == len(before) + 4
+    for row in results:
+        assert row['judge'].startswith('digits:sha256:') and len(row['reference_sha256']) == 64
+    # w = 0 of the two samplers are other images, and each row's hash is that of its own
+    assert len({row['samples_sha256'] for row in results[len(before) :]}) == 4
+    assert 'ddim, 2 steps' in (folder / 'report.html').read_text()
+
+
+def test_a_second_evaluation_draws_nothing_anew(trained):
+    shards = {path: path.stat().st_mtime_ns for path in (trained[0] / 'sample_sets').rglob('shard_*.npz')}
+    results = list(csv.DictReader((trained[0] / 'results.csv').open()))[:2]
+    done = tiny.main(*tiny.flags(eval__folder='again'), '--mode=evaluate', f'--workdir={trained[0]}')
+    assert done.returncode == 0 and 'images/s' not in done.stdout, done.stdout + done.stderr
+    assert {path: path.stat().st_mtime_ns for path in (trained[0] / 'sample_sets').rglob('shard_*.npz')} == shards
+    again = list(csv.DictReader((trained[0] / 'results.csv').open()))[-2:]
+    for row in (*results, *again):
+        del row['date']
+    assert again == results
 
 
 def test_bits_per_dim(trained):
@@ -150,7 +190,7 @@ BAD = {
         r'no checkpoint in /nowhere/checkpoints',
     ),
     'an unknown mode': (['--mode=dream'], r'mode.*train'),
-    'no judge': (['--mode=evaluate', '--config.eval.judge='], r"config\.eval\.judge is not set; allowed: 'digits'"),
+    'no judge': (['--mode=evaluate', '--config.eval.judge='], r"config\.eval\.judge is not set; allowed: 'inception'"),
     'no data': (
         ['--config.data.source=tfds', '--config.data.name=imagenet_resized/64x64', '--config.data.data_dir=/nowhere'],
         r'no data set .*config\.data\.data_dir',
@@ -212,6 +252,7 @@ def test_labels_by_name():
     assert sampling.parse_labels('dog, cat', ('cat', 'dog')) == [1, 0]
     assert sampling.parse_labels('', ('cat', 'dog')) == [0, 1]
     assert sampling.parse_labels('1,1', ('cat', 'dog')) == [1, 1]
+    assert sampling.parse_labels('1', ('2', '1', '0')) == [1]  # a number is an id
     for text in ('--3', '³', '1.0', 'Cat'):
         with pytest.raises(UserError, match='is not a class; allowed: 0 to 1'):
             sampling.parse_labels(text, ('cat', 'dog'))

@@ -73,7 +73,7 @@ def test_weights_labels_and_seeds_share_one_compilation(monkeypatch):
 
     monkeypatch.setattr(build, 'sampler', counting)
     config = tiny.config()
-    batches = sampling.image_batches(config, sharding.make_mesh())
+    batches = sampling.image_batches(config)
     params = random_params(config)
     for labels, weight, seed in (([1] * 30, 0.0, 0), ([2, 3] * 10, 4.0, 1), ([5], 0.5, 2)):
         images = np.concatenate(list(batches(params, np.array(labels), weight, seed)))

@@ -27,6 +27,7 @@ OVERRIDES = {
     'sample.batch_size': 20,
     'eval.at_end': False,
     'eval.num_samples': 40,
+    'eval.allow_few_samples': True,
     'eval.guidance_weights': (0.0, 1.0),
 }
 

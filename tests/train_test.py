@@ -250,3 +250,10 @@ def test_one_nan_stays_in_its_quarter():
 def test_another_configs_workdir(undisturbed):
     with pytest.raises(UserError, match=r"another config's checkpoints: config.model.channels is 4 here and 8 there"):
         train.run(tiny.config(model__channels=4), undisturbed[0])
+
+
+def test_data_whose_classes_stand_in_another_order_is_refused():
+    train.check_same_classes(('cat', 'dog'), ('cat', 'dog'), 'runs/pets')
+    train.check_same_classes(('cat', 'dog'), ('0', '1'), 'runs/pets')  # an imported checkpoint has no names
+    with pytest.raises(UserError, match=r"label 0 is 'cat' in the data and 'dog' in the checkpoints of runs/pets"):
+        train.check_same_classes(('cat', 'dog'), ('dog', 'cat'), 'runs/pets')

@@ -1,0 +1,144 @@
+"""From images to a row of numbers: the judge and the reference that a config names, and every metric of one set."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from cfg_jax import build, metrics, references
+from cfg_jax.errors import UserError
+from cfg_jax.judges import Outputs
+from cfg_jax.writers import Progress
+
+_CHUNK = 1024  # images that a judge is given at once
+_MANIFOLD = 10_000  # real images of precision and recall
+
+
+def open_judge(config, data):
+    """The `judges.Judge` that config.eval.judge names. data: a source of real images."""
+    module = importlib.import_module(f'cfg_jax.judges.{config.eval.judge}')
+    return module.open_judge(data, config.data.num_classes, weights=config.eval.inception_weights)
+
+
+def judged(judge, parts, total, name):
+    """The `Outputs` of an iterator over arrays of images, `total` in all, with a progress line every ten seconds."""
+    progress, collected, done = Progress(total), [], 0
+    for images in parts:
+        for start in range(0, len(images), _CHUNK):
+            collected.append(judge.apply(images[start : start + _CHUNK]))
+            done += len(collected[-1].features)
+            if progress.seconds() > 10:
+                rate, left = progress.rate(done)
+                print(f'{name}  judged {done}/{total} images  {rate:.1f} images/s  {left} left', flush=True)
+    return Outputs(*(None if part[0] is None else np.concatenate(part) for part in zip(*collected)))
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def reference(config, judge, data, folder, num_samples):
+    """The `references.Reference` of config.eval.reference, or of the data set's own images, kept in `folder`.
+
+    num_samples: of the sets to be compared; the Inception score of real images is over splits of as many images.
+    Raises UserError where the file is another judge's or of images of another size.
+    """
+    if config.eval.reference:
+        return _from_file(config, judge)
+    count = min(config.eval.reference_images or len(data), len(data))
+    key = {'data': build.run_identity(config)['data'], 'images': [len(data), count], 'judge': judge.identity}
+    key['splits'] = max(round(count * config.eval.num_splits / num_samples), 1)
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    path = Path(folder) / f'{judge.name}_{digest[:12]}.npz'
+    if path.exists():
+        with contextlib.suppress(UserError):  # damaged: computed anew
+            return references.load(path)
+    chosen = np.linspace(0, len(data) - 1, count).round().astype(np.int64)
+    parts = (data.batch(chosen[start : start + _CHUNK])['image'] for start in range(0, count, _CHUNK))
+    computed = _of_outputs(judged(judge, parts, count, 'data'), judge, key['splits'])
+    references.save(path, computed)
+    return computed
+
+
+def _of_outputs(outputs, judge, num_splits):
+    spatial = (None, None) if outputs.spatial is None else metrics.feature_statistics(outputs.spatial)
+    count = len(outputs.features)
+    manifold = np.linspace(0, count - 1, min(count, _MANIFOLD)).round().astype(np.int64)
+    return references.Reference(
+        *metrics.feature_statistics(outputs.features),
+        *spatial,
+        num_images=count,
+        features=outputs.features[manifold],
+        inception_score=metrics.inception_score(outputs.logits, num_splits=num_splits),
+        judge=judge.identity,
+    )
+
+
+def _from_file(config, judge):
+    path, field = config.eval.reference, '(config.eval.reference)'
+    found = references.load(path)
+    if found.judge not in (None, judge.identity):
+        raise UserError(f'{path} is of the judge {found.judge}, not {judge.identity} {field}.')
+    if found.images is not None:
+        shape = build.image_shape(config)
+        if found.images.shape[1:] != shape:
+            raise UserError(f'{path} holds images of {found.images.shape[1:]}, not {shape} {field}.')
+        if found.features is None:
+            images = found.images[:_MANIFOLD]
+            features = judged(judge, [images], len(images), 'reference').features
+            found = dataclasses.replace(found, features=features)
+    return found
+
+
+# ---------------------------------------------------------------- the row
+
+
+def measure(config, judge, outputs, labels, real):
+    """Every metric of one set as {column: value}, less what cannot be had (no labels, no reference of that kind).
+
+    outputs: the judge's of the set. labels: int [N] or None. real: the `Reference`.
+    """
+    features, logits, spatial = outputs
+    _check(config, features, real)
+    splits, k = min(config.eval.num_splits, len(logits)), config.eval.nearest_k
+    row = {
+        'fid': metrics.gaussian_distance(*metrics.feature_statistics(features), real.mean, real.covariance),
+        'fid_error': metrics.frechet_distance_error(features, real.mean, real.covariance),
+        'inception_score': metrics.inception_score(logits, num_splits=splits)[0],
+        'inception_score_error': metrics.inception_score_error(logits, num_splits=splits),
+    }
+    with contextlib.suppress(ValueError):  # too few samples for a line
+        line = metrics.extrapolated_frechet_distance(features, real.mean, real.covariance)
+        row['fid_infinity'] = line.value
+    if spatial is not None and real.spatial_mean is not None:
+        statistics = metrics.feature_statistics(spatial)
+        row['sfid'] = metrics.gaussian_distance(*statistics, real.spatial_mean, real.spatial_covariance)
+    if real.features is not None:
+        for name, inside in zip(('precision', 'recall'), metrics.manifold_members(features, real.features, k=k)):
+            row[name], row[f'{name}_error'] = float(inside.mean()), float(inside.std() / np.sqrt(len(inside)))
+        if min(len(features), len(real.features)) >= _MANIFOLD:  # the papers' subsets of 1,000, their deviation
+            distance, row['kernel_distance_error'] = metrics.kernel_distance_subsets(features, real.features)
+        else:
+            distance = metrics.kernel_distance(features, real.features)
+        row['kernel_distance'] = distance
+    if labels is not None:
+        row['spread'] = metrics.within_class_spread(features, labels)
+        if judge.classes_are_labels:
+            row['accuracy'] = metrics.class_accuracy(logits, labels)
+    return row
+
+
+def _check(config, features, real):
+    if features.shape[1] != len(real.mean):
+        raise UserError(
+            f'the reference is of {len(real.mean)} features and the judge {config.eval.judge!r} has '
+            f'{features.shape[1]} (config.eval.reference).'
+        )
+    try:
+        metrics.check_enough(*features.shape)
+    except ValueError as error:
+        if not config.eval.allow_few_samples:
+            raise UserError(f'{error}; config.eval.allow_few_samples=True goes on (config.eval.num_samples).') from None

@@ -1,0 +1,107 @@
+"""The evaluation of images that lie there already; tests of evaluations of models are in main_test."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from cfg_jax import evaluate
+from cfg_jax.data import sources
+from cfg_jax.errors import UserError
+from cfg_jax.judges import digits
+from tests import tiny
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _fast_judge():
+    """150 steps of training instead of 2,000."""
+    original = digits._train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, '_train', lambda *a, **k: original(*a, **{**k, 'num_steps': 150}))
+        yield
+
+
+@pytest.fixture(scope='module')
+def real():
+    return sources.digits().batch(np.arange(0, 1797, 2))
+
+
+def config(samples, **changes):
+    return tiny.config(eval__samples=str(samples), eval__allow_few_samples=False, **changes)
+
+
+def judge(workdir, arrays, **changes):
+    """The row that an evaluation of these arrays gives."""
+    np.savez(workdir / 'samples.npz', **arrays)
+    (row,) = evaluate.run(config(workdir / 'samples.npz', **changes), workdir)
+    return row
+
+
+def test_real_images_score_well_and_noise_does_not(tmp_path, real):
+    good = judge(tmp_path, {'arr_0': real['image'], 'arr_1': real['label']})
+    assert good['fid'] < 0.5 and good['precision'] == 1 and good['recall'] > 0.8 and good['accuracy'] > 0.9
+    assert good['num_samples'] == 899 and good['judge'].startswith('digits:sha256:')
+    noise = np.random.default_rng(0).integers(0, 256, real['image'].shape, dtype=np.uint8)
+    bad = judge(tmp_path, {'arr_0': noise})
+    assert bad['fid'] > 20 * good['fid'] and bad['recall'] < 0.3 and 'accuracy' not in bad and 'spread' not in bad
+    assert bad['kernel_distance'] > good['kernel_distance'] and bad['fid_error'] > 0
+    rows = list(csv.DictReader((tmp_path / 'results.csv').open()))
+    assert [float(row['fid']) for row in rows] == pytest.approx([good['fid'], bad['fid']], rel=1e-4)
+    assert rows[1]['accuracy'] == '' and rows[0]['reference_sha256'] == rows[1]['reference_sha256']
+    report = (tmp_path / 'report.html').read_text()
+    assert f'{bad["fid"]:.3f}' in report and 'samples.npz' in report and bad['reference_sha256'] in report
+
+
+def test_a_reference_file_gives_the_numbers_of_the_data(tmp_path, real):
+    arrays = {'arr_0': real['image'], 'arr_1': real['label']}
+    row = judge(tmp_path, arrays)
+    (reference,) = (tmp_path / 'references').iterdir()
+    again = judge(tmp_path, arrays, eval__reference=str(reference))
+    for key in ('fid', 'precision', 'recall', 'kernel_distance', 'reference_sha256'):
+        assert again[key] == row[key]
+    # as ADM's: the statistics alone
+    with np.load(reference) as both:
+        np.savez(tmp_path / 'adm.npz', mu=both['mu'], sigma=both['sigma'])
+    bare = judge(tmp_path, arrays, eval__reference=str(tmp_path / 'adm.npz'))
+    assert bare['fid'] == row['fid'] and 'precision' not in bare
+    # of images of another size
+    np.savez(tmp_path / 'large.npz', mu=np.zeros(64), sigma=np.eye(64), arr_0=np.zeros((9, 16, 16, 1), np.uint8))
+    with pytest.raises(UserError, match=r'images of \(16, 16, 1\), not \(8, 8, 1\) \(config\.eval\.reference\)'):
+        judge(tmp_path, arrays, eval__reference=str(tmp_path / 'large.npz'))
+    np.savez(tmp_path / 'wide.npz', mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(UserError, match=r'of 2048 features and the judge .digits. has 64 \(config\.eval\.reference\)'):
+        judge(tmp_path, arrays, eval__reference=str(tmp_path / 'wide.npz'))
+
+
+def test_a_folder_of_class_folders(tmp_path, real):
+    for number in range(100):
+        path = tmp_path / 'images' / str(real['label'][number]) / f'{number}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(real['image'][number, ..., 0]).save(path)
+    (row,) = evaluate.run(config(tmp_path / 'images'), tmp_path)
+    assert row['num_samples'] == 100 and row['accuracy'] > 0.8
+    (tmp_path / 'images' / '3').rename(tmp_path / 'images' / 'cat')
+    with pytest.raises(UserError, match=r"class 'cat', which is none of the data set.*config\.eval\.samples"):
+        evaluate.run(config(tmp_path / 'images'), tmp_path)
+
+
+DIGITS = np.round(load_digits().images * 15.9375).astype(np.uint8)[..., None]
+
+
+@pytest.mark.parametrize(
+    ('arrays', 'message'),
+    [
+        ({'arr_0': DIGITS[:64]}, r'64 samples of 64 features.*config\.eval\.allow_few_samples=True'),
+        ({'arr_0': DIGITS.astype(np.float32)}, r'arr_0 float32.*needed is uint8'),
+        ({'arr_0': np.zeros((99, 3, 8, 8), np.uint8)}, r'NCHW.*transpose'),
+        ({'arr_0': np.zeros((99, 16, 16, 1), np.uint8)}, r'images of \(16, 16, 1\), not \(8, 8, 1\)'),
+        ({'arr_0': DIGITS, 'arr_1': np.full(1797, 10)}, r'label 10, where config\.data\.num_classes allows 0 to 9'),
+        ({'images': DIGITS}, r'has no arr_0'),
+    ],
+)
+def test_samples_that_cannot_be_judged(tmp_path, arrays, message):
+    with pytest.raises(UserError, match=message):
+        judge(tmp_path, arrays)
+    assert not (tmp_path / 'results.csv').exists() and not (tmp_path / 'report.html').exists()

@@ -1,0 +1,157 @@
+import json
+import os
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from cfg_jax import sample_sets
+from tests import tiny
+from tests.processes_test import start_together
+
+LABELS = np.resize(np.arange(10, dtype=np.int32), 25)
+
+
+def open_set(folder, labels=LABELS, identity=None):
+    """A set of units of 4 images in shards of 8."""
+    return sample_sets.SampleSet(folder, 'test', identity or {'a': 1}, labels, batch_size=4, shard_images=7)
+
+
+def image(index):
+    return np.full((2, 2, 1), 3 * index, np.uint8)
+
+
+def drawing(drawn, labels=LABELS):
+    """Stands in for the sampler: notes which units it was asked for."""
+
+    def draw(units):
+        for unit in units:
+            drawn.append(unit)
+            yield np.stack([image(index) for index in range(4 * unit, min(4 * unit + 4, len(labels)))])
+
+    return draw
+
+
+def all_images(images):
+    return np.concatenate(list(images.shards()))
+
+
+EVERY = np.stack([image(index) for index in range(25)])
+
+
+def test_a_set_holds_every_image_in_order(tmp_path):
+    images, drawn = open_set(tmp_path), []
+    assert not images.is_whole()
+    images.draw(drawing(drawn), 'test')
+    assert images.is_whole() and drawn == [0, 1, 2, 3, 4, 5, 6]
+    assert sorted(path.name for path in images.folder.iterdir()) == [
+        'manifest.json', 'shard_00000.npz', 'shard_00001.npz', 'shard_00002.npz', 'shard_00003.npz',
+    ]  # fmt: skip
+    np.testing.assert_array_equal(all_images(images), EVERY)
+    np.testing.assert_array_equal(images.first(11), EVERY[:11])
+    np.testing.assert_array_equal(images.first(100), EVERY)
+    manifest = json.loads((images.folder / 'manifest.json').read_text())
+    assert manifest['complete'] and manifest['num_images'] == 25 and manifest['identity'] == {'a': 1}
+    assert manifest['sha256'] == images.sha256()
+    images.write_npz(tmp_path / 'all.npz')
+    with np.load(tmp_path / 'all.npz') as arrays:
+        np.testing.assert_array_equal(arrays['arr_0'], EVERY)
+        np.testing.assert_array_equal(arrays['arr_1'], LABELS)
+        assert arrays['arr_0'].dtype == np.uint8
+
+
+@pytest.mark.parametrize('damage', ['missing', 'cut short', 'empty', 'garbage', 'other labels'])
+def test_only_what_is_missing_or_damaged_is_drawn_again(tmp_path, damage):
+    images, drawn = open_set(tmp_path), []
+    images.draw(drawing([]), 'test')
+    shard = images.folder / 'shard_00001.npz'
+    content = shard.read_bytes()
+    if damage == 'missing':
+        shard.unlink()
+    elif damage == 'other labels':
+        np.savez(shard, arr_0=EVERY[8:16], arr_1=LABELS[:8], seconds=1.0)
+    else:
+        shard.write_bytes({'cut short': content[:-40], 'empty': b'', 'garbage': b'x' * len(content)}[damage])
+    assert not images.is_whole()
+    images.draw(drawing(drawn), 'test')
+    assert drawn == [2, 3]
+    np.testing.assert_array_equal(all_images(images), EVERY)
+
+
+def test_more_images_keep_the_shards_that_are_whole(tmp_path):
+    few = open_set(tmp_path, LABELS[:20])
+    few.draw(drawing([], LABELS[:20]), 'test')
+    many, drawn = open_set(tmp_path), []
+    assert many.folder == few.folder
+    many.draw(drawing(drawn), 'test')
+    assert drawn == [4, 5, 6]
+    np.testing.assert_array_equal(all_images(many), EVERY)
+    assert few.is_whole()
+    np.testing.assert_array_equal(all_images(few), EVERY[:20])
+
+
+def test_other_settings_are_another_set(tmp_path):
+    assert open_set(tmp_path, identity={'a': 2}).folder != open_set(tmp_path).folder
+
+
+def test_labels_of_an_image_do_not_depend_on_their_number():
+    names = tuple('abcdefghij')
+    for order in ('balanced', 'random'):
+        few, many = (
+            sample_sets.make_labels(tiny.config(sample__label_order=order, sample__num_images=number), names)
+            for number in (30, 1000)
+        )
+        np.testing.assert_array_equal(few, many[:30])
+        counts = np.bincount(many)
+        if order == 'balanced':
+            assert (counts == 100).all()
+        else:
+            assert counts.min() > 60 and counts.max() < 140 and not np.array_equal(many[:10], np.arange(10))
+    chosen = sample_sets.make_labels(tiny.config(sample__labels='b,7', sample__num_images=4), names)
+    assert chosen.tolist() == [1, 7, 1, 7]
+
+
+def test_parameters_are_told_apart():
+    tree = {'a': jax.numpy.ones(3), 'b': {'c': jax.numpy.zeros((2, 2))}}
+    changed = {**tree, 'a': tree['a'].at[1].set(2)}
+    digests = [sample_sets.params_digest(each) for each in (tree, changed, None)]
+    assert len(set(digests)) == 3
+    assert sample_sets.params_digest(jax.tree.map(np.asarray, tree)) == digests[0]
+
+
+def test_a_killed_job_ends_with_the_images_of_an_undisturbed_one(tmp_path):
+    """SIGKILL after a shard, then two processes of two devices each; the images of one process to the bit."""
+    flags = tiny.flags(
+        train__num_steps=2,
+        sample__num_images=100,
+        sample__batch_size=10,
+        sample__shard_images=20,
+        sample__num_steps=400,
+        sample__guidance_weight=1.0,
+    )
+    for folder in ('alone', 'disturbed'):
+        trained = tiny.main(*flags, f'--workdir={tmp_path / folder}')
+        assert trained.returncode == 0, trained.stderr
+    alone = tiny.main(*flags, '--mode=sample', f'--workdir={tmp_path / "alone"}')
+    assert alone.returncode == 0, alone.stderr
+
+    disturbed = tmp_path / 'disturbed'
+    quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL, 'start_new_session': True}
+    process = tiny.main(*flags, '--mode=sample', f'--workdir={disturbed}', start=subprocess.Popen, **quiet)
+    while not list(disturbed.rglob('shard_*.npz')):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(list(disturbed.rglob('shard_*.npz'))) < 5 and not list(disturbed.glob('*.npz'))
+    outputs = start_together(2, *flags, '--mode=sample', workdir=disturbed)
+    assert all('resuming: ' in out for out in outputs)
+
+    manifests = [json.loads(next(tmp_path.glob(f'{name}/sample_sets/*/manifest.json')).read_text()) for name in
+                 ('alone', 'disturbed')]  # fmt: skip
+    assert manifests[0]['sha256'] == manifests[1]['sha256'] and manifests[1]['complete']
+    npzs = [next((tmp_path / name).glob('sample_*.npz')) for name in ('alone', 'disturbed')]
+    np.testing.assert_array_equal(*(np.load(npz)['arr_0'] for npz in npzs))
