@@ -1,10 +1,12 @@
 """What a config may say: every job checks it before it begins, and names the first field that is wrong."""
 
-from cfg_jax import build
+import pkgutil
+
+from cfg_jax import build, judges
 from cfg_jax.data import images
 from cfg_jax.errors import UserError
 
-JUDGES = ('inception', 'digits')
+JUDGES = tuple(sorted(module.name for module in pkgutil.iter_modules(judges.__path__)))
 _CHOICES = {
     'data.source': ('digits', 'tfds', 'folder'),
     'data.resampling': tuple(images.RESAMPLINGS),

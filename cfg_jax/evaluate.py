@@ -135,7 +135,7 @@ def run_curve(config, workdir, folder, restored, judge, labels, real, facts, bef
     if not all(images.is_whole() for images in sets):
         # one unit compiles the sampler, so that the first weight's time is like the others'
         next(drawing(restored.tree, labels[: config.sample.batch_size], 0.0, seed))
-    costs, rows, grids, same_noise = build.count_evaluations(config), [], [], []
+    costs, rows, grids, same_noise, by_class = build.count_evaluations(config), [], [], [], []
     suffix = curve_suffix(config)
     for (weight, classifier_weight), images in zip(pairs, sets):
         name = f'{symbol}={weight if over == "guidance_weight" else classifier_weight:g}'
@@ -160,6 +160,10 @@ def run_curve(config, workdir, folder, restored, judge, labels, real, facts, bef
             **facts,
         }
         rows.append(row)
+        if judge.classes_are_labels:
+            by_class.append((name, scoring.accuracy_by_class(outputs.logits, labels, config.data.num_classes)))
+            table = accuracy_table(restored.class_names, by_class)
+            figures.write_atomically(folder / f'accuracy_by_class{suffix}.csv', table.encode())
         first = images.first(_GRID)
         same_noise.append(first[: 2 * min(config.data.num_classes, 10)])
         picture = figures.as_png(figures.class_grid(first, labels[: len(first)], restored.class_names))
@@ -177,6 +181,16 @@ def run_curve(config, workdir, folder, restored, judge, labels, real, facts, bef
         picture = figures.tradeoff(rows, title=title_of(config, rows, facts), over=over, real=real_score)
         figures.write_atomically(folder / f'tradeoff{suffix}.png', picture)
     return rows, grids
+
+
+def accuracy_table(class_names, by_class):
+    """CSV text: a row a class, a column for each (name, accuracy of every class) of `by_class`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['class', *(name for name, _ in by_class)])
+    for label, class_name in enumerate(class_names):
+        writer.writerow([class_name, *(f'{accuracies[label]:.4g}' for _, accuracies in by_class)])
+    return text.getvalue()
 
 
 def curve_suffix(config):

@@ -1,6 +1,7 @@
 """Sets of generated images on disk: drawn in shards, by one process or many, and gone on with after a kill."""
 
 import hashlib
+import inspect
 import io
 import json
 import math
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cfg_jax import build, figures, sampling
+from cfg_jax import build, diffusion, figures, guidance, samplers, sampling, schedules
+from cfg_jax.models import blocks, classifier, unet
 from cfg_jax.writers import Progress
 
 
@@ -23,6 +25,16 @@ def params_digest(params):
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f'{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}'.encode())
         digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
+
+
+def code_digest(config):
+    """Text that changes with the code that draws: ours, and the module of a guidance of the user's own."""
+    modules = [schedules, diffusion, guidance, samplers, blocks, unet, classifier, build]
+    modules.append(inspect.getmodule(build.guidance_function(config)))
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()
 
 
@@ -51,6 +63,7 @@ def identity(config, params, classifier_params, labels, weight, classifier_weigh
     guided = plain['guidance'] | {'guidance_weight': weight, 'classifier_weight': classifier_weight}
     return {
         'params': params,
+        'code': code_digest(config),
         'classifier_params': classifier_params,
         'model': build.model_identity(config)['model'],
         'dtype': plain['model']['dtype'],

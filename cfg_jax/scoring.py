@@ -131,6 +131,12 @@ def measure(config, judge, outputs, labels, real):
     return row
 
 
+def accuracy_by_class(logits, labels, num_classes):
+    """[num_classes]: the accuracy of each class's images; NaN where it has none."""
+    groups = (labels == label for label in range(num_classes))
+    return [metrics.class_accuracy(logits[group], labels[group]) if group.any() else np.nan for group in groups]
+
+
 def _check(config, features, real):
     if features.shape[1] != len(real.mean):
         raise UserError(

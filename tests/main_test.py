@@ -43,6 +43,14 @@ def test_the_table(trained):
         assert all(0 <= float(row[key]) <= 1 for key in ('precision', 'recall', 'accuracy'))
 
 
+def test_accuracy_by_class_averages_to_the_accuracy(trained):
+    by_class = list(csv.DictReader((trained[0] / 'accuracy_by_class.csv').open()))
+    assert [row['class'] for row in by_class] == list('0123456789')
+    for row in csv.DictReader((trained[0] / 'tradeoff.csv').open()):
+        each = [float(line[f'w={float(row["guidance_weight"]):g}']) for line in by_class]
+        assert np.mean(each) == pytest.approx(float(row['accuracy']), abs=1e-3)  # four images of each class
+
+
 def test_a_comparison_of_two_curves(trained):
     """A second folder's curve, drawn with the first; its costs are counted: one forward a step against two."""
     arguments = ['--mode=evaluate', f'--workdir={trained[0]}', '--config.eval.folder=plain']
@@ -190,7 +198,10 @@ BAD = {
         r'no checkpoint in /nowhere/checkpoints',
     ),
     'an unknown mode': (['--mode=dream'], r'mode.*train'),
-    'no judge': (['--mode=evaluate', '--config.eval.judge='], r"config\.eval\.judge is not set; allowed: 'inception'"),
+    'no judge': (
+        ['--mode=evaluate', '--config.eval.judge='],
+        r"config\.eval\.judge is not set; allowed: 'digits', 'inception'",
+    ),
     'no data': (
         ['--config.data.source=tfds', '--config.data.name=imagenet_resized/64x64', '--config.data.data_dir=/nowhere'],
         r'no data set .*config\.data\.data_dir',

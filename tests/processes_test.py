@@ -28,7 +28,7 @@ def start_together(count, *arguments, workdir):
             'JAX_PROCESS_ID': str(index),
         }
         processes.append(tiny.main(*arguments, f'--workdir={workdir}', start=subprocess.Popen, env=environment))
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     for process, (out, err) in zip(processes, outputs):
         assert process.returncode == 0, out + err
     return [out for out, _ in outputs]
@@ -55,7 +55,6 @@ def cifar10(tmp_path_factory):
         train__log_every=1,
         train__checkpoint_every=3,
         optim__decay='constant',
-        train__grid_every=6,
         train__grid_images=20,
     )
 
@@ -65,7 +64,8 @@ def test_two_processes_train_as_one_does(cifar10, tmp_path):
     alone = tiny.main(*cifar10, f'--workdir={tmp_path / "alone"}', devices=4)
     assert alone.returncode == 0, alone.stderr
     half = [flag for flag in cifar10 if 'num_steps=6' not in flag]
-    start_together(2, *half, '--config.train.num_steps=3', workdir=tmp_path / 'together')
+    grid = '--config.train.grid_every=3'
+    start_together(2, *half, '--config.train.num_steps=3', grid, workdir=tmp_path / 'together')
     assert (tmp_path / 'together' / 'samples' / 'step_00000003.png').exists()
     resumed = tiny.main(*cifar10, f'--workdir={tmp_path / "together"}')
     assert resumed.returncode == 0 and 'resuming from' in resumed.stdout, resumed.stderr
@@ -119,7 +119,7 @@ def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
         for index in range(2)
     ]
     for process in processes:
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=600)
         assert process.returncode == 0
         rows = [tuple(map(int, line.split())) for line in out.splitlines() if line[0].isdigit()]
         assert len(rows) == 61 * 6  # half of each batch

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import jax
@@ -120,6 +121,22 @@ def test_parameters_are_told_apart():
     digests = [sample_sets.params_digest(each) for each in (tree, changed, None)]
     assert len(set(digests)) == 3
     assert sample_sets.params_digest(jax.tree.map(np.asarray, tree)) == digests[0]
+
+
+def test_another_guidance_under_the_same_name_is_another_set(tmp_path, monkeypatch):
+    """Who edits their own guidance and evaluates again must not be shown the images of before."""
+    monkeypatch.syspath_prepend(tmp_path)
+    config, digests = tiny.config(guidance__function='edited_guidance:guide'), []
+    for factor in (1, 2):
+        (tmp_path / 'edited_guidance.py').write_text(
+            'from cfg_jax import guidance\n\n\n'
+            'def guide(model, labels, weight, *, null_label):\n'
+            f'    return guidance.classifier_free(model, labels, {factor} * weight, null_label=null_label)\n'
+        )
+        digests.append(sample_sets.code_digest(config))
+        sys.modules.pop('edited_guidance')
+    assert len(set(digests)) == 2
+    assert sample_sets.code_digest(tiny.config()) == sample_sets.code_digest(tiny.config(seed=1))
 
 
 def test_a_killed_job_ends_with_the_images_of_an_undisturbed_one(tmp_path):
