@@ -112,6 +112,7 @@ def run(config, workdir):
     judge = scoring.open_judge(config, source)
     real = scoring.reference(config, judge, source, Path(workdir) / 'references', config.eval.num_samples)
     print_reference(real)
+    scoring.check_enough(config, config.eval.num_samples, real)
     labels = np.resize(np.arange(config.data.num_classes, dtype=np.int32), config.eval.num_samples)
     facts = describe_run(config, judge, real, restored.step)
     rows, grids = [], []
@@ -214,6 +215,7 @@ def run_on_samples(config, workdir, folder):
     judge = scoring.open_judge(config, source)
     real = scoring.reference(config, judge, source, Path(workdir) / 'references', len(found.images))
     print_reference(real)
+    scoring.check_enough(config, len(found.images), real)
     facts = describe_run(config, judge, real, None) | {'samples': str(config.eval.samples)}
     outputs = scoring.judged(judge, [found.images], len(found.images), 'samples')
     row = scoring.measure(config, judge, outputs, labels, real) | {'num_samples': len(found.images)} | facts

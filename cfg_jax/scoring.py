@@ -82,8 +82,11 @@ def _from_file(config, judge):
     found = references.load(path)
     if found.judge not in (None, judge.identity):
         raise UserError(f'{path} is of the judge {found.judge}, not {judge.identity} {field}.')
+    shape = build.image_shape(config)
+    width = judge.apply(np.zeros((1, *shape), np.uint8)).features.shape[1]
+    if len(found.mean) != width:
+        raise UserError(f'{path} is of {len(found.mean)} features and the judge {judge.name!r} has {width} {field}.')
     if found.images is not None:
-        shape = build.image_shape(config)
         if found.images.shape[1:] != shape:
             raise UserError(f'{path} holds images of {found.images.shape[1:]}, not {shape} {field}.')
         if found.features is None:
@@ -102,7 +105,6 @@ def measure(config, judge, outputs, labels, real):
     outputs: the judge's of the set. labels: int [N] or None. real: the `Reference`.
     """
     features, logits, spatial = outputs
-    _check(config, features, real)
     splits, k = min(config.eval.num_splits, len(logits)), config.eval.nearest_k
     row = {
         'fid': metrics.gaussian_distance(*metrics.feature_statistics(features), real.mean, real.covariance),
@@ -137,14 +139,10 @@ def accuracy_by_class(logits, labels, num_classes):
     return [metrics.class_accuracy(logits[group], labels[group]) if group.any() else np.nan for group in groups]
 
 
-def _check(config, features, real):
-    if features.shape[1] != len(real.mean):
-        raise UserError(
-            f'the reference is of {len(real.mean)} features and the judge {config.eval.judge!r} has '
-            f'{features.shape[1]} (config.eval.reference).'
-        )
+def check_enough(config, num_samples, real):
+    """Raises UserError where FID of so few samples means little, before any is drawn."""
     try:
-        metrics.check_enough(*features.shape)
+        metrics.check_enough(num_samples, len(real.mean))
     except ValueError as error:
         if not config.eval.allow_few_samples:
             raise UserError(f'{error}; config.eval.allow_few_samples=True goes on (config.eval.num_samples).') from None

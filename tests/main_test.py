@@ -202,6 +202,10 @@ BAD = {
         ['--mode=evaluate', '--config.eval.judge='],
         r"config\.eval\.judge is not set; allowed: 'digits', 'inception'",
     ),
+    'too few samples, before any is drawn': (
+        ['--mode=evaluate', '--config.eval.allow_few_samples=False', '--config.sample.seed=9'],
+        r'40 samples of 64 features.*config\.eval\.allow_few_samples',
+    ),
     'no data': (
         ['--config.data.source=tfds', '--config.data.name=imagenet_resized/64x64', '--config.data.data_dir=/nowhere'],
         r'no data set .*config\.data\.data_dir',
