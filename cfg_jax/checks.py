@@ -1,5 +1,6 @@
 """What a config may say: every job checks it before it begins, and names the first field that is wrong."""
 
+import math
 import pkgutil
 
 from cfg_jax import build, judges
@@ -102,6 +103,10 @@ def _check_values(config):
         _require(0 <= _get(config, name) <= 1, config, name, 'between 0 and 1')
     for name in _BELOW_1:
         _require(0 <= _get(config, name) < 1, config, name, 'at least 0 and below 1')
+    for name in ('guidance_weights', 'classifier_weights'):
+        finite = all(map(math.isfinite, config.eval[name]))
+        _require(finite, config, f'eval.{name}', 'of finite numbers')
+    _require(math.isfinite(build.guidance_weight(config)), config, 'sample.guidance_weight', 'a finite number')
     _require(config.data.image_channels in (1, 3), config, 'data.image_channels', '1 or 3')
     _require(len(config.eval.guidance_weights) > 0, config, 'eval.guidance_weights', 'a tuple of at least one number')
 
@@ -138,8 +143,12 @@ def _check_combinations(config):
     _require(null or not free or config.model.kind != 'unet', config, 'guidance.function', unguided)
     form = config.guidance.classifier_form == 'eps' or config.sample.sampler == 'ancestral'
     _require(form, config, 'guidance.classifier_form', "'eps' unless config.sample.sampler is 'ancestral'")
-    guided = config.guidance.classifier_workdir or not config.guidance.classifier_weight
-    workdir = 'the workdir of a trained classifier where config.guidance.classifier_weight is not 0'
+    weights = config.guidance.classifier_weight or len(config.eval.classifier_weights)
+    guided = config.guidance.classifier_workdir or not weights
+    workdir = (
+        'the workdir of a trained classifier where config.guidance.classifier_weight is not 0, or '
+        'config.eval.classifier_weights are given'
+    )
     _require(guided, config, 'guidance.classifier_workdir', workdir)
 
 

@@ -115,7 +115,7 @@ def default():
     evaluate.bits_per_dim = False  # bound the data's likelihood under the conditional model instead of sampling
     evaluate.num_samples = 1000  # for each weight, balanced over the classes
     evaluate.allow_few_samples = False  # FID of no more samples than the judge has features, which means little
-    evaluate.keep_samples = True  # keep the sets of images, to go on after a kill and to judge them anew
+    evaluate.keep_samples = True  # keep the sets of images that this job draws, to judge them anew
     evaluate.num_splits = 10  # of the Inception score
     evaluate.nearest_k = 3  # neighbours that set the radius in precision and recall
 

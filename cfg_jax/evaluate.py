@@ -68,7 +68,7 @@ def read_csv(path):
     except OSError as error:
         raise UserError(f'{path} cannot be read (config.eval.compare_with): {error.strerror}.') from None
     numbers = set(COLUMNS + COSTS) - {'sampler'}
-    return [{key: float(value) if key in numbers else value for key, value in row.items()} for row in rows]
+    return [{key: float(value or 'nan') if key in numbers else value for key, value in row.items()} for row in rows]
 
 
 def sweep(config):
@@ -104,8 +104,10 @@ def run(config, workdir):
     if config.eval.bits_per_dim:
         return run_bits_per_dim(config, workdir, folder, sharding.make_mesh())
     check_judge(config)
-    if config.eval.samples:
-        return run_on_samples(config, workdir, folder)
+    if config.eval.samples:  # the first of several processes by itself
+        rows = run_on_samples(config, workdir, folder) if jax.process_index() == 0 else []
+        sample_sets.wait_for_all('evaluated')
+        return rows
     other = config.eval.compare_with and read_curve(Path(workdir) / config.eval.compare_with)
     restored = sampling.load(config, workdir, sharding.make_mesh())
     source = build.source(config)
@@ -132,7 +134,7 @@ def run_curve(config, workdir, folder, restored, judge, labels, real, facts, bef
     digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
     pairs, over = sweep(config)
     seed, symbol = config.sample.seed, figures.SYMBOLS[over]
-    sets = [sample_sets.open_set(config, workdir, digests, labels, *pair) for pair in pairs]
+    sets = [sample_sets.open_set(config, classifier[0], workdir, digests, labels, *pair) for pair in pairs]
     if not all(images.is_whole() for images in sets):
         # one unit compiles the sampler, so that the first weight's time is like the others'
         next(drawing(restored.tree, labels[: config.sample.batch_size], 0.0, seed))
@@ -144,6 +146,7 @@ def run_curve(config, workdir, folder, restored, judge, labels, real, facts, bef
         def draw(units, pair=(weight, classifier_weight)):
             return drawing(restored.tree, labels, pair[0], seed, pair[1], units=units)
 
+        ours = not images.folder.exists()
         images.draw(draw, name)
         if jax.process_index() != 0:
             continue
@@ -172,7 +175,7 @@ def run_curve(config, workdir, folder, restored, judge, labels, real, facts, bef
         figures.write_atomically(folder / f'samples{suffix}_{name.replace("=", "")}.png', picture)
         figures.write_atomically(folder / 'tradeoff.csv', as_csv(before + rows, COLUMNS).encode())
         figures.write_atomically(folder / 'costs.csv', as_csv(before + rows, COSTS).encode())
-        if not config.eval.keep_samples:
+        if ours and not config.eval.keep_samples:
             images.delete()
         print_row(name, row)
     if jax.process_index() == 0:
@@ -233,6 +236,8 @@ def match_classes(config, found, source):
     if source is None:
         return None  # their names cannot be told from the data set's
     unknown = [name for name in found.class_names if name not in source.class_names]
+    if unknown and all(name in map(str, range(len(source.class_names))) for name in found.class_names):
+        return np.array([int(name) for name in found.class_names], np.int32)[found.labels]
     if unknown:
         raise UserError(
             f'{config.eval.samples} has the class {unknown[0]!r}, which is none of the data set '

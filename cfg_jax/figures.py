@@ -123,7 +123,7 @@ def tradeoff(rows, *, title, over='guidance_weight', real=None):
     score_axis.set(xlabel=f'{over.replace("_", " ")} {symbol}', ylabel='Inception score', title='Fidelity alone')
     for axis in (curve, fid_axis):
         axis.set_ylim(bottom=0)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return _png(figure)
 
 
@@ -147,7 +147,7 @@ def comparison(curves, *, title):
     axis.set_ylim(bottom=0)
     axis.margins(x=0.1)
     axis.legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     return _png(figure)
 
 

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import zipfile
 import zlib
 
@@ -161,8 +160,8 @@ class Samples:
 def load_samples(path, *, channels=3, num_classes=None, field=SAMPLES_FIELD):
     """The `Samples` in an npz (`arr_0` uint8 NHWC; `arr_1` labels or nothing), or in a folder or zip of images.
 
-    channels: of images in files. Labels of folders are as in `data.folders`; folder names that are numbers are taken at
-    their word. num_classes: what labels must be below. Raises UserError, which names `field`.
+    channels: of images in files. Labels of folders are as in `data.folders`, with the names of their classes.
+    num_classes: what labels in an npz must be below. Raises UserError, which names `field`.
     """
     if os.path.splitext(path)[1].lower() == '.npz':
         with _open(path, field) as npz:
@@ -172,7 +171,8 @@ def load_samples(path, *, channels=3, num_classes=None, field=SAMPLES_FIELD):
             samples = Samples(pixels, _labels(npz, len(pixels)) if 'arr_1' in npz.names else None)
     else:
         samples = _from_files(archives.open_images(path, field=field), path, channels, field)
-    if samples.labels is not None and num_classes is not None and samples.labels.max() >= num_classes:
+    labelled = samples.labels is not None and samples.class_names is None
+    if labelled and num_classes is not None and samples.labels.max() >= num_classes:
         raise unusable(
             path,
             f'has label {samples.labels.max()}, where config.data.num_classes allows 0 to {num_classes - 1}',
@@ -225,8 +225,6 @@ def _from_files(files, path, channels, field):
     names = files.class_names
     if len(names) == 1:  # a folder of images, whatever it is called
         return Samples(pixels)
-    if all(re.fullmatch('[0-9]{1,9}', name) for name in names):
-        return Samples(pixels, np.array([int(name) for name in names], np.int32)[files.labels])
     return Samples(pixels, files.labels, names)
 
 

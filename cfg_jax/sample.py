@@ -25,7 +25,7 @@ def run(config, workdir):
     drawing = sampling.image_batches(config, classifier=classifier)
     digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
     what = f'{sample_sets.describe(config, weight, classifier_weight)}_seed{config.sample.seed}'
-    images = sample_sets.open_set(config, workdir, digests, labels, weight, classifier_weight)
+    images = sample_sets.open_set(config, classifier[0], workdir, digests, labels, weight, classifier_weight)
 
     def draw(units):
         return drawing(restored.tree, labels, weight, config.sample.seed, classifier_weight, units=units)

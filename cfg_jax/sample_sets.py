@@ -1,13 +1,14 @@
 """Sets of generated images on disk: drawn in shards, by one process or many, and gone on with after a kill."""
 
 import hashlib
-import inspect
+import importlib
 import io
 import json
 import math
 import shutil
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import jax
@@ -17,6 +18,8 @@ from jax.experimental import multihost_utils
 from cfg_jax import build, diffusion, figures, guidance, samplers, sampling, schedules
 from cfg_jax.models import blocks, classifier, unet
 from cfg_jax.writers import Progress
+
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def params_digest(params):
@@ -29,9 +32,13 @@ def params_digest(params):
 
 
 def code_digest(config):
-    """Text that changes with the code that draws: ours, and the module of a guidance of the user's own."""
+    """Text that changes with the code that draws: ours, and the module of a guidance of the user's own.
+
+    What that module imports in turn is not looked at.
+    """
     modules = [schedules, diffusion, guidance, samplers, blocks, unet, classifier, build]
-    modules.append(inspect.getmodule(build.guidance_function(config)))
+    if ':' in config.guidance.function:
+        modules.append(importlib.import_module(config.guidance.function.rpartition(':')[0]))
     digest = hashlib.sha256()
     for module in modules:
         digest.update(Path(module.__file__).read_bytes())
@@ -53,7 +60,7 @@ def make_labels(config, class_names):
     return np.resize(ids, count)
 
 
-def identity(config, params, classifier_params, labels, weight, classifier_weight):
+def identity(config, classifier_config, params, classifier_params, labels, weight, classifier_weight):
     """What the images of a set depend on, but for their number: a nested dict of plain values.
 
     params, classifier_params: their digests.
@@ -65,6 +72,8 @@ def identity(config, params, classifier_params, labels, weight, classifier_weigh
         'params': params,
         'code': code_digest(config),
         'classifier_params': classifier_params,
+        'classifier': classifier_config
+        and {**build.model_identity(classifier_config), 'dtype': classifier_config.model.dtype},
         'model': build.model_identity(config)['model'],
         'dtype': plain['model']['dtype'],
         'diffusion': plain['diffusion'],
@@ -90,12 +99,12 @@ def wait_for_all(what):
         multihost_utils.sync_global_devices(what)
 
 
-def open_set(config, workdir, digests, labels, weight, classifier_weight):
+def open_set(config, classifier_config, workdir, digests, labels, weight, classifier_weight):
     """The `SampleSet` of these images below `workdir`. digests: of the model's and the classifier's parameters."""
     return SampleSet(
         Path(workdir) / 'sample_sets',
         f'{describe(config, weight, classifier_weight)}_seed{config.sample.seed}',
-        identity(config, *digests, labels, weight, classifier_weight),
+        identity(config, classifier_config, *digests, labels, weight, classifier_weight),
         labels,
         batch_size=config.sample.batch_size,
         shard_images=config.sample.shard_images,
@@ -133,10 +142,12 @@ class SampleSet:
         start, stop = self._span(shard)
         try:
             with np.load(self._path(shard)) as arrays:
-                return len(arrays['arr_0']) >= stop - start and (
-                    arrays['arr_1'][: stop - start].tolist() == self.labels[start:stop].tolist()
+                return (
+                    arrays['seconds'] >= 0
+                    and len(arrays['arr_0']) >= stop - start
+                    and (arrays['arr_1'][: stop - start].tolist() == self.labels[start:stop].tolist())
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except _DAMAGED:
             return False
 
     def is_whole(self):

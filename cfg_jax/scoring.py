@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +48,21 @@ def reference(config, judge, data, folder, num_samples):
     if config.eval.reference:
         return _from_file(config, judge)
     count = min(config.eval.reference_images or len(data), len(data))
-    key = {'data': build.run_identity(config)['data'], 'images': [len(data), count], 'judge': judge.identity}
-    key['splits'] = max(round(count * config.eval.num_splits / num_samples), 1)
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    path = Path(folder) / f'{judge.name}_{digest[:12]}.npz'
+    chosen = np.linspace(0, len(data) - 1, count).round().astype(np.int64)
+    splits = min(max(round(count * config.eval.num_splits / num_samples), 1), count)
+
+    def parts():
+        return (data.batch(chosen[start : start + _CHUNK])['image'] for start in range(0, count, _CHUNK))
+
+    # kept under the images themselves: a path or a name may come to hold others
+    digest = hashlib.sha256(f'{judge.identity} {splits} {data.image_shape}'.encode())
+    for images in parts():
+        digest.update(images)
+    path = Path(folder) / f'{judge.name}_{digest.hexdigest()[:12]}.npz'
     if path.exists():
         with contextlib.suppress(UserError):  # damaged: computed anew
             return references.load(path)
-    chosen = np.linspace(0, len(data) - 1, count).round().astype(np.int64)
-    parts = (data.batch(chosen[start : start + _CHUNK])['image'] for start in range(0, count, _CHUNK))
-    computed = _of_outputs(judged(judge, parts, count, 'data'), judge, key['splits'])
+    computed = _of_outputs(judged(judge, parts(), count, 'data'), judge, splits)
     references.save(path, computed)
     return computed
 

@@ -111,6 +111,8 @@ def test_a_shrunk_config_trains_a_step_and_samples(name):
         ('eval.num_splits', 41),
         ('eval.num_samples', 3),
         ('eval.guidance_weights', ()),
+        ('eval.guidance_weights', (0.0, float('nan'))),
+        ('sample.guidance_weight', float('inf')),
         ('sample.seed', -1),
         ('seed', 2**32),
         ('model.num_heads', 3),

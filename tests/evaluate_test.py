@@ -87,6 +87,33 @@ def test_a_folder_of_class_folders(tmp_path, real):
         evaluate.run(config(tmp_path / 'images'), tmp_path)
 
 
+def test_other_images_under_the_same_name_are_another_reference(tmp_path, real):
+    """As many, in the same folder as before: what was kept of those before must not be used."""
+    rows = []
+    for inverted in (False, True):
+        for number in range(300):
+            path = tmp_path / 'data' / str(real['label'][number]) / f'{number}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = real['image'][number, ..., 0]
+            Image.fromarray(255 - image if inverted else image).save(path)
+        data = {'data__source': 'folder', 'data__data_dir': str(tmp_path / 'data')}
+        rows.append(judge(tmp_path, {'arr_0': real['image'][:300]}, **data))
+    assert rows[0]['reference_sha256'] != rows[1]['reference_sha256']
+    assert rows[1]['fid'] > 10 * rows[0]['fid'] and rows[1]['precision'] < rows[0]['precision'] == 1
+
+
+def test_folders_called_by_numbers_are_the_classes_of_that_name(tmp_path, real):
+    """Class folders '2' to '9' of the data are the labels 0 to 7; the same names of samples are the same classes."""
+    for root in ('data', 'samples'):
+        for number in np.flatnonzero(real['label'] >= 2)[:300]:
+            path = tmp_path / root / str(real['label'][number]) / f'{number}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(real['image'][number, ..., 0]).save(path)
+    data = {'data__source': 'folder', 'data__data_dir': str(tmp_path / 'data'), 'data__num_classes': 8}
+    (row,) = evaluate.run(config(tmp_path / 'samples', **data), tmp_path)
+    assert row['accuracy'] > 0.8
+
+
 DIGITS = np.round(load_digits().images * 15.9375).astype(np.uint8)[..., None]
 
 
