@@ -117,9 +117,12 @@ def run(config, workdir):
     scoring.check_enough(config, config.eval.num_samples, real)
     labels = np.resize(np.arange(config.data.num_classes, dtype=np.int32), config.eval.num_samples)
     facts = describe_run(config, judge, real, restored.step)
+    classifier = sampling.load_classifier(config, sharding.make_mesh())
+    digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
+    model = restored, classifier, digests
     rows, grids = [], []
     for curve in groups(config):
-        ours, pictures = run_curve(curve, workdir, folder, restored, judge, labels, real, facts, rows)
+        ours, pictures = run_curve(curve, workdir, folder, model, judge, labels, real, facts, rows)
         rows, grids = rows + ours, grids + pictures
     if jax.process_index() == 0:
         write_summary(config, workdir, folder, rows, grids, facts, real, other)
@@ -127,11 +130,13 @@ def run(config, workdir):
     return rows
 
 
-def run_curve(config, workdir, folder, restored, judge, labels, real, facts, before):
-    """Draws and judges the images of one sampler at every weight: (rows, [(row, PNG of its images)])."""
-    classifier = sampling.load_classifier(config, sharding.make_mesh())
+def run_curve(config, workdir, folder, model, judge, labels, real, facts, before):
+    """Draws and judges the images of one sampler at every weight: (rows, [(row, PNG of its images)]).
+
+    model: the checkpoint, the classifier as `sampling.load_classifier` gives it, and the digests of both's parameters.
+    """
+    restored, classifier, digests = model
     drawing = sampling.image_batches(config, classifier=classifier)
-    digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
     pairs, over = sweep(config)
     seed, symbol = config.sample.seed, figures.SYMBOLS[over]
     sets = [sample_sets.open_set(config, classifier[0], workdir, digests, labels, *pair) for pair in pairs]
@@ -352,9 +357,9 @@ def run_bits_per_dim(config, workdir, folder, mesh):
     progress, parts = Progress(count), []
     for start in range(0, count, size):
         indices = np.arange(start, min(start + size, count))
-        examples = [source[index] for index in np.resize(indices, size)]  # filled up: one compilation
-        images, labels = (np.stack([example[key] for example in examples]) for key in ('image', 'label'))
-        terms = bound(params, images, labels, np.resize(indices, size).astype(np.uint32), np.uint32(config.sample.seed))
+        filled = np.resize(indices, size)  # one compilation
+        batch, seed = source.batch(filled), np.uint32(config.sample.seed)
+        terms = bound(params, batch['image'], batch['label'], filled.astype(np.uint32), seed)
         parts.append({key: np.asarray(terms[key])[: len(indices)] for key in ('total', 'prior')})
         rate, left = progress.rate(start + len(indices))
         print(f'bits per dim  {start + len(indices)}/{count} images  {rate:.1f} images/s  {left} left', flush=True)

@@ -16,18 +16,18 @@ def free_port():
         return server.getsockname()[1]
 
 
+def environments(count):
+    """Of `count` processes of one job, each with two virtual devices."""
+    address = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}', 'JAX_NUM_PROCESSES': str(count)}
+    return [{**tiny.environment(devices=2), **address, 'JAX_PROCESS_ID': str(index)} for index in range(count)]
+
+
 def start_together(count, *arguments, workdir):
     """Runs main as `count` processes of one job; their outputs, once all have ended well."""
-    port = free_port()
-    processes = []
-    for index in range(count):
-        environment = {
-            **tiny.environment(devices=2),
-            'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-            'JAX_NUM_PROCESSES': str(count),
-            'JAX_PROCESS_ID': str(index),
-        }
-        processes.append(tiny.main(*arguments, f'--workdir={workdir}', start=subprocess.Popen, env=environment))
+    processes = [
+        tiny.main(*arguments, f'--workdir={workdir}', start=subprocess.Popen, env=environment)
+        for environment in environments(count)
+    ]
     outputs = [process.communicate(timeout=600) for process in processes]
     for process, (out, err) in zip(processes, outputs):
         assert process.returncode == 0, out + err
@@ -100,7 +100,6 @@ def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
     (data_dir,) = [flag.split('=')[1] for flag in cifar10 if 'data_dir' in flag]
     script = tmp_path / 'stream.py'
     script.write_text(STREAM)
-    port = free_port()
     seen = {}
     processes = [
         subprocess.Popen(
@@ -108,15 +107,9 @@ def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
             stdout=subprocess.PIPE,
             text=True,
             cwd=tiny.ROOT,
-            env={
-                **tiny.environment(devices=2),
-                'PYTHONPATH': str(tiny.ROOT),
-                'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-                'JAX_NUM_PROCESSES': '2',
-                'JAX_PROCESS_ID': str(index),
-            },
+            env={**environment, 'PYTHONPATH': str(tiny.ROOT)},
         )
-        for index in range(2)
+        for environment in environments(2)
     ]
     for process in processes:
         out, _ = process.communicate(timeout=600)
