@@ -52,7 +52,8 @@ _LEAST = {
     'sample.shard_images': 1,
     'sample.seed': 0,
     'eval.nearest_k': 1,
-    'eval.num_splits': 1,
+    'eval.judge_steps': 1,
+    'eval.split_images': 1,
     'prepare.num_workers': 0,
     'prepare.num_shards': 0,
     'inspect.num_images': 1,
@@ -120,8 +121,6 @@ def _check_combinations(config):
     _require(min(config.eval.num_steps, default=1) >= 1, config, 'eval.num_steps', 'of whole numbers from 1 on')
     spaced = not config.eval.num_steps or not config.sample.spacing
     _require(spaced, config, 'eval.num_steps', '() where config.sample.spacing is set')
-    splits = f'at most config.eval.num_samples, {samples}'
-    _require(config.eval.num_splits <= samples, config, 'eval.num_splits', splits)
     increasing = config.diffusion.logsnr_min < config.diffusion.logsnr_max
     _require(increasing, config, 'diffusion.logsnr_min', 'below logsnr_max')
     adamw = config.optim.name == 'adamw'

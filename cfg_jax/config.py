@@ -103,6 +103,7 @@ def default():
     evaluate.at_end = False  # training ends with --mode=sample and --mode=evaluate
     evaluate.folder = ''  # of the workdir, where the results go; '' is the workdir itself
     evaluate.judge = ''  # the features' network: 'inception' | 'digits'
+    evaluate.judge_steps = 2000  # digits: of its training
     evaluate.inception_weights = ''  # inception: path of weights-inception-2015-12-05-6726825d.pth
     evaluate.samples = ''  # an .npz (arr_0 uint8 NHWC, arr_1 labels) or a folder of images to judge, instead of a model
     evaluate.reference = ''  # an .npz of statistics (ours or ADM's); '': of the data set's own images
@@ -116,7 +117,7 @@ def default():
     evaluate.num_samples = 1000  # for each weight, balanced over the classes
     evaluate.allow_few_samples = False  # FID of no more samples than the judge has features, which means little
     evaluate.keep_samples = True  # keep the sets of images that this job draws, to judge them anew
-    evaluate.num_splits = 10  # of the Inception score
+    evaluate.split_images = 5000  # of each part that the Inception score is the mean over
     evaluate.nearest_k = 3  # neighbours that set the radius in precision and recall
 
     config.prepare = prepare = ConfigDict()

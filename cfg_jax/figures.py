@@ -1,24 +1,15 @@
-"""Pictures: grids of images, and the trade-off curve. Every file is written whole or not at all."""
+"""Pictures: grids of images, and the trade-off curve."""
 
 import io
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cfg_jax import files
+
 _PAD = 2  # pixels between images, before enlargement
 SYMBOLS = {'guidance_weight': 'w', 'classifier_weight': 'c'}  # what a curve may be drawn over
-
-
-def write_atomically(path, data):
-    """Writes bytes to `path` through a temporary file beside it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def as_png(picture):
@@ -30,7 +21,7 @@ def as_png(picture):
 
 def save_png(path, picture):
     """picture: uint8 [H, W] or [H, W, 3]."""
-    write_atomically(path, as_png(picture))
+    files.write(path, as_png(picture))
 
 
 def grid(rows, names=None):

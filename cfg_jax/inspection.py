@@ -2,13 +2,12 @@
 
 import csv
 import io
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import build, figures
+from cfg_jax import build, figures, files
 from cfg_jax.checks import check_config
 from cfg_jax.data import folders, sources
 from cfg_jax.writers import Progress
@@ -21,9 +20,7 @@ def count_labels(data):
     labels, progress = np.empty(len(data), np.int32), Progress(len(data))
     for index in range(len(data)):
         labels[index] = data.label(index)
-        if progress.seconds() > 5:
-            rate, left = progress.rate(index + 1)
-            print(f'labels {index + 1}/{len(data)}  {rate:.0f}/s  {left} left', flush=True)
+        progress.show(index + 1, 'labels')
     return labels
 
 
@@ -32,17 +29,14 @@ def pixel_statistics(data, count):
 
     Over `count` images spread evenly over the data set.
     """
-    indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(np.int64))
+    indices = sources.spread(len(data), count)
     channels = data.image_shape[-1]
     histogram, gray, progress = np.zeros((channels, 256), np.int64), 0, Progress(len(indices))
     for start in range(0, len(indices), _CHUNK):
         images = data.batch(indices[start : start + _CHUNK])['image']
         histogram += [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(channels)]
         gray += int((images == images[..., :1]).all((1, 2, 3)).sum())
-        if progress.seconds() > 5:
-            done = min(start + _CHUNK, len(indices))
-            rate, left = progress.rate(done)
-            print(f'pixels {done}/{len(indices)}  {rate:.0f} images/s  {left} left', flush=True)
+        progress.show(min(start + _CHUNK, len(indices)), 'pixels')
     levels, total = np.arange(256), histogram.sum(1)
     mean = histogram @ levels / total
     present = [np.flatnonzero(row) for row in histogram]
@@ -75,7 +69,7 @@ def pipeline_rate(config, data):
 def class_rows(data, labels, seed):
     """(rows of images, a name for each row): images of up to ten classes, drawn at random, for `figures.grid`."""
     present = np.unique(labels)
-    shown = present[np.linspace(0, len(present) - 1, min(_SHOWN_CLASSES, len(present))).round().astype(int)]
+    shown = present[sources.spread(len(present), _SHOWN_CLASSES)]
     rows_each = max(_SHOWN_CLASSES // len(shown), 1)
     rows, names, rng = [], [], np.random.default_rng(seed)
     for label in shown:
@@ -121,10 +115,10 @@ def run(config, workdir):
         'pixels': statistics,
         'pipeline': {'images_per_second': rate, 'megabytes_per_second': megabytes, 'read_with': how},
     }
-    figures.write_atomically(folder / 'classes.csv', table.getvalue().encode(errors='backslashreplace'))
-    figures.write_atomically(folder / 'statistics.json', json.dumps(summary, indent=1).encode())
+    files.write(folder / 'classes.csv', table.getvalue().encode(errors='backslashreplace'))
+    files.write_json(folder / 'statistics.json', summary)
     title = f'{config.data.name or config.data.data_dir or config.data.source}: {len(data):,} images'
     picture = figures.data_statistics(counts, data.class_names, statistics, title=title)
-    figures.write_atomically(folder / 'statistics.png', picture)
+    files.write(folder / 'statistics.png', picture)
     figures.save_png(folder / 'images.png', figures.grid(*class_rows(data, labels, config.seed)))
     print(f'wrote images.png, statistics.png, classes.csv and statistics.json in {folder}', flush=True)

@@ -14,6 +14,7 @@ import shutil
 import time
 from pathlib import Path
 
+from cfg_jax import files
 from cfg_jax.checks import check_config
 from cfg_jax.data import archives, folders, shards, tfds_writer, workers
 from cfg_jax.errors import UserError
@@ -91,15 +92,15 @@ def make_settings(config, raw, target):
     listing = hashlib.sha256(repr(target.class_names).encode())
     for name, label in zip(raw.names, raw.labels):
         listing.update(f'{name}\0{raw.class_names[label]}\n'.encode(errors='surrogatepass'))
-    files = hashlib.sha256()
+    stamps = hashlib.sha256()
     for stamp in raw.stamps():
-        files.update(stamp)
+        stamps.update(stamp)
     return {
         'path': str(Path(config.prepare.path).expanduser().absolute()),
         'kind': raw.kind,
         'num_images': len(raw),
         'listing': listing.hexdigest(),  # of names, their classes, and the order of these
-        'files': files.hexdigest(),  # of their sizes and times or checksums
+        'files': stamps.hexdigest(),  # of their sizes and times or checksums
         'image_size': data.image_size,
         'image_channels': data.image_channels,
         'resampling': data.resampling,
@@ -176,7 +177,7 @@ def _finish(work, target):
         raise UserError(
             f'not one of {len(work.raw)} images can be used; {folders.plain(name)}: {reason}.{_hint(report)}'
         )
-    shards.write_json(work.folder / f'prepared-{work.split}.json', report)
+    files.write_json(work.folder / f'prepared-{work.split}.json', report)
     lengths, num_bytes = [result['count'] for result in results], sum(result['num_bytes'] for result in results)
     settings = work.settings
     description = (

@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-from cfg_jax import figures
+from cfg_jax import files
 from cfg_jax.data import archives, images
 from cfg_jax.data.folders import unusable
 from cfg_jax.errors import UserError
@@ -75,7 +75,7 @@ def save(path, reference):
     """Writes the reference, whole or not at all."""
     file = io.BytesIO()
     np.savez(file, **_as_arrays(reference), sha256=np.frombuffer(reference.hash.encode(), np.uint8))
-    figures.write_atomically(path, file.getbuffer())
+    files.write(path, file.getbuffer())
 
 
 def load(path, *, field=REFERENCE_FIELD):
@@ -207,25 +207,25 @@ def _labels(npz, number):
     return labels.astype(np.int32)
 
 
-def _from_files(files, path, channels, field):
+def _from_files(raw, path, channels, field):
     """`Samples` of `RawImages`, which must all be of one size."""
     pixels = None
-    for index, name in enumerate(files.names):
+    for index, name in enumerate(raw.names):
         try:
-            image = files.read(index)
+            image = raw.read(index)
             image = images.decode(image, channels) if isinstance(image, bytes) else image
         except images.ImageError as error:
             raise unusable(path, f'has {name}, which is {error}', field) from error
         if pixels is None:
-            pixels = np.empty((len(files), *image.shape), np.uint8)
+            pixels = np.empty((len(raw), *image.shape), np.uint8)
         if image.shape != pixels.shape[1:]:
             first, this = (f'{shape[0]}x{shape[1]}' for shape in (pixels.shape[1:], image.shape))
-            raise unusable(path, f'has images of different sizes: {files.names[0]} {first}, {name} {this}', field)
+            raise unusable(path, f'has images of different sizes: {raw.names[0]} {first}, {name} {this}', field)
         pixels[index] = image
-    names = files.class_names
+    names = raw.class_names
     if len(names) == 1:  # a folder of images, whatever it is called
         return Samples(pixels)
-    return Samples(pixels, files.labels, names)
+    return Samples(pixels, raw.labels, names)
 
 
 # ---------------------------------------------------------------- npz files

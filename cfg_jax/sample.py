@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import jax
-
-from cfg_jax import build, figures, sample_sets, sampling, sharding
+from cfg_jax import build, figures, processes, sample_sets, sampling, sharding
 from cfg_jax.checks import check_config
 
 _IN_GRID = 400  # images in the picture, at most
@@ -20,23 +18,22 @@ def run(config, workdir):
     mesh = sharding.make_mesh()
     restored = sampling.load(config, workdir, mesh)
     weight, classifier_weight = build.guidance_weight(config), config.guidance.classifier_weight
-    labels = sample_sets.make_labels(config, restored.class_names)
+    ids = sample_sets.classes(config, restored.class_names)
     classifier = sampling.load_classifier(config, mesh)
     drawing = sampling.image_batches(config, classifier=classifier)
     digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
-    what = f'{sample_sets.describe(config, weight, classifier_weight)}_seed{config.sample.seed}'
-    images = sample_sets.open_set(config, classifier[0], workdir, digests, labels, weight, classifier_weight)
+    count = config.sample.num_images
+    images = sample_sets.open_set(config, classifier[0], workdir, digests, ids, count, weight, classifier_weight)
 
     def draw(units):
-        return drawing(restored.tree, labels, weight, config.sample.seed, classifier_weight, units=units)
+        return drawing(restored.tree, images.labels, weight, config.sample.seed, classifier_weight, units=units)
 
     images.draw(draw, f'w={weight:g}')
-    if jax.process_index() == 0:
-        chosen = config.sample.labels.strip()
-        ids = '_' + '-'.join(map(str, list(dict.fromkeys(labels.tolist()))[:8])) if chosen else ''
-        path = Path(workdir) / f'sample_{what.replace("_seed", ids + "_seed")}'
+    if processes.is_first():
+        chosen = '_' + '-'.join(map(str, dict.fromkeys(ids[:8]))) if config.sample.labels.strip() else ''
+        path = Path(workdir) / f'sample_{images.name.replace("_seed", chosen + "_seed")}'
         few = images.first(_IN_GRID)
-        figures.save_png(f'{path}.png', figures.class_grid(few, labels[: len(few)], restored.class_names))
+        figures.save_png(f'{path}.png', figures.class_grid(few, images.labels[: len(few)], restored.class_names))
         written = f'{path}.png'
         if config.sample.npz:
             images.write_npz(f'{path}.npz')

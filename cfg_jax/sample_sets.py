@@ -1,5 +1,7 @@
 """Sets of generated images on disk: drawn in shards, by one process or many, and gone on with after a kill."""
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -13,9 +15,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from cfg_jax import build, diffusion, figures, guidance, samplers, sampling, schedules
+from cfg_jax import build, diffusion, files, guidance, processes, samplers, sampling, schedules
+from cfg_jax.data import sources
 from cfg_jax.models import blocks, classifier, unet
 from cfg_jax.writers import Progress
 
@@ -36,7 +38,7 @@ def code_digest(config):
 
     What that module imports in turn is not looked at.
     """
-    modules = [schedules, diffusion, guidance, samplers, blocks, unet, classifier, build]
+    modules = [schedules, diffusion, guidance, samplers, blocks, unet, classifier, build, sampling]
     if ':' in config.guidance.function:
         modules.append(importlib.import_module(config.guidance.function.rpartition(':')[0]))
     digest = hashlib.sha256()
@@ -45,26 +47,29 @@ def code_digest(config):
     return digest.hexdigest()
 
 
-def make_labels(config, class_names):
-    """The label of each image, int32 [config.sample.num_images]: image i's does not depend on their number.
-
-    Only where all classes are asked for and they are more than the images, these are spread over the classes.
-    """
+def classes(config, class_names):
+    """The label ids of config.sample.labels; of all classes, where they are more than the images, as many, spread."""
     ids = sampling.parse_labels(config.sample.labels, class_names)
-    count = config.sample.num_images
-    if not config.sample.labels.strip():
-        ids = sampling.spread_classes(len(ids), count)
+    return ids if config.sample.labels.strip() else sources.spread(len(ids), config.sample.num_images).tolist()
+
+
+def make_labels(ids, count, *, order, seed):
+    """The label of each of `count` images, int32: image i's does not depend on their number.
+
+    ids: those to choose from. order: 'balanced' (in turn) or 'random' (drawn by the seed).
+    """
     ids = np.array(ids, np.int32)
-    if config.sample.label_order == 'random':
-        return ids[np.random.default_rng(config.sample.seed).integers(0, len(ids), count)]
+    if order == 'random':
+        return ids[np.random.default_rng(seed).integers(0, len(ids), count)]
     return np.resize(ids, count)
 
 
-def identity(config, classifier_config, params, classifier_params, labels, weight, classifier_weight):
+def identity(config, classifier_config, digests, ids, weight, classifier_weight):
     """What the images of a set depend on, but for their number: a nested dict of plain values.
 
-    params, classifier_params: their digests.
+    digests: of the model's and the classifier's parameters. ids: the classes that its labels are chosen from.
     """
+    params, classifier_params = digests
     plain = config.to_dict()
     drawing = {key: plain['sample'][key] for key in ('sampler', 'num_steps', 'spacing', 'v', 'eta', 'clip_x', 'seed')}
     guided = plain['guidance'] | {'guidance_weight': weight, 'classifier_weight': classifier_weight}
@@ -79,33 +84,27 @@ def identity(config, classifier_config, params, classifier_params, labels, weigh
         'diffusion': plain['diffusion'],
         'sample': drawing,
         'guidance': guided,
-        'classes': [int(label) for label in dict.fromkeys(labels.tolist())],
+        'classes': list(ids),
         'label_order': plain['sample']['label_order'],
         'batch_size': plain['sample']['batch_size'],  # of the program that draws them
     }
 
 
 def describe(config, weight, classifier_weight):
-    """A short name for files: 'ancestral256_w0.3'."""
+    """A short name for files: 'ancestral256_w0.3_seed0'."""
     what = f'{config.sample.sampler}{len(build.sampling_logsnrs(config))}_w{weight:g}'
     if config.guidance.classifier_workdir:
         what += f'_classifier{classifier_weight:g}'
-    return what
+    return f'{what}_seed{config.sample.seed}'
 
 
-def wait_for_all(what):
-    """Returns once every process of the job has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
-def open_set(config, classifier_config, workdir, digests, labels, weight, classifier_weight):
-    """The `SampleSet` of these images below `workdir`. digests: of the model's and the classifier's parameters."""
+def open_set(config, classifier_config, workdir, digests, ids, count, weight, classifier_weight):
+    """The `SampleSet` of `count` images below `workdir`. The other arguments are as in `identity`."""
     return SampleSet(
         Path(workdir) / 'sample_sets',
-        f'{describe(config, weight, classifier_weight)}_seed{config.sample.seed}',
-        identity(config, classifier_config, *digests, labels, weight, classifier_weight),
-        labels,
+        describe(config, weight, classifier_weight),
+        identity(config, classifier_config, digests, ids, weight, classifier_weight),
+        make_labels(ids, count, order=config.sample.label_order, seed=config.sample.seed),
         batch_size=config.sample.batch_size,
         shard_images=config.sample.shard_images,
     )
@@ -118,7 +117,7 @@ class SampleSet:
     """
 
     def __init__(self, parent, name, identity, labels, *, batch_size, shard_images):
-        self.identity, self.labels, self._batch_size = identity, labels, batch_size
+        self.name, self.identity, self.labels, self._batch_size = name, identity, labels, batch_size
         self._units = math.ceil(shard_images / batch_size)  # of a shard
         self._shard_images = self._units * batch_size
         digest = hashlib.sha256(json.dumps([identity, self._shard_images], sort_keys=True).encode()).hexdigest()
@@ -150,10 +149,6 @@ class SampleSet:
         except _DAMAGED:
             return False
 
-    def is_whole(self):
-        """Whether all images are there."""
-        return all(self._is_whole(shard) for shard in range(self.num_shards))
-
     def delete(self):
         """Removes the images."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -161,37 +156,39 @@ class SampleSet:
     def draw(self, draw_units, name):
         """Draws what is not there yet, each process its part of the shards; returns when all are there.
 
-        draw_units: units -> iterator over their images (`sampling.image_batches`). name: for the progress line.
+        draw_units: units -> iterator over their images (`sampling.image_batches`); what it does before it returns is
+        not counted in the seconds. name: for the progress line.
         """
-        first = jax.process_index() == 0
-        missing = [shard for shard in range(self.num_shards) if not self._is_whole(shard)]
-        wait_for_all('seen')  # before anyone adds a shard
-        if not missing:
-            return
-        if len(missing) < self.num_shards:
-            done = len(self) - sum(stop - start for start, stop in map(self._span, missing))
-            print(f'{name}  resuming: {done} of {len(self)} images are there, in {self.folder}', flush=True)
-        if first:
-            self._write_manifest({'complete': False})
-        self._draw_shards(missing[jax.process_index() :: jax.process_count()], draw_units, name)
-        wait_for_all('drawn')
-        if first:
-            self._write_manifest({'complete': True, 'sha256': self.sha256(), 'seconds': self.seconds()})
+        # seen by process 0, so that all share out the same shards
+        whole = np.zeros(self.num_shards, bool)
+        if processes.is_first():
+            whole[:] = [self._is_whole(shard) for shard in range(self.num_shards)]
+        missing = np.flatnonzero(~processes.of_first(whole)).tolist()
+        if missing:
+            if len(missing) < self.num_shards:
+                done = len(self) - sum(stop - start for start, stop in map(self._span, missing))
+                print(f'{name}  resuming: {done} of {len(self)} images are there, in {self.folder}', flush=True)
+            elif processes.is_first():
+                self._say_what_changed(name)
+            if processes.is_first():
+                self._write_manifest({'complete': False})
+            self._draw_shards(missing[jax.process_index() :: jax.process_count()], draw_units, name)
+            processes.wait_for_all('drawn')
+        if processes.is_first() and (missing or not self._has_manifest()):
+            self._write_manifest({'complete': True, 'sha256': self.sha256, 'seconds': self.seconds()})
 
     def _draw_shards(self, shards, draw_units, name):
         last = math.ceil(len(self) / self._batch_size)
         units = [range(shard * self._units, min((shard + 1) * self._units, last)) for shard in shards]
         total, done = sum(stop - start for start, stop in map(self._span, shards)), 0
-        progress, started = Progress(total), time.monotonic()
         drawn = draw_units([unit for of_shard in units for unit in of_shard])
+        progress, started = Progress(total), time.monotonic()
         for shard, of_shard in zip(shards, units):
             images = []
             for _ in of_shard:
                 images.append(next(drawn))
                 done += len(images[-1])
-                if done == total or progress.seconds() > 10:
-                    rate, left = progress.rate(done)
-                    print(f'{name}  {done}/{total} images  {rate:.1f} images/s  {left} left', flush=True)
+                progress.show(done, name)
             now = time.monotonic()
             self._write_shard(shard, np.concatenate(images), now - started)
             started = now
@@ -200,11 +197,27 @@ class SampleSet:
         start, stop = self._span(shard)
         buffer = io.BytesIO()
         np.savez(buffer, arr_0=images, arr_1=self.labels[start:stop], seconds=seconds)
-        figures.write_atomically(self._path(shard), buffer.getvalue())
+        files.write(self._path(shard), buffer.getvalue())
 
     def _write_manifest(self, state):
         manifest = {'num_images': len(self), 'shards': self.num_shards, **state, 'identity': self.identity}
-        figures.write_atomically(self.folder / 'manifest.json', (json.dumps(manifest, indent=1) + '\n').encode())
+        files.write_json(self.folder / 'manifest.json', manifest)
+
+    def _has_manifest(self):
+        try:
+            manifest = json.loads((self.folder / 'manifest.json').read_text())
+            return manifest['complete'] and manifest['num_images'] == len(self)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def _say_what_changed(self, name):
+        """Prints in what the newest set of the same name differs: its images might have been expected here."""
+        manifests = self.folder.parent.glob(f'{self.name}_*/manifest.json')
+        newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
+        with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
+            there = json.loads(newest.read_text())['identity']
+            changed = ', '.join(key for key, value in self.identity.items() if there.get(key) != value)
+            print(f'{name}  drawn anew: {newest.parent.name} has another {changed or "shard size"}', flush=True)
 
     def shards(self):
         """The images of each shard in turn, uint8 [n, H, W, C]."""
@@ -230,8 +243,9 @@ class SampleSet:
                 total += float(arrays['seconds'])
         return total
 
+    @functools.cached_property
     def sha256(self):
-        """Of all images, in their order."""
+        """Of all images, in their order, once they are drawn."""
         digest = hashlib.sha256()
         for images in self.shards():
             digest.update(np.ascontiguousarray(images))

@@ -113,11 +113,6 @@ def image_batches(config, *, batch_size=None, classifier=None):
     return batches
 
 
-def spread_classes(num_classes, count):
-    """All label ids, or `count` of them evenly spread where there are more."""
-    return np.linspace(0, num_classes - 1, min(num_classes, count)).round().astype(np.int32)
-
-
 def check_labels(labels, num_classes):
     """Raises UserError for a label outside [0, num_classes): under jit it would clamp or become NaN in silence."""
     for label in labels:

@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from cfg_jax import build, metrics, references
+from cfg_jax.data.sources import spread
 from cfg_jax.errors import UserError
 from cfg_jax.judges import Outputs
 from cfg_jax.writers import Progress
 
-_CHUNK = 1024  # images that a judge is given at once
+_CHUNK = 512  # images that a judge is given at once
 _MANIFOLD = 10_000  # real images of precision and recall
 
 
 def open_judge(config, data):
     """The `judges.Judge` that config.eval.judge names. data: a source of real images."""
     module = importlib.import_module(f'cfg_jax.judges.{config.eval.judge}')
-    return module.open_judge(data, config.data.num_classes, weights=config.eval.inception_weights)
+    settings = {'weights': config.eval.inception_weights, 'num_steps': config.eval.judge_steps}
+    return module.open_judge(data, config.data.num_classes, **settings)
 
 
 def judged(judge, parts, total, name):
@@ -30,26 +32,25 @@ def judged(judge, parts, total, name):
         for start in range(0, len(images), _CHUNK):
             collected.append(judge.apply(images[start : start + _CHUNK]))
             done += len(collected[-1].features)
-            if progress.seconds() > 10:
-                rate, left = progress.rate(done)
-                print(f'{name}  judged {done}/{total} images  {rate:.1f} images/s  {left} left', flush=True)
+            progress.show(done, f'{name}  judged')
     return Outputs(*(None if part[0] is None else np.concatenate(part) for part in zip(*collected)))
 
 
 # ---------------------------------------------------------------- the reference
 
 
-def reference(config, judge, data, folder, num_samples):
+def reference(config, judge, data, folder):
     """The `references.Reference` of config.eval.reference, or of the data set's own images, kept in `folder`.
 
-    num_samples: of the sets to be compared; the Inception score of real images is over splits of as many images.
     Raises UserError where the file is another judge's or of images of another size.
     """
     if config.eval.reference:
         return _from_file(config, judge)
-    count = min(config.eval.reference_images or len(data), len(data))
-    chosen = np.linspace(0, len(data) - 1, count).round().astype(np.int64)
-    splits = min(max(round(count * config.eval.num_splits / num_samples), 1), count)
+    count, k = min(config.eval.reference_images or len(data), len(data)), config.eval.nearest_k
+    if count <= k:
+        fields = 'config.eval.reference_images, config.eval.nearest_k'
+        raise UserError(f'{count} real images have not {k} neighbours each ({fields}).')
+    chosen, splits = spread(len(data), count), num_splits(config, count)
 
     def parts():
         return (data.batch(chosen[start : start + _CHUNK])['image'] for start in range(0, count, _CHUNK))
@@ -67,16 +68,15 @@ def reference(config, judge, data, folder, num_samples):
     return computed
 
 
-def _of_outputs(outputs, judge, num_splits):
+def _of_outputs(outputs, judge, splits):
     spatial = (None, None) if outputs.spatial is None else metrics.feature_statistics(outputs.spatial)
     count = len(outputs.features)
-    manifold = np.linspace(0, count - 1, min(count, _MANIFOLD)).round().astype(np.int64)
     return references.Reference(
         *metrics.feature_statistics(outputs.features),
         *spatial,
         num_images=count,
-        features=outputs.features[manifold],
-        inception_score=metrics.inception_score(outputs.logits, num_splits=num_splits),
+        features=outputs.features[spread(count, _MANIFOLD)],
+        inception_score=metrics.inception_score(outputs.logits, num_splits=splits),
         judge=judge.identity,
     )
 
@@ -109,7 +109,7 @@ def measure(config, judge, outputs, labels, real):
     outputs: the judge's of the set. labels: int [N] or None. real: the `Reference`.
     """
     features, logits, spatial = outputs
-    splits, k = min(config.eval.num_splits, len(logits)), config.eval.nearest_k
+    splits, k = num_splits(config, len(logits)), config.eval.nearest_k
     row = {
         'fid': metrics.gaussian_distance(*metrics.feature_statistics(features), real.mean, real.covariance),
         'fid_error': metrics.frechet_distance_error(features, real.mean, real.covariance),
@@ -137,6 +137,11 @@ def measure(config, judge, outputs, labels, real):
     return row
 
 
+def num_splits(config, count):
+    """Of so many images for the Inception score: as many as there are config.eval.split_images in them, or one."""
+    return max(round(count / config.eval.split_images), 1)
+
+
 def accuracy_by_class(logits, labels, num_classes):
     """[num_classes]: the accuracy of each class's images; NaN where it has none."""
     groups = (labels == label for label in range(num_classes))
@@ -144,7 +149,15 @@ def accuracy_by_class(logits, labels, num_classes):
 
 
 def check_enough(config, num_samples, real):
-    """Raises UserError where FID of so few samples means little, before any is drawn."""
+    """Raises UserError where FID of so few samples means little, or neighbours are wanting, before any is drawn."""
+    k = config.eval.nearest_k
+    if num_samples <= k:
+        raise UserError(f'{num_samples} samples have not {k} neighbours each (config.eval.nearest_k).')
+    if real.features is not None and len(real.features) <= k:
+        few = len(real.features)
+        raise UserError(
+            f'the reference has {few} features, which have not {k} neighbours each (config.eval.nearest_k).'
+        )
     try:
         metrics.check_enough(num_samples, len(real.mean))
     except ValueError as error:

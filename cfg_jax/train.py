@@ -14,6 +14,7 @@ from cfg_jax import build, figures, optim, sampling, sharding
 from cfg_jax.checkpoints import Checkpoints, config_differences
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import default
+from cfg_jax.data.sources import spread
 from cfg_jax.errors import UserError
 from cfg_jax.train_state import TrainState
 from cfg_jax.writers import MetricWriter, Progress, SilentWriter
@@ -243,7 +244,7 @@ def grid_drawer(config, class_names, workdir):
     sample = sampling.image_batches(config, batch_size=a_device)
     # All classes, or as many as give a square picture.
     rows = max(math.isqrt(config.train.grid_images), 1)
-    labels = np.resize(sampling.spread_classes(len(class_names), rows), config.train.grid_images)
+    labels = np.resize(spread(len(class_names), rows).astype(np.int32), config.train.grid_images)
 
     def draw(step, ema_params):
         images = np.concatenate(list(sample(ema_params, labels, build.guidance_weight(config), config.sample.seed)))

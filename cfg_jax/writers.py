@@ -1,11 +1,12 @@
 """What a long job shows while it runs: progress lines, metrics.jsonl and TensorBoard files (without TensorFlow)."""
 
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
+
+from cfg_jax import files
 
 
 def duration(seconds):
@@ -22,11 +23,22 @@ class Progress:
 
     def __init__(self, total, done=0):
         self.total, self._last_done = total, done
-        self._last_time = time.monotonic()
+        self._start = self._last_time = time.monotonic()
 
     def seconds(self):
         """Since the last call of `rate`, or the start."""
         return time.monotonic() - self._last_time
+
+    def show(self, done, name, *, unit='images', every=10.0):
+        """Prints '<name>  <done>/<total> <unit>  <rate>  <time left>' every so many seconds.
+
+        And once all are done, of what took more than a second.
+        """
+        last = done == self.total and time.monotonic() - self._start > 1
+        if self.seconds() < every and not last:
+            return
+        rate, left = self.rate(done)
+        print(f'{name}  {done}/{self.total} {unit}  {rate:.1f} {unit}/s  {left} left', flush=True)
 
     def rate(self, done):
         """(units a second since the last call, the time left at that rate as text)."""
@@ -78,9 +90,7 @@ class MetricWriter:
                     kept.append(line + '\n')
             except (ValueError, KeyError):  # the line that a kill cut short
                 continue
-        temporary = self._path.with_suffix('.tmp')
-        temporary.write_text(''.join(kept))
-        os.replace(temporary, self._path)
+        files.write(self._path, ''.join(kept).encode())
 
 
 class SilentWriter:

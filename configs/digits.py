@@ -41,4 +41,5 @@ def get_config():
     config.eval.at_end = True
     config.eval.judge = 'digits'
     config.eval.num_samples = 1000
+    config.eval.split_images = 100
     return config

@@ -479,3 +479,8 @@ def test_the_imagenet64_config_trains_on_tfdss_data(tfds_dir, tmp_path):
     assert sampled.returncode == 0, sampled.stderr
     (samples,) = tmp_path.glob('sample_*.npz')
     assert np.load(samples)['arr_1'].tolist() == [0, 1] and np.load(samples)['arr_0'].shape == (2, 64, 64, 3)
+
+
+def test_indices_are_spread_evenly():
+    assert sources.spread(10, 100).tolist() == list(range(10))
+    assert sources.spread(1000, 3).tolist() == [0, 500, 999]

@@ -1,17 +1,14 @@
 """The judge of small data sets: trained from a source, of use on it, and known by the hash of its weights."""
 
-from functools import partial
-
 import numpy as np
 
 from cfg_jax.data import sources
 from cfg_jax.judges import digits
 
 
-def test_it_tells_digits_apart_and_is_known_by_its_weights(monkeypatch, capsys):
-    monkeypatch.setattr(digits, '_train', partial(digits._train, num_steps=150))
+def test_it_tells_digits_apart_and_is_known_by_its_weights(capsys):
     source = sources.digits()
-    judge = digits.open_judge(source, 10)
+    judge = digits.open_judge(source, 10, num_steps=150)
     assert 'judge  accuracy 0.' in capsys.readouterr().out
     outputs = judge.apply(source.images[:100])
     assert outputs.features.shape == (100, 64)
@@ -20,6 +17,6 @@ def test_it_tells_digits_apart_and_is_known_by_its_weights(monkeypatch, capsys):
     assert judge.classes_are_labels
     assert np.mean(outputs.logits.argmax(axis=1) == source.labels[:100]) > 0.8
     np.testing.assert_allclose(judge.apply(source.images[7:8]).logits, outputs.logits[7:8], rtol=1e-4, atol=1e-4)
-    assert digits.open_judge(source, 10).identity == judge.identity
+    assert digits.open_judge(source, 10, num_steps=150).identity == judge.identity
     other = sources.ArraySource(source.images[::-1], source.labels[::-1], source.class_names)
-    assert digits.open_judge(other, 10).identity != judge.identity
+    assert digits.open_judge(other, 10, num_steps=150).identity != judge.identity

@@ -10,17 +10,7 @@ from sklearn.datasets import load_digits
 from cfg_jax import evaluate
 from cfg_jax.data import sources
 from cfg_jax.errors import UserError
-from cfg_jax.judges import digits
 from tests import tiny
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _fast_judge():
-    """150 steps of training instead of 2,000."""
-    original = digits._train
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(digits, '_train', lambda *a, **k: original(*a, **{**k, 'num_steps': 150}))
-        yield
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +40,8 @@ def test_real_images_score_well_and_noise_does_not(tmp_path, real):
     rows = list(csv.DictReader((tmp_path / 'results.csv').open()))
     assert [float(row['fid']) for row in rows] == pytest.approx([good['fid'], bad['fid']], rel=1e-4)
     assert rows[1]['accuracy'] == '' and rows[0]['reference_sha256'] == rows[1]['reference_sha256']
-    report = (tmp_path / 'report.html').read_text()
+    report = (tmp_path / 'samples_report.html').read_text()
+    assert rows[0]['samples_sha256'] != rows[1]['samples_sha256'] == bad['samples_sha256']
     assert f'{bad["fid"]:.3f}' in report and 'samples.npz' in report and bad['reference_sha256'] in report
 
 
@@ -114,6 +105,41 @@ def test_folders_called_by_numbers_are_the_classes_of_that_name(tmp_path, real):
     assert row['accuracy'] > 0.8
 
 
+def test_the_owners_columns_of_results_stay(tmp_path, real):
+    path = tmp_path / 'results.csv'
+    path.write_text('date,fid,remark\n2020,3.5,"good, I think"\n')
+    judge(tmp_path, {'arr_0': real['image']})
+    first, second = csv.DictReader(path.open())
+    assert (first['remark'], first['fid'], second['remark']) == ('good, I think', '3.5', '')
+    assert float(second['fid']) < 0.5
+    path.write_bytes(b'date,fid\n\xff\xfe,1\n')
+    with pytest.raises(UserError, match=r'results\.csv cannot be added to'):
+        judge(tmp_path, {'arr_0': real['image']})
+    assert path.read_bytes() == b'date,fid\n\xff\xfe,1\n'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'eval__reference_images': 3}, r'3 real images have not 3 neighbours each \(config\.eval\.reference_images'),
+        ({'eval__nearest_k': 35, 'eval__reference_images': 30}, 'have not 35 neighbours'),
+        ({'eval__folder': 'samples.npz'}, r'samples\.npz is not a folder \(config\.eval\.folder\)'),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, real, changes, message):
+    with pytest.raises(UserError, match=message):
+        judge(tmp_path, {'arr_0': real['image']}, **changes)
+
+
+def test_unlike_curves_are_not_drawn_together():
+    here = {'num_samples': 40, 'judge': 'digits:1', 'reference_sha256': 'a'}
+    evaluate.check_comparable(tiny.config(eval__compare_with='.'), {**here, 'num_samples': 40.0}, here)
+    evaluate.check_comparable(tiny.config(eval__compare_with='.'), {'num_samples': 40.0}, here)
+    for key, there in (('num_samples', 50.0), ('judge', 'inception:2'), ('reference_sha256', 'b')):
+        with pytest.raises(UserError, match=rf"'\.' was measured with {key} {there}, not {here[key]}"):
+            evaluate.check_comparable(tiny.config(eval__compare_with='.'), {**here, key: there}, here)
+
+
 DIGITS = np.round(load_digits().images * 15.9375).astype(np.uint8)[..., None]
 
 
@@ -131,4 +157,4 @@ DIGITS = np.round(load_digits().images * 15.9375).astype(np.uint8)[..., None]
 def test_samples_that_cannot_be_judged(tmp_path, arrays, message):
     with pytest.raises(UserError, match=message):
         judge(tmp_path, arrays)
-    assert not (tmp_path / 'results.csv').exists() and not (tmp_path / 'report.html').exists()
+    assert not (tmp_path / 'results.csv').exists() and not list(tmp_path.glob('*.html'))

@@ -82,15 +82,9 @@ def test_the_outputs_are_the_originals(judge, resolution):
     assert not judge.classes_are_labels
 
 
-def test_an_images_outputs_do_not_depend_on_its_batch(judge, monkeypatch, capsys):
+def test_an_images_outputs_do_not_depend_on_its_batch(judge):
     images = VECTORS['images_8']
-    monkeypatch.setattr(inception.Progress, 'seconds', lambda self: 11)
     many = judge.apply(images[[0, 1, 1, 0, 1]])
-    lines = capsys.readouterr().out.splitlines()
-    assert [re.sub(r'[\d.]+ images/s  .*', '', line) for line in lines] == [
-        'inception  2/5 images  ',
-        'inception  4/5 images  ',
-    ]
     few = judge.apply(images[:1])
     assert [len(output) for output in many] == [5, 5, 5]
     for outputs, single in zip(many, few):

@@ -19,7 +19,10 @@ LAYERS = [
         'checkpoints',
         'sharding',
         'figures',
+        'files',
+        'processes',
         'references',
+        'results',
         'report',
         'writers',
         'runtime',
@@ -35,8 +38,9 @@ ALLOWED_BESIDE = {
     ('schedules', 'errors'), ('guidance', 'diffusion'), ('samplers', 'diffusion'), ('losses', 'diffusion'),
     ('checks', 'build'), ('sampling', 'build'), ('sampling', 'config'), ('convert', 'torch_files'),
     ('sample_sets', 'build'), ('sample_sets', 'sampling'), ('scoring', 'build'),
-    ('metrics', 'neighbours'), ('references', 'data'), ('references', 'figures'),
-    ('judges', 'models'), ('judges', 'sharding'), ('judges', 'torch_files'), ('judges', 'writers'),
+    ('metrics', 'neighbours'), ('references', 'data'), ('references', 'files'), ('figures', 'files'),
+    ('writers', 'files'), ('data', 'files'),
+    ('judges', 'models'), ('judges', 'sharding'), ('judges', 'torch_files'),
 }  # fmt: skip
 MODULES = sorted((ROOT / 'cfg_jax').rglob('*.py'))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg_jax import evaluate, sampling
+from cfg_jax import results, sampling
 from cfg_jax.errors import UserError
 from tests import tiny
 
@@ -34,7 +34,7 @@ def test_the_whole_command(trained):
 
 def test_the_table(trained):
     text = (trained[0] / 'tradeoff.csv').read_text()
-    assert text.splitlines()[0] == ','.join(evaluate.COLUMNS)
+    assert text.splitlines()[0] == ','.join(results.COLUMNS)
     rows = list(csv.DictReader(text.splitlines()))
     assert [float(row['guidance_weight']) for row in rows] == [0, 1]
     for row in rows:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -45,9 +46,11 @@ EVERY = np.stack([image(index) for index in range(25)])
 
 def test_a_set_holds_every_image_in_order(tmp_path):
     images, drawn = open_set(tmp_path), []
-    assert not images.is_whole()
     images.draw(drawing(drawn), 'test')
-    assert images.is_whole() and drawn == [0, 1, 2, 3, 4, 5, 6]
+    assert drawn == [0, 1, 2, 3, 4, 5, 6]
+    again = open_set(tmp_path)
+    again.draw(drawing(drawn), 'test')
+    assert len(drawn) == 7 and again.sha256 == images.sha256
     assert sorted(path.name for path in images.folder.iterdir()) == [
         'manifest.json', 'shard_00000.npz', 'shard_00001.npz', 'shard_00002.npz', 'shard_00003.npz',
     ]  # fmt: skip
@@ -56,7 +59,7 @@ def test_a_set_holds_every_image_in_order(tmp_path):
     np.testing.assert_array_equal(images.first(100), EVERY)
     manifest = json.loads((images.folder / 'manifest.json').read_text())
     assert manifest['complete'] and manifest['num_images'] == 25 and manifest['identity'] == {'a': 1}
-    assert manifest['sha256'] == images.sha256()
+    assert manifest['sha256'] == images.sha256 == hashlib.sha256(EVERY).hexdigest()
     images.write_npz(tmp_path / 'all.npz')
     with np.load(tmp_path / 'all.npz') as arrays:
         np.testing.assert_array_equal(arrays['arr_0'], EVERY)
@@ -76,7 +79,6 @@ def test_only_what_is_missing_or_damaged_is_drawn_again(tmp_path, damage):
         np.savez(shard, arr_0=EVERY[8:16], arr_1=LABELS[:8], seconds=1.0)
     else:
         shard.write_bytes({'cut short': content[:-40], 'empty': b'', 'garbage': b'x' * len(content)}[damage])
-    assert not images.is_whole()
     images.draw(drawing(drawn), 'test')
     assert drawn == [2, 3]
     np.testing.assert_array_equal(all_images(images), EVERY)
@@ -90,29 +92,55 @@ def test_more_images_keep_the_shards_that_are_whole(tmp_path):
     many.draw(drawing(drawn), 'test')
     assert drawn == [4, 5, 6]
     np.testing.assert_array_equal(all_images(many), EVERY)
-    assert few.is_whole()
+    open_set(tmp_path, LABELS[:20]).draw(drawing(drawn), 'test')
+    assert drawn == [4, 5, 6]
     np.testing.assert_array_equal(all_images(few), EVERY[:20])
+    assert json.loads((few.folder / 'manifest.json').read_text())['num_images'] == 20
 
 
-def test_other_settings_are_another_set(tmp_path):
-    assert open_set(tmp_path, identity={'a': 2}).folder != open_set(tmp_path).folder
+def test_a_manifest_that_a_kill_left_behind_is_mended(tmp_path):
+    """Killed between the last shard and the manifest."""
+    images = open_set(tmp_path)
+    images.draw(drawing([]), 'test')
+    manifest = images.folder / 'manifest.json'
+    whole = manifest.read_text()
+    manifest.write_text(json.dumps({**json.loads(whole), 'complete': False}))
+    open_set(tmp_path).draw(drawing([]), 'test')
+    assert manifest.read_text() == whole
+
+
+def test_other_settings_are_another_set_and_it_says_which(tmp_path, capsys):
+    one, two = open_set(tmp_path), open_set(tmp_path, identity={'a': 2})
+    assert one.folder != two.folder
+    one.draw(drawing([]), 'w=1')
+    assert 'drawn anew' not in capsys.readouterr().out
+    two.draw(drawing([]), 'w=1')
+    assert f'w=1  drawn anew: {one.folder.name} has another a\n' in capsys.readouterr().out
 
 
 def test_labels_of_an_image_do_not_depend_on_their_number():
     names = tuple('abcdefghij')
     for order in ('balanced', 'random'):
-        few, many = (
-            sample_sets.make_labels(tiny.config(sample__label_order=order, sample__num_images=number), names)
-            for number in (30, 1000)
-        )
+        few, many = (sample_sets.make_labels(range(10), number, order=order, seed=0) for number in (30, 1000))
         np.testing.assert_array_equal(few, many[:30])
         counts = np.bincount(many)
         if order == 'balanced':
             assert (counts == 100).all()
         else:
             assert counts.min() > 60 and counts.max() < 140 and not np.array_equal(many[:10], np.arange(10))
-    chosen = sample_sets.make_labels(tiny.config(sample__labels='b,7', sample__num_images=4), names)
-    assert chosen.tolist() == [1, 7, 1, 7]
+    config = tiny.config(sample__labels='b,7', sample__num_images=4)
+    assert sample_sets.classes(config, names) == [1, 7]
+    assert sample_sets.make_labels([1, 7], 4, order='balanced', seed=0).tolist() == [1, 7, 1, 7]
+    assert sample_sets.classes(tiny.config(sample__num_images=4), names) == [0, 3, 6, 9]
+
+
+def test_a_set_grows_in_its_own_folder_whatever_its_labels(tmp_path):
+    """Of labels in random order, the first of few need not be the first of many."""
+    config, folders = tiny.config(sample__label_order='random'), set()
+    for count in (5, 100):
+        images = sample_sets.open_set(config, None, tmp_path, ('a', 'b'), range(10), count, 1.0, 0.0)
+        folders.add(images.folder)
+    assert len(folders) == 1 and len(set(images.labels.tolist())) == 10
 
 
 def test_parameters_are_told_apart():

@@ -81,10 +81,5 @@ def test_weights_labels_and_seeds_share_one_compilation(monkeypatch):
     assert len(traces) == 1
 
 
-def test_classes_are_spread_where_there_are_more_than_images():
-    assert sampling.spread_classes(10, 100).tolist() == list(range(10))
-    assert sampling.spread_classes(1000, 3).tolist() == [0, 500, 999]
-
-
 if __name__ == '__main__':
     np.savez(sys.argv[1], *draw(range(IMAGES)), devices=jax.device_count())

@@ -26,6 +26,7 @@ OVERRIDES = {
     'sample.num_images': 20,
     'sample.batch_size': 20,
     'eval.at_end': False,
+    'eval.judge_steps': 200,
     'eval.num_samples': 40,
     'eval.allow_few_samples': True,
     'eval.guidance_weights': (0.0, 1.0),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cfg_jax import files
 from cfg_jax.data import images, tfds_writer
 from cfg_jax.errors import UserError
 
@@ -71,7 +72,7 @@ class Work:
         for left in list(self.folder.rglob('.*.tmp') if begun else self.folder.iterdir()):
             if left.name != 'lock':
                 remove(left)
-        write_json(self.folder / 'settings.json', self.settings)
+        files.write_json(self.folder / 'settings.json', self.settings)
 
     def encode(self, index):
         """An image as PNG, resampled; raises ImageError."""
@@ -109,7 +110,7 @@ class Work:
         with writing(self.folder):
             count, size = tfds_writer.write_shard(self.folder / self.shard_name(shard), records())
             result = {'count': count, 'num_bytes': size, 'classes': classes, 'skipped': skipped}
-            write_json(self.result_path(shard), result)
+            files.write_json(self.result_path(shard), result)
 
 
 def check_same(settings, there, folder):
@@ -131,14 +132,6 @@ def read_json(path):
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def write_json(path, content):
-    """Writes the file whole or not at all."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.parent.mkdir(exist_ok=True)
-    temporary.write_text(json.dumps(content, indent=1) + '\n')
-    os.replace(temporary, path)
 
 
 def remove(path):

@@ -21,6 +21,11 @@ _FIELDS = {
 }
 
 
+def spread(total, count):
+    """The numbers of `count` of `total` things, evenly spread: int64, increasing; all of them where they are fewer."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
+
+
 class Source:
     """Images and labels by number. It pickles, for Grain's workers, and any thread may read it.
 

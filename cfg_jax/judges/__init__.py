@@ -1,9 +1,9 @@
 """Judges: networks whose features and logits the metrics are computed from. One file each, found by its name.
 
-A judge's file has `open_judge(data, num_classes, *, weights='')`, which gives a `Judge`. data: a `data.sources.Source`
-of real images, for judges that are trained on them; weights: a file, for judges that are not. A judge must share
-nothing with what guides: a classifier that guides would praise images that are adversarial to it (CFG paper,
-section 1).
+A judge's file has `open_judge(data, num_classes, *, weights='', num_steps=...)`, which gives a `Judge`. data: a
+`data.sources.Source` of real images and num_steps, for judges that are trained on them; weights: a file, for judges
+that are not. A judge must share nothing with what guides: a classifier that guides would praise images that are
+adversarial to it (CFG paper, section 1).
 """
 
 from collections.abc import Callable

@@ -32,7 +32,7 @@ class Network(nn.Module):
 
 
 @partial(jax.jit, static_argnames=('num_classes', 'num_steps', 'batch_size'))
-def _train(images, labels, key, *, num_classes, num_steps=2000, batch_size=128):
+def _train(images, labels, key, *, num_classes, num_steps, batch_size=128):
     module = Network(num_classes)
     init_key, key = jax.random.split(key)
     params = module.init(init_key, images[:1])['params']
@@ -57,11 +57,12 @@ def _train(images, labels, key, *, num_classes, num_steps=2000, batch_size=128):
     return jax.lax.scan(step, carry, jax.random.split(key, num_steps))[0][0]
 
 
-def train(images, labels, num_classes, *, seed=0, held_out=0.2):
+def train(images, labels, num_classes, *, num_steps=2000, seed=0, held_out=0.2):
     """(parameters, accuracy on the held-out part). images: uint8 [N, H, W, C], labels: int [N]; seconds on a CPU."""
     order = np.random.default_rng(seed).permutation(len(images))
     test, rest = np.split(order, [int(held_out * len(images))])
-    params = _train(_to_unit_range(images[rest]), labels[rest], jax.random.key(seed), num_classes=num_classes)
+    sizes = {'num_classes': num_classes, 'num_steps': num_steps}
+    params = _train(_to_unit_range(images[rest]), labels[rest], jax.random.key(seed), **sizes)
     _, logits = judging(params, num_classes)(images[test])
     return params, float(np.mean(np.argmax(logits, axis=1) == labels[test]))
 
@@ -72,10 +73,10 @@ def judging(params, num_classes):
     return lambda images: tuple(np.asarray(out) for out in apply({'params': params}, _to_unit_range(images)))
 
 
-def open_judge(data, num_classes, *, weights=''):
-    """The `Judge`, trained on four fifths of `data`, images of one size; weights is not used."""
+def open_judge(data, num_classes, *, weights='', num_steps=2000):
+    """The `Judge`, trained for num_steps on four fifths of `data`, images of one size; weights is not used."""
     examples = data.batch(np.arange(len(data)))
-    params, accuracy = train(examples['image'], examples['label'], num_classes)
+    params, accuracy = train(examples['image'], examples['label'], num_classes, num_steps=num_steps)
     print(f'judge  accuracy {accuracy:.4f} on the fifth of the images held out from it', flush=True)
     digest = hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest()
     judge = judging(params, num_classes)

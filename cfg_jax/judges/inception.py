@@ -17,7 +17,6 @@ from cfg_jax.errors import UserError
 from cfg_jax.judges import Judge, Outputs
 from cfg_jax.models.inception import IMAGE_SIZE, NUM_LOGITS, POOL_WIDTH, SPATIAL_WIDTH, Inception
 from cfg_jax.torch_files import load_openai_state_dict, unreadable
-from cfg_jax.writers import Progress
 
 PUBLISHED = 'weights-inception-2015-12-05-6726825d.pth'
 _FIELD = '(config.eval.inception_weights)'
@@ -144,8 +143,8 @@ def preprocess(images):
 # ---------------------------------------------------------------- the judge
 
 
-def open_judge(data, num_classes, *, weights='', batch_size=32):
-    """The `Judge`; data and num_classes are not used. weights: path of the public file; batch_size: images a device."""
+def open_judge(data, num_classes, *, weights='', num_steps=0, batch_size=32):
+    """The `Judge`. weights: path of the public file; batch_size: images a device. The others are not used."""
     params, digest = read_weights(weights)
     mesh = sharding.local_mesh()
     params = jax.device_put(params, sharding.replicated(mesh))
@@ -159,7 +158,7 @@ def open_judge(data, num_classes, *, weights='', batch_size=32):
         _check_images(images)
         widths = POOL_WIDTH, NUM_LOGITS, SPATIAL_WIDTH
         outputs = Outputs(*(np.empty((len(images), width), np.float32) for width in widths))
-        progress, computing = Progress(len(images)), None
+        computing = None
         for start in range(0, len(images), size):
             # filled up, so that there is one compilation
             batch = np.resize(images[start : start + size], (size, *images.shape[1:]))
@@ -167,9 +166,6 @@ def open_judge(data, num_classes, *, weights='', batch_size=32):
             if computing is not None:  # each batch is fetched after the next one has been dispatched
                 _fetch(computing, outputs, start - size)
             computing = dispatched
-            if start and progress.seconds() > 10:
-                rate, left = progress.rate(start)
-                print(f'inception  {start}/{len(images)} images  {rate:.1f} images/s  {left} left', flush=True)
         if computing is not None:
             _fetch(computing, outputs, start)
         return outputs
