@@ -1,10 +1,18 @@
-"""What the processes of one job do by turns or together. In a job of one process it costs nothing."""
+"""What the processes of one job do by turns or together. In a job of one process it costs nothing.
+
+They wait for each other in the store of JAX's coordination service, not in a collective: those of CPUs give up after 30
+seconds, and those of GPUs keep the device busy. Where process 0 dies, the service ends the others.
+"""
+
+import itertools
+import json
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from cfg_jax.errors import UserError
+
+_A_WEEK = 7 * 24 * 3600 * 1000  # in milliseconds
+_numbers = itertools.count()  # of the calls, which all processes make in the same order
 
 
 def is_first():
@@ -15,12 +23,18 @@ def is_first():
 def wait_for_all(what):
     """Returns once every process has come here. what: a name for the place, the same in all of them."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        _store().wait_at_barrier(f'cfg_jax/{what}/{next(_numbers)}', _A_WEEK)
 
 
-def of_first(array):
-    """Process 0's numpy array, in every process; the others' has its shape and dtype."""
-    return np.asarray(multihost_utils.broadcast_one_to_all(array)) if jax.process_count() > 1 else array
+def of_first(value):
+    """Process 0's plain value (of JSON), in every process, once process 0 has come here."""
+    if jax.process_count() == 1:
+        return value
+    key = f'cfg_jax/of_first/{next(_numbers)}'
+    if is_first():
+        _store().key_value_set(key, json.dumps(value))
+        return value
+    return json.loads(_store().blocking_key_value_get(key, _A_WEEK))
 
 
 def first_alone(work):
@@ -33,9 +47,15 @@ def first_alone(work):
             result = work()
         except UserError as error:
             failure = error
-    failed = of_first(np.bool_(failure is not None))
+    failed = of_first(failure is not None)
     if failure:
         raise failure
     if failed:
         raise UserError('process 0 cannot go on, and says why.')
     return result
+
+
+def _store():
+    from jax._src import distributed  # it has no public name; Orbax takes it from here too
+
+    return distributed.global_state.client

@@ -160,10 +160,8 @@ class SampleSet:
         not counted in the seconds. name: for the progress line.
         """
         # seen by process 0, so that all share out the same shards
-        whole = np.zeros(self.num_shards, bool)
-        if processes.is_first():
-            whole[:] = [self._is_whole(shard) for shard in range(self.num_shards)]
-        missing = np.flatnonzero(~processes.of_first(whole)).tolist()
+        shards = range(self.num_shards) if processes.is_first() else ()
+        missing = processes.of_first([shard for shard in shards if not self._is_whole(shard)])
         if missing:
             if len(missing) < self.num_shards:
                 done = len(self) - sum(stop - start for start, stop in map(self._span, missing))

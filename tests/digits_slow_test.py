@@ -9,7 +9,7 @@ from tests import tiny
 
 @pytest.mark.slow
 def test_the_curve_has_the_papers_shape(tmp_path):
-    done = tiny.main(f'--config={tiny.ROOT}/configs/digits.py', f'--workdir={tmp_path}')
+    done = tiny.main(f'--config={tiny.ROOT}/configs/digits.py', f'--workdir={tmp_path}', env=tiny.optimised())
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / 'tradeoff.csv').read_text().splitlines()))
     by_weight = {float(row['guidance_weight']): {key: float(row[key]) for key in

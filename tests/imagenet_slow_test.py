@@ -65,7 +65,8 @@ def test_one_command_trains_samples_and_judges(tmp_path):
         'eval.allow_few_samples': True,
     }
     flags = [f'--config.{key}={value}' for key, value in small.items()]
-    done = tiny.main(f'--config={tiny.ROOT}/configs/imagenet64.py', f'--workdir={tmp_path / "run"}', *flags)
+    command = [f'--config={tiny.ROOT}/configs/imagenet64.py', f'--workdir={tmp_path / "run"}', *flags]
+    done = tiny.main(*command, env=tiny.optimised())
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / 'run' / 'results.csv').open()))
     assert [float(row['guidance_weight']) for row in rows] == [0, 1, 4]

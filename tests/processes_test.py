@@ -80,6 +80,8 @@ import numpy as np
 from cfg_jax import build, runtime, sharding
 from tests import tfds_layout, tiny
 
+pytestmark = pytest.mark.xdist_group('processes')  # long: begun before the many short ones
+
 runtime.configure()
 config = tiny.config(
     data__source='tfds', data__name='cifar10', data__data_dir=sys.argv[1], data__image_size=32, data__image_channels=3,

@@ -14,6 +14,8 @@ from cfg_jax import sample_sets
 from tests import tiny
 from tests.processes_test import start_together
 
+pytestmark = pytest.mark.xdist_group('sample_sets')  # long: begun before the many short ones
+
 LABELS = np.resize(np.arange(10, dtype=np.int32), 25)
 
 
