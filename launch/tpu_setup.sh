@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Makes a worker of a Cloud TPU slice ready: Python 3.11 or newer, a virtual environment with this project and
+# jax[tpu], and the storage that all workers share. Doing it again changes nothing. launch/tpu_pod.sh runs it on
+# every worker.
+#
+#   launch/tpu_setup.sh [--bucket=NAME | --nfs=HOST:/SHARE] [--mount=DIR] [--venv=DIR] [--dry-run] [--help]
+#
+#   --bucket=NAME       mounts this Cloud Storage bucket with gcsfuse. Make it one with a hierarchical namespace: a
+#                       checkpoint is finished by renaming its folder, which other buckets do file by file
+#   --nfs=HOST:/SHARE   mounts an NFS share, such as a Filestore instance's
+#   --mount=DIR         where; /mnt/cfg_jax if unset
+#   --venv=DIR          the virtual environment; ~/cfg_jax_venv if unset
+#
+# The project reads and writes files and no gs:// paths. A mounted bucket is slow at small files and at appending;
+# NFS has neither trouble.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+bucket='' nfs='' mount=/mnt/cfg_jax venv=$HOME/cfg_jax_venv dry_run=''
+while (($#)); do
+  case $1 in
+    --help) help && exit ;;
+    --dry-run) dry_run=1 ;;
+    --bucket=*) bucket=${1#*=} bucket=${bucket#gs://} bucket=${bucket%/} ;;
+    --nfs=*) nfs=${1#*=} ;;
+    --mount=*) mount=${1#*=} ;;
+    --venv=*) venv=${1#*=} ;;
+    *) die "unknown option '$1'; launch/tpu_setup.sh --help shows what there is." ;;
+  esac
+  shift
+done
+[ ! "$bucket" ] || [ ! "$nfs" ] || die '--bucket and --nfs are both set; give one.'
+[[ $bucket != */* ]] || die "--bucket is '$bucket'; it must be the bucket's name alone."
+[[ ! $nfs || $nfs == *:/* ]] || die "--nfs is '$nfs'; it must be HOST:/SHARE."
+[[ $mount == /* ]] || die "--mount is '$mount'; it must start with /."
+
+# Other programs hold apt's lock on a machine that has just started.
+install_packages() {
+  run sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
+  run sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y "$@"
+}
+
+# The first Python that is new enough.
+find_python() {
+  local name
+  for name in python3.11 python3.12 python3.13 python3.14; do
+    # The module is a package of its own on Debian and Ubuntu.
+    if command -v "$name" > /dev/null && "$name" -c 'import ensurepip' 2> /dev/null; then
+      echo "$name"
+      return
+    fi
+  done
+}
+
+python=$(find_python)
+if [ ! "$python" ]; then
+  install_packages python3.11 python3.11-venv
+  python=python3.11
+fi
+[ -x "$venv/bin/python" ] || run "$python" -m venv "$venv"
+# The constraints: after a preemption the new workers have to compute as the old ones did.
+run "$venv/bin/pip" install --quiet --constraint "$root/constraints.txt" "${root}[tpu]"
+
+# JAX starts faster with them, from v5e on, and warns where they are off.
+pages=/sys/kernel/mm/transparent_hugepage/enabled
+if [ "$dry_run" ] || [ -w "$pages" ] || sudo -n true 2> /dev/null; then
+  run sudo sh -c "echo always > $pages"
+fi
+
+if { [ "$bucket" ] || [ "$nfs" ]; } && { [ "$dry_run" ] || ! mountpoint -q "$mount"; }; then
+  run sudo mkdir -p "$mount"
+  if [ "$nfs" ]; then
+    command -v mount.nfs > /dev/null || install_packages nfs-common
+    # Workers wait for each other's files: they may be a second late, not a minute.
+    run sudo mount -t nfs -o hard,actimeo=1 "$nfs" "$mount"
+    run sudo chmod a+rwx "$mount"
+  else
+    [ "$dry_run" ] || command -v gcsfuse > /dev/null ||
+      die 'gcsfuse is not on this worker; see cloud.google.com/storage/docs/gcsfuse-install, or use --nfs.'
+    run sudo chown "$(id -u):$(id -g)" "$mount"
+    run gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 "$bucket" "$mount"
+  fi
+fi
+[ "$dry_run" ] || echo "ready: $("$venv/bin/python" --version)$(mountpoint -q "$mount" && echo ", $mount is mounted")"

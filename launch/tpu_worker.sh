@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# The job on one worker of a Cloud TPU slice. launch/tpu_pod.sh calls this on all workers at once; every line that it
+# prints starts with the worker's number. The job does not end with the connection that started it.
+#
+#   launch/tpu_worker.sh state FLAGS...    running, and with which flags, or not, and what these would go on from
+#   launch/tpu_worker.sh start FLAGS...    starts cfg_jax.main with these flags in the background
+#   launch/tpu_worker.sh follow [all]      prints its output as it comes, until it ends, and its exit code; the output
+#                                          of before from its start, or the last 20 lines of it
+#   launch/tpu_worker.sh stop              sends it SIGTERM, so that it saves, and SIGKILL five minutes later
+#   --dry-run, before these                prints the command that start runs, and runs nothing
+#   --help                                 prints this
+#
+# Log, exit code and process numbers are kept in ~/cfg_jax_job; the interpreter is $PYTHON, or that of
+# launch/tpu_setup.sh.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$0")/common.sh"
+root=$(cd "$(dirname "$0")/.." && pwd)
+state=$HOME/cfg_jax_job
+python=${PYTHON:-$HOME/cfg_jax_venv/bin/python}
+
+dry_run=''
+if [ "${1:-}" = --dry-run ]; then dry_run=1 && shift; fi
+action=${1:-}
+[ "$action" ] || die 'say what to do; launch/tpu_worker.sh --help shows what there is.'
+shift
+case $action in
+  --help) help && exit ;;
+  start | state)
+    for word in "$@"; do is_program_flag "$word" || die "unknown option '$word'; flags are given as --name=value."; done
+    [ "$(flag_value config "$@")" ] || die 'no config; give one of configs/.'
+    ;;
+  follow) [ "$*" = all ] || (($# == 0)) || die "unexpected '$1' after $action." ;;
+  stop) (($# == 0)) || die "unexpected '$1' after $action." ;;
+  *) die "unknown action '$action'; launch/tpu_worker.sh --help shows what there is." ;;
+esac
+command=("$python" -m cfg_jax.main "$@")
+if [ "$dry_run" ]; then
+  [ "$action" != start ] || quoted "${command[@]}"
+  exit
+fi
+
+# As JAX finds it out.
+worker=$(curl -sf --max-time 10 -H 'Metadata-Flavor: Google' \
+  http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number) || worker=$(hostname)
+say() {
+  echo "[$worker] $*"
+}
+is_running() {
+  # by its command, for after a restart of the machine its number may be another program's
+  [ -s "$state/keeper" ] && grep -qs cfg_jax.main "/proc/$(cat "$state/keeper")/cmdline"
+}
+
+mkdir -p "$state"
+case $action in
+  state)
+    if is_running; then say "running: $(cat "$state/flags")"; exit; fi
+    workdir=$(cd "$root" && realpath -m "$(workdir_of "$@")")
+    say "not running, newest checkpoint $(newest_checkpoint "$workdir")"
+    ;;
+  start)
+    if is_running; then
+      say 'is running already'
+      exit
+    fi
+    rm -f "$state/code" "$state/process"
+    quoted "$@" > "$state/flags"
+    : > "$state/log"
+    # A keeper in a session of its own outlives this connection and notes the exit code.
+    # shellcheck disable=SC2016 # the inner bash expands them
+    keep='cd "$1"; "${@:3}" & echo $! > "$2/process"; code=0; wait $! || code=$?; echo $code > "$2/code"'
+    PYTHONUNBUFFERED=1 setsid bash -c "$keep" bash "$root" "$state" "${command[@]}" \
+      > "$state/log" 2>&1 < /dev/null &
+    echo $! > "$state/keeper"
+    say started
+    ;;
+  follow)
+    [ -s "$state/keeper" ] || die 'nothing was started on this worker.'
+    lines=20
+    if [ "${1:-}" = all ]; then lines=+1; fi
+    tail -n "$lines" -F "$state/log" 2> /dev/null > >(exec sed -u "s/^/[$worker] /") &
+    while is_running; do sleep 1; done
+    sleep 1 # for the last lines
+    kill $! 2> /dev/null || true
+    # Without a note the keeper itself was killed, or the machine started anew.
+    say "ended with exit code $(cat "$state/code" 2> /dev/null || echo 137)"
+    ;;
+  stop)
+    if ! is_running; then say 'not running' && exit; fi
+    kill -TERM "$(cat "$state/process")" 2> /dev/null || true
+    for _ in {1..300}; do
+      is_running || break
+      sleep 1
+    done
+    if is_running; then kill -KILL "$(cat "$state/process")" 2> /dev/null || true; fi
+    say 'stopped'
+    ;;
+esac
