@@ -1,0 +1,344 @@
+"""launch/: what its scripts would run, and that they end, restart and forward signals as they say. No JAX, mostly:
+programs of the same names stand in for python, gcloud, srun and scontrol."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+
+from tests import tiny
+
+LAUNCH = tiny.ROOT / 'launch'
+SCRIPTS = ['local.sh', 'slurm.sbatch', 'tpu_pod.sh', 'tpu_setup.sh', 'tpu_worker.sh']
+CONFIG = '--config=configs/digits.py'
+POD = ['slice', '--zone=us-west4-a', '--type=v5litepod-16', '--bucket=bucket', '--workdir=/mnt/cfg_jax/run', CONFIG]
+
+
+def launch(script, *arguments, start=subprocess.run, path='', **environment):
+    """Starts launch/<script>, with `path` before $PATH and more environment, text piped."""
+    environment = {**os.environ, **{key: str(value) for key, value in environment.items()}}
+    environment['PATH'] = f'{path}:{environment["PATH"]}' if path else environment['PATH']
+    piped = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return start(['bash', LAUNCH / script, *map(str, arguments)], cwd=tiny.ROOT, env=environment, **piped)
+
+
+def commands(script, *arguments, **environment):
+    """What a dry run prints: a list of words for each command."""
+    done = launch(script, '--dry-run', *arguments, **environment)
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def program(path, code):
+    """An executable bash script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/usr/bin/env bash\n{code}\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help(script):
+    done = launch(script, '--help')
+    assert done.returncode == 0 and done.stderr == ''
+    assert f'launch/{script}' in done.stdout and '--dry-run' in done.stdout and '#' not in done.stdout
+    # every option that the script takes
+    for option in {word.split(')')[0].strip() for word in (LAUNCH / script).read_text().splitlines()}:
+        for name in option.split(' | '):
+            if name.startswith('--') and name != '--':
+                assert name.split('=')[0] in done.stdout, name
+
+
+WRONG = [
+    ('local.sh', [], 'how many processes'),
+    ('local.sh', [2], 'no config'),
+    ('local.sh', ['two', CONFIG], "is 'two'; it must be a whole number, at least 1"),
+    ('local.sh', [2, CONFIG, '--restart=3'], "unknown option '--restart=3'"),
+    ('local.sh', [2, CONFIG, '--restarts=-3'], "--restarts is '-3'"),
+    ('local.sh', [2, CONFIG, '--workdir', 'runs/x'], "unknown option '--workdir'"),
+    ('slurm.sbatch', [CONFIG, '--workdir=runs/x'], 'not in a SLURM job'),
+    ('slurm.sbatch', [CONFIG], 'no --workdir'),
+    ('slurm.sbatch', ['--nodes=2', CONFIG], "unknown option '--nodes=2'"),
+    ('tpu_pod.sh', [], 'what the slice is called'),
+    ('tpu_pod.sh', ['slice'], 'no --zone'),
+    ('tpu_pod.sh', POD, '--delete or --keep'),
+    ('tpu_pod.sh', [*POD, '--keep', '--delete'], '--delete and --keep are both set'),
+    ('tpu_pod.sh', [*POD, '--keep', '--workdir=gs://bucket/run'], "is 'gs://bucket/run'; it must lie below /mnt/cfg_jax"),
+    ('tpu_pod.sh', [*POD, '--keep', '--nfs=host:/share'], 'exclude each other'),
+    ('tpu_pod.sh', [*POD, '--keep', '--type=h100'], 'no software is known here for --type=h100'),
+    ('tpu_pod.sh', [*POD, '--spott'], "unknown option '--spott'"),
+    ('tpu_setup.sh', ['--bucket=a', '--nfs=b:/c'], 'both set'),
+    ('tpu_setup.sh', ['--nfs=host'], "--nfs is 'host'; it must be HOST:/SHARE"),
+    ('tpu_worker.sh', ['jump'], "unknown action 'jump'"),
+    ('tpu_worker.sh', ['start'], 'no config'),
+]
+
+
+@pytest.mark.parametrize('script, arguments, message', WRONG)
+def test_wrong_options(script, arguments, message, tmp_path):
+    program(tmp_path / 'gcloud', 'echo called')
+    done = launch(script, *arguments, path=tmp_path)
+    assert done.returncode == 2 and done.stdout == ''
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('error: ') and message in line
+
+
+@pytest.mark.skipif(not shutil.which('shellcheck'), reason='no shellcheck')
+def test_shellcheck():
+    files = [*LAUNCH.glob('*.sh'), *LAUNCH.glob('*.sbatch'), tiny.ROOT / '.ci' / 'run']
+    done = subprocess.run(['shellcheck', '-x', *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_commands_of_local_processes():
+    found = commands('local.sh', 2, '--devices=4', CONFIG, '--workdir=a b', PYTHON='py', XLA_FLAGS='--x')
+    assert len(found) == 2
+    for index, words in enumerate(found):
+        environment = dict(word.split('=', 1) for word in words[1:-5])
+        assert words[0] == 'env' and words[-5:] == ['py', '-m', 'cfg_jax.main', CONFIG, '--workdir=a b']
+        assert environment['JAX_PROCESS_ID'] == str(index) and environment['JAX_NUM_PROCESSES'] == '2'
+        assert environment['JAX_PLATFORMS'] == 'cpu'
+        assert environment['XLA_FLAGS'] == '--x --xla_force_host_platform_device_count=4'
+    assert len({word for words in found for word in words if word.startswith('JAX_COORDINATOR_ADDRESS=localhost:')}) == 1
+
+
+def test_the_commands_of_a_slurm_job():
+    submit, step, requeue = commands('slurm.sbatch', CONFIG, '--workdir=/shared/run')
+    assert submit == ['sbatch', 'launch/slurm.sbatch', CONFIG, '--workdir=/shared/run']
+    assert step[0] == 'srun' and '--kill-on-bad-exit=1' in step and '--output=/shared/run/slurm/%j_%t.log' in step
+    assert step[-4:] == ['-m', 'cfg_jax.main', CONFIG, '--workdir=/shared/run']
+    assert requeue[:2] == ['scontrol', 'requeue']
+    directives = dict(
+        line.split()[1].lstrip('-').partition('=')[::2]
+        for line in (LAUNCH / 'slurm.sbatch').read_text().splitlines()
+        if line.startswith('#SBATCH')
+    )
+    assert directives['signal'].startswith('TERM@') and 'requeue' in directives  # to the processes, not to B:
+    # JAX gives each process the GPU of its local number
+    assert directives['gres'] == f'gpu:{directives["ntasks-per-node"]}'
+
+
+def test_the_commands_of_a_slice():
+    create, pack, copy, unpack, setup, start, follow, delete = commands('tpu_pod.sh', *POD, '--delete', '--spot')
+    tpus = ['gcloud', 'compute', 'tpus']
+    assert create[:6] == [*tpus, 'tpu-vm', 'create', 'slice']
+    assert {'--zone=us-west4-a', '--accelerator-type=v5litepod-16', '--version=v2-alpha-tpuv5-lite', '--spot'} < {*create}
+    assert pack[0] == 'tar' and copy[:5] == [*tpus, 'tpu-vm', 'scp'] and pack[2] == copy[5]
+    remote = []
+    for words in (copy, unpack, setup, start, follow):
+        assert '--worker=all' in words
+        remote += [shlex.split(word.removeprefix('--command=')) for word in words if word.startswith('--command=')]
+    assert remote[1] == ['bash', 'cfg_jax/launch/tpu_setup.sh', '--mount=/mnt/cfg_jax', '--bucket=bucket']
+    assert remote[2] == ['bash', 'cfg_jax/launch/tpu_worker.sh', 'start', '--workdir=/mnt/cfg_jax/run', CONFIG]
+    assert remote[3][1:] == ['cfg_jax/launch/tpu_worker.sh', 'follow', 'all']
+    assert delete[:6] == [*tpus, 'tpu-vm', 'delete', 'slice']
+    queued = commands('tpu_pod.sh', *POD, '--keep', '--queued', '--spot')
+    assert queued[0][:6] == [*tpus, 'queued-resources', 'create', 'slice']
+    assert {'--node-id=slice', '--runtime-version=v2-alpha-tpuv5-lite', '--spot'} < {*queued[0]}
+    assert not any('delete' in words for words in queued)
+    (gone,) = commands('tpu_pod.sh', 'slice', '--zone=z', '--project=p', '--delete')
+    assert gone == [*tpus, 'tpu-vm', 'delete', 'slice', '--quiet', '--zone=z', '--project=p']
+
+
+def test_the_commands_of_a_worker(tmp_path):
+    share = commands('tpu_setup.sh', '--nfs=host:/share', '--mount=/mnt/x', '--venv=/v', HOME=tmp_path)
+    assert any(words[0] == '/v/bin/pip' and words[-1] == f'{tiny.ROOT}[tpu]' for words in share)
+    assert any(words[:2] == ['sudo', 'mount'] and words[-2:] == ['host:/share', '/mnt/x'] for words in share)
+    bucket = commands('tpu_setup.sh', '--bucket=gs://name/', HOME=tmp_path)
+    assert bucket[-1][0] == 'gcsfuse' and bucket[-1][-2:] == ['name', '/mnt/cfg_jax']
+    (start,) = commands('tpu_worker.sh', 'start', CONFIG, HOME=tmp_path)
+    assert start == [f'{tmp_path}/cfg_jax_venv/bin/python', '-m', 'cfg_jax.main', CONFIG]
+
+
+def test_kubernetes():
+    service, job = yaml.safe_load_all((LAUNCH / 'kubernetes.yaml').read_text())
+    spec, pod = job['spec'], job['spec']['template']['spec']
+    (container,) = pod['containers']
+    environment = {variable['name']: variable for variable in container['env']}
+    name, subdomain = job['metadata']['name'], pod['subdomain']
+    assert environment['JAX_COORDINATOR_ADDRESS']['value'].split(':')[0] == f'{name}-0.{subdomain}'
+    assert service['metadata']['name'] == subdomain and service['spec']['selector'] == {'job-name': name}
+    assert spec['completionMode'] == 'Indexed' and spec['parallelism'] == spec['completions']
+    assert environment['JAX_NUM_PROCESSES']['value'] == str(spec['parallelism'])
+    assert 'job-completion-index' in environment['JAX_PROCESS_ID']['valueFrom']['fieldRef']['fieldPath']
+    rules = {rule['action']: rule['onExitCodes']['values'] for rule in spec['podFailurePolicy']['rules'][:2]}
+    assert rules == {'FailJob': [2], 'Ignore': [75]} and pod['restartPolicy'] == 'Never'
+
+
+# In place of python: notes that it started, and ends as $ENDS says for its number at each start: '75,75 0,0'. With
+# $SAVES, the workdir, it leaves a checkpoint when it ends with 75.
+PYTHON = r"""
+number=${JAX_PROCESS_ID:-$WORKER}
+starts=$(cat "$STARTS/$number" 2> /dev/null || true)
+echo "$starts x" > "$STARTS/$number"
+echo "here $number of $JAX_NUM_PROCESSES: $*"
+trap 'echo saved; exit 75' TERM
+trap 'exit 130' INT
+starts=($ENDS)
+codes=(${starts[$(wc -w < "$STARTS/$number") - 1]//,/ })
+code=${codes[number]}
+if [ "$code" = 75 ] && [ "${SAVES:-}" ]; then mkdir -p "$SAVES/checkpoints/${#starts[@]}$(wc -w < "$STARTS/$number")"; fi
+if [ "$code" = gone ]; then echo PREEMPTED > "$FAKE/state"; exit 143; fi
+while [ "$code" = wait ]; do
+  if [ "${FAKE:-}" ] && ! grep -qs READY "$FAKE/state"; then kill -KILL $$; fi
+  sleep 0.1
+done
+if [ "$code" = deaf ]; then trap '' TERM; exec sleep 60; fi
+exit "$code"
+"""
+
+
+@pytest.fixture
+def local(tmp_path):
+    """Starts local.sh with a stand-in for python, which ends as `ends` says."""
+    (tmp_path / 'starts').mkdir()
+    python = program(tmp_path / 'python', PYTHON)
+
+    def start(count, *arguments, ends, **options):
+        flags = [CONFIG, f'--workdir={tmp_path / "workdir"}']
+        return launch(
+            'local.sh', count, *arguments, *flags, PYTHON=python, ENDS=ends, STARTS=tmp_path / 'starts', **options
+        )
+
+    return start
+
+
+def starts(tmp_path):
+    """How often each process was started."""
+    return {path.name: len(path.read_text().split()) for path in sorted((tmp_path / 'starts').iterdir())}
+
+
+def test_local_exit_codes_are_handed_on(local, tmp_path):
+    done = local(2, ends='0,0')
+    assert done.returncode == 0 and sorted(line[:15] for line in done.stdout.splitlines()) == [
+        '[0] here 0 of 2',
+        '[1] here 1 of 2',
+    ]
+    shutil.rmtree(tmp_path / 'starts')
+    (tmp_path / 'starts').mkdir()
+    # 2 counts most, whoever ended first; it is never started again
+    done = local(2, '--restarts=3', ends='7,2')
+    assert done.returncode == 2 and starts(tmp_path) == {'0': 1, '1': 1}
+
+
+def test_local_one_death_is_everyones(local):
+    began = time.monotonic()
+    done = local(2, '--grace=1', ends='deaf,7')
+    assert done.returncode == 7 and time.monotonic() - began < 10
+    assert 'process 1 ended with exit code 7' in done.stderr and 'processes 0 have not ended within 1 s' in done.stderr
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_local_signals_reach_all(local, tmp_path, number, code):
+    running = local(2, '--restarts=3', ends='wait,wait', start=subprocess.Popen)
+    while len(starts(tmp_path)) < 2:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    running.send_signal(number)
+    out, err = running.communicate(timeout=20)
+    assert running.returncode == code and starts(tmp_path) == {'0': 1, '1': 1}, err
+    assert out.count('saved') == (2 if code == 75 else 0)
+
+
+def test_local_restarts(local, tmp_path):
+    done = local(2, '--restarts=2', ends='75,75 134,1 0,0')
+    assert done.returncode == 0 and starts(tmp_path) == {'0': 3, '1': 3}, done.stderr
+    # a limited number of times, unless there is a new checkpoint
+    shutil.rmtree(tmp_path / 'starts')
+    (tmp_path / 'starts').mkdir()
+    done = local(1, '--restarts=1', f'--logs={tmp_path / "logs"}', ends='75 75 75 75')
+    assert done.returncode == 75 and starts(tmp_path) == {'0': 2}
+    assert 'no new checkpoint' in done.stderr and done.stdout.count('here 0 of 1') == 2
+    assert (tmp_path / 'logs' / 'process_0.log').read_text() == done.stdout
+    done = local(1, '--restarts=1', ends='75 75 75 75 0', SAVES=tmp_path / 'workdir')
+    assert done.returncode == 0 and starts(tmp_path) == {'0': 5}, done.stderr
+
+
+@pytest.mark.parametrize(
+    ('codes', 'code', 'requeues'),
+    [((75, 75), 75, [1] * 5), ((2, 143), 2, [0]), ((0, 0), 0, [0]), ((134, 1), 134, [1, 1, 1, 0])],
+)
+def test_slurm(tmp_path, codes, code, requeues):
+    """A job of two processes that end with these codes; how often it was requeued, run after run."""
+    saves = 'mkdir -p run/checkpoints/$(date +%N)' if code == 75 else ''
+    said = '\n'.join(f'echo "srun: error: node: task {i}: Exited with exit code {c}" >&2' for i, c in enumerate(codes))
+    program(tmp_path / 'bin' / 'srun', f'cd {tmp_path}; {saves}\n{said}\nexit {max(codes)}')
+    program(tmp_path / 'bin' / 'scontrol', f'echo "$*" >> {tmp_path}/requeued')
+    arguments = ['slurm.sbatch', CONFIG, f'--workdir={tmp_path / "run"}']
+    job = {'SLURM_JOB_ID': 12, 'SLURM_SUBMIT_DIR': tiny.ROOT}
+    asked = []
+    for requeue in requeues:
+        (tmp_path / 'requeued').write_text('')
+        done = launch(*arguments, path=tmp_path / 'bin', **job)
+        asked.append((tmp_path / 'requeued').read_text().splitlines())
+        assert done.returncode == (0 if requeue else code), done.stdout + done.stderr
+    assert asked == [['requeue 12'] * requeue for requeue in requeues]
+
+
+# In place of gcloud: one slice of two workers, whose home folders are $FAKE/homes/0 and 1; $FAKE/state is its state.
+GCLOUD = r"""
+echo "$3 $4" >> "$FAKE/calls"
+case "$3 $4" in
+  'tpu-vm describe') cat "$FAKE/state" 2> /dev/null || { echo 'ERROR: NOT_FOUND: no such slice' >&2; exit 1; } ;;
+  'tpu-vm create')
+    for worker in 0 1; do mkdir -p "$FAKE/homes/$worker/cfg_jax_venv" && ln -s "$FAKE/bin" "$FAKE/homes/$worker/cfg_jax_venv/bin"; done
+    echo READY > "$FAKE/state"
+    ;;
+  'tpu-vm delete') rm -r "$FAKE/state" "$FAKE/homes" ;;
+  'tpu-vm scp') for worker in 0 1; do cp "$5" "$FAKE/homes/$worker"; done ;;
+  'tpu-vm ssh')
+    for word; do if [[ $word == --command=* ]]; then command=${word#*=}; fi; done
+    if [[ $command == *tpu_setup.sh* ]]; then exit; fi
+    for worker in 0 1; do (cd "$FAKE/homes/$worker" && HOME=$PWD WORKER=$worker bash -c "$command") & done |
+      while IFS= read -r line; do if grep -qs READY "$FAKE/state"; then echo "$line"; fi; done
+    grep -qs READY "$FAKE/state" || exit 255
+    ;;
+  *) echo 'ERROR: NOT_FOUND' >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """Starts tpu_pod.sh with a stand-in for gcloud, on whose two workers a stand-in for python ends as `ends` says."""
+    program(tmp_path / 'bin' / 'gcloud', GCLOUD)
+    program(tmp_path / 'bin' / 'python', PYTHON)
+    program(tmp_path / 'bin' / 'curl', 'echo "$WORKER"')
+    program(tmp_path / 'bin' / 'sleep', 'exec /bin/sleep 0.1')
+    (tmp_path / 'starts').mkdir()
+    workdir = tmp_path / 'mount' / 'run'
+
+    def start(*arguments, ends, **options):
+        slice_ = ['slice', '--zone=z', '--type=v5litepod-8', '--mounted', f'--mount={workdir.parent}']
+        flags = [CONFIG, f'--workdir={workdir}', f'--log={tmp_path / "log"}']
+        paths = {'FAKE': tmp_path, 'STARTS': tmp_path / 'starts', 'SAVES': workdir}
+        return launch('tpu_pod.sh', *slice_, *arguments, *flags, path=tmp_path / 'bin', ENDS=ends, **paths, **options)
+
+    return start
+
+
+def test_a_slice_that_is_preempted(pod, tmp_path):
+    """Preempted with the slice gone, then told to save, then done: made twice, installed twice, started thrice."""
+    done = pod('--delete', '--restarts=1', ends='wait,gone 75,75 0,0')
+    calls = (tmp_path / 'calls').read_text().splitlines()
+    assert done.returncode == 0 and starts(tmp_path) == {'0': 3, '1': 3}, done.stderr
+    assert [calls.count(f'tpu-vm {verb}') for verb in ('create', 'scp', 'delete')] == [2, 2, 2]
+    assert '[0] here 0 of' in done.stdout and '[1] here' not in done.stdout
+    assert '[1] here 1 of' in (tmp_path / 'log').read_text()
+
+
+def test_a_slice_whose_user_has_to_mend_something(pod, tmp_path):
+    done = pod('--keep', ends='1,2')
+    calls = (tmp_path / 'calls').read_text().splitlines()
+    assert done.returncode == 2 and starts(tmp_path) == {'0': 1, '1': 1}, done.stderr
+    assert '[1] here 1 of' in done.stdout  # the last lines of the worker that failed
+    assert 'tpu-vm delete' not in calls
+    # the slice is there still; a job that crashes is started again so many times
+    done = pod('--keep', '--restarts=1', ends='x 7,7 7,7 7,7')
+    assert done.returncode == 7 and starts(tmp_path) == {'0': 3, '1': 3}, done.stderr
+    assert 'no new checkpoint' in done.stderr and (tmp_path / 'calls').read_text().count('tpu-vm create') == 1
