@@ -140,6 +140,8 @@ if [ ! "$version" ]; then
   esac
 fi
 setup=(bash cfg_jax/launch/tpu_setup.sh "--mount=$mount")
+# A new slice finds there what the old one compiled.
+start=(env "JAX_COMPILATION_CACHE_DIR=$mount/compiled" "${worker[@]}" start "${flags[@]}")
 if [ "$bucket" ]; then setup+=("--bucket=$bucket"); fi
 if [ "$nfs" ]; then setup+=("--nfs=$nfs"); fi
 
@@ -234,7 +236,7 @@ follow() {
 if [ "$dry_run" ]; then
   create_slice
   install_project
-  on_workers "${worker[@]}" start "${flags[@]}"
+  on_workers "${start[@]}"
   on_workers "${worker[@]}" follow all
   [ "$at_end" != --delete ] || delete_slice
   exit
@@ -267,7 +269,7 @@ attempt() {
   : "${newest:=$before}"
   if ((starts)); then stuck=$((newest > before ? 0 : stuck + 1)); fi
   ((stuck <= restarts)) || return 0
-  started=$(on_workers "${worker[@]}" start "${flags[@]}") || return 0
+  started=$(on_workers "${start[@]}") || return 0
   note "started from checkpoint $newest (-1: none)"
   workers=$(grep -c '^\[' <<< "$started") starts=$((starts + 1)) failures=0
   follow all

@@ -68,7 +68,11 @@ WRONG = [
     ('tpu_pod.sh', ['slice'], 'no --zone'),
     ('tpu_pod.sh', POD, '--delete or --keep'),
     ('tpu_pod.sh', [*POD, '--keep', '--delete'], '--delete and --keep are both set'),
-    ('tpu_pod.sh', [*POD, '--keep', '--workdir=gs://bucket/run'], "is 'gs://bucket/run'; it must lie below /mnt/cfg_jax"),
+    (
+        'tpu_pod.sh',
+        [*POD, '--keep', '--workdir=gs://bucket/run'],
+        "is 'gs://bucket/run'; it must lie below /mnt/cfg_jax",
+    ),
     ('tpu_pod.sh', [*POD, '--keep', '--nfs=host:/share'], 'exclude each other'),
     ('tpu_pod.sh', [*POD, '--keep', '--type=h100'], 'no software is known here for --type=h100'),
     ('tpu_pod.sh', [*POD, '--spott'], "unknown option '--spott'"),
@@ -79,7 +83,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize('script, arguments, message', WRONG)
+@pytest.mark.parametrize(('script', 'arguments', 'message'), WRONG)
 def test_wrong_options(script, arguments, message, tmp_path):
     program(tmp_path / 'gcloud', 'echo called')
     done = launch(script, *arguments, path=tmp_path)
@@ -104,7 +108,9 @@ def test_the_commands_of_local_processes():
         assert environment['JAX_PROCESS_ID'] == str(index) and environment['JAX_NUM_PROCESSES'] == '2'
         assert environment['JAX_PLATFORMS'] == 'cpu'
         assert environment['XLA_FLAGS'] == '--x --xla_force_host_platform_device_count=4'
-    assert len({word for words in found for word in words if word.startswith('JAX_COORDINATOR_ADDRESS=localhost:')}) == 1
+    assert (
+        len({word for words in found for word in words if word.startswith('JAX_COORDINATOR_ADDRESS=localhost:')}) == 1
+    )
 
 
 def test_the_commands_of_a_slurm_job():
@@ -127,14 +133,17 @@ def test_the_commands_of_a_slice():
     create, pack, copy, unpack, setup, start, follow, delete = commands('tpu_pod.sh', *POD, '--delete', '--spot')
     tpus = ['gcloud', 'compute', 'tpus']
     assert create[:6] == [*tpus, 'tpu-vm', 'create', 'slice']
-    assert {'--zone=us-west4-a', '--accelerator-type=v5litepod-16', '--version=v2-alpha-tpuv5-lite', '--spot'} < {*create}
+    assert {'--zone=us-west4-a', '--accelerator-type=v5litepod-16', '--version=v2-alpha-tpuv5-lite', '--spot'} < {
+        *create
+    }
     assert pack[0] == 'tar' and copy[:5] == [*tpus, 'tpu-vm', 'scp'] and pack[2] == copy[5]
     remote = []
     for words in (copy, unpack, setup, start, follow):
         assert '--worker=all' in words
         remote += [shlex.split(word.removeprefix('--command=')) for word in words if word.startswith('--command=')]
     assert remote[1] == ['bash', 'cfg_jax/launch/tpu_setup.sh', '--mount=/mnt/cfg_jax', '--bucket=bucket']
-    assert remote[2] == ['bash', 'cfg_jax/launch/tpu_worker.sh', 'start', '--workdir=/mnt/cfg_jax/run', CONFIG]
+    assert remote[2][:2] == ['env', 'JAX_COMPILATION_CACHE_DIR=/mnt/cfg_jax/compiled']
+    assert remote[2][2:] == ['bash', 'cfg_jax/launch/tpu_worker.sh', 'start', '--workdir=/mnt/cfg_jax/run', CONFIG]
     assert remote[3][1:] == ['cfg_jax/launch/tpu_worker.sh', 'follow', 'all']
     assert delete[:6] == [*tpus, 'tpu-vm', 'delete', 'slice']
     queued = commands('tpu_pod.sh', *POD, '--keep', '--queued', '--spot')
@@ -182,7 +191,9 @@ trap 'exit 130' INT
 starts=($ENDS)
 codes=(${starts[$(wc -w < "$STARTS/$number") - 1]//,/ })
 code=${codes[number]}
-if [ "$code" = 75 ] && [ "${SAVES:-}" ]; then mkdir -p "$SAVES/checkpoints/${#starts[@]}$(wc -w < "$STARTS/$number")"; fi
+if [ "$code" = 75 ] && [ "${SAVES:-}" ]; then
+  mkdir -p "$SAVES/checkpoints/${#starts[@]}$(wc -w < "$STARTS/$number")"
+fi
 if [ "$code" = gone ]; then echo PREEMPTED > "$FAKE/state"; exit 143; fi
 while [ "$code" = wait ]; do
   if [ "${FAKE:-}" ] && ! grep -qs READY "$FAKE/state"; then kill -KILL $$; fi
@@ -286,7 +297,7 @@ echo "$3 $4" >> "$FAKE/calls"
 case "$3 $4" in
   'tpu-vm describe') cat "$FAKE/state" 2> /dev/null || { echo 'ERROR: NOT_FOUND: no such slice' >&2; exit 1; } ;;
   'tpu-vm create')
-    for worker in 0 1; do mkdir -p "$FAKE/homes/$worker/cfg_jax_venv" && ln -s "$FAKE/bin" "$FAKE/homes/$worker/cfg_jax_venv/bin"; done
+    for home in "$FAKE"/homes/{0,1}; do mkdir -p "$home/cfg_jax_venv" && ln -s "$FAKE/bin" "$home/cfg_jax_venv/bin"; done
     echo READY > "$FAKE/state"
     ;;
   'tpu-vm delete') rm -r "$FAKE/state" "$FAKE/homes" ;;
