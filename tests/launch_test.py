@@ -297,7 +297,9 @@ echo "$3 $4" >> "$FAKE/calls"
 case "$3 $4" in
   'tpu-vm describe') cat "$FAKE/state" 2> /dev/null || { echo 'ERROR: NOT_FOUND: no such slice' >&2; exit 1; } ;;
   'tpu-vm create')
-    for home in "$FAKE"/homes/{0,1}; do mkdir -p "$home/cfg_jax_venv" && ln -s "$FAKE/bin" "$home/cfg_jax_venv/bin"; done
+    for home in "$FAKE"/homes/{0,1}; do
+      mkdir -p "$home/cfg_jax_venv" && ln -s "$FAKE/bin" "$home/cfg_jax_venv/bin"
+    done
     echo READY > "$FAKE/state"
     ;;
   'tpu-vm delete') rm -r "$FAKE/state" "$FAKE/homes" ;;
