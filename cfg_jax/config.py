@@ -68,6 +68,7 @@ def default():
     config.train = train = ConfigDict()
     train.batch_size = 64  # images an update, over all devices
     train.accumulation_steps = 1  # parts that a batch is computed in, one after the other
+    train.fsdp = False  # parameters, EMA and optimizer state split over the devices instead of a copy on each
     train.num_steps = 1000  # updates
     train.log_every = 100  # steps
     train.checkpoint_every = 1000  # steps; and at the end
@@ -128,6 +129,11 @@ def default():
     config.inspect = inspect = ConfigDict()
     inspect.num_images = 10_000  # --mode=inspect: decoded for the pixels' statistics, spread over the data set
     inspect.seconds = 10.0  # --mode=inspect: of reading, to measure the pipeline
+
+    config.plan = plan = ConfigDict()
+    plan.topology = ''  # --mode=plan: '' (the devices at hand) or a TPU slice, such as 'v5e:4x4' or 'v4:2x2x4'
+    plan.compile = True  # compile the training step for it; otherwise estimate
+    plan.utilisation = 0.4  # part of the peak FLOP/s that training is assumed to reach
 
     config.convert = convert = ConfigDict()
     convert.path = (

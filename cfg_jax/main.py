@@ -17,7 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and pictures go; runs/<config name> if unset.')
-_MODES = ('train', 'sample', 'evaluate', 'prepare', 'inspect', 'convert')
+_MODES = ('train', 'sample', 'evaluate', 'prepare', 'inspect', 'convert', 'plan')
 _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'The job.')
 
 _MODULES = {'convert': 'exchange', 'inspect': 'inspection'}  # modes whose job's module has another name

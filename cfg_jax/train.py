@@ -25,22 +25,30 @@ def quarter_edges(config):
     return build.schedule(config)(jnp.array([1.0, 0.75, 0.5, 0.25, 0.0]))
 
 
-def make_train_step(config):
+def make_train_step(config, mesh=None):
     """(state, {'image', 'label'}, key) -> (state, metrics). key: the run's; the step's is fold_in(key, state.step).
 
     metrics: scalars, of the step but for 'param_norm', which is of the parameters after it; sums and counts [4] by
-    quarter of λ, [2] by conditional/null label.
+    quarter of λ, [2] by conditional/null label. mesh: where a state lies that is split by config.train.fsdp; its
+    parameters are gathered for the network, and the gradients split like them.
     """
     loss_fn, optimizer, edges = build.loss(config), build.optimizer(config), quarter_edges(config)
     rate_at, parts = build.learning_rate(config), config.train.accumulation_steps
+
+    def constrained(tree, fsdp):
+        """The same numbers, whole on every device or split as a state is."""
+        if mesh is None or not config.train.fsdp:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, sharding.state_shardings(tree, mesh, fsdp))
 
     def mean_loss(params, images, labels, key):
         per_image = loss_fn(params, build.to_unit_range(images), labels, key)
         return per_image.loss.mean(), per_image
 
     def loss_and_gradients(params, images, labels, key):
-        (_, per_image), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params, images, labels, key)
-        return per_image, gradients
+        whole = constrained(params, fsdp=False)
+        (_, per_image), gradients = jax.value_and_grad(mean_loss, has_aux=True)(whole, images, labels, key)
+        return per_image, constrained(gradients, fsdp=True)
 
     def accumulated(params, images, labels, key):
         # Part p is every parts-th image: each device keeps the images that it has.
@@ -79,6 +87,26 @@ def make_train_step(config):
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 
     return train_step
+
+
+def sharded(config, mesh):
+    """(init, abstract state, training step), jitted for the devices of `mesh`, which need not be there.
+
+    init: () -> the first state. abstract state: its shapes, dtypes and shardings, by config.train.fsdp. The step is
+    that of `make_train_step`; it donates the state.
+    """
+    init_key, _ = jax.random.split(build.training_key(config))
+    optimizer = build.optimizer(config)
+
+    def init():
+        return TrainState.create(build.init_params(config, init_key), optimizer)
+
+    shapes = jax.eval_shape(init)
+    shardings = sharding.state_shardings(shapes, mesh, config.train.fsdp)
+    step = jax.jit(
+        make_train_step(config, mesh), donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh))
+    )
+    return jax.jit(init, out_shardings=shardings), sharding.abstract(shapes, shardings), step
 
 
 def _sums(membership, loss):
@@ -145,16 +173,8 @@ def run(config, workdir):
         check_judge(config)
         sampling.parse_labels(config.sample.labels, source.class_names)
     batches = build.train_batches(config, source)
-    optimizer = build.optimizer(config)
-    init_key, step_key = jax.random.split(build.training_key(config))
-
-    def init():
-        return TrainState.create(build.init_params(config, init_key), optimizer)
-
-    whole = sharding.replicated(mesh)
-    abstract_state = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), jax.eval_shape(init)
-    )
+    _, step_key = jax.random.split(build.training_key(config))
+    init, abstract_state, train_step = sharded(config, mesh)
     checkpoints = Checkpoints(
         workdir / 'checkpoints',
         build.run_identity(config),
@@ -175,7 +195,7 @@ def run(config, workdir):
         for difference in config_differences(json.loads(json.dumps(changed)), restored.config):
             print(f'changed since: {difference}', flush=True)
     else:
-        state, first_step = jax.jit(init, out_shardings=whole)(), 0
+        state, first_step = init(), 0
         print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(
         f'{parameter_overview.count_parameters(state.params):,} parameters, {len(source):,} images, '
@@ -183,7 +203,6 @@ def run(config, workdir):
         flush=True,
     )
 
-    train_step = jax.jit(make_train_step(config), donate_argnums=0)
     grids = config.train.grid_every and config.model.kind == 'unet'
     draw_grid = grid_drawer(config, source.class_names, workdir) if grids and jax.process_index() == 0 else None
     writer = MetricWriter(workdir, first_step) if jax.process_index() == 0 else SilentWriter()
@@ -229,8 +248,10 @@ def run(config, workdir):
                     batches=position,
                     num_images=len(source),
                 )
-            if draw_grid and (last or step % config.train.grid_every == 0):
-                writer.image(step, 'samples', draw_grid(step, state.ema_params))
+            if grids and (last or step % config.train.grid_every == 0):
+                ema_params = sharding.gathered(state.ema_params, mesh) if config.train.fsdp else state.ema_params
+                if draw_grid:
+                    writer.image(step, 'samples', draw_grid(step, ema_params))
     finally:
         batches.close()
         checkpoints.close()

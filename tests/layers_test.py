@@ -28,9 +28,10 @@ LAYERS = [
         'runtime',
         'convert',
         'torch_files',
+        'hlo',
     },
     {'config', 'build', 'checks', 'sampling', 'sample_sets', 'scoring'},
-    {'train', 'sample', 'evaluate', 'prepare', 'inspection', 'exchange'},
+    {'train', 'sample', 'evaluate', 'prepare', 'inspection', 'exchange', 'plan'},
     {'main'},
 ]
 # Within a layer: of layer 0 by name, of layer 2 sampling, which builds what it runs.
@@ -41,6 +42,7 @@ ALLOWED_BESIDE = {
     ('metrics', 'neighbours'), ('references', 'data'), ('references', 'files'), ('figures', 'files'),
     ('writers', 'files'), ('data', 'files'),
     ('judges', 'models'), ('judges', 'sharding'), ('judges', 'torch_files'),
+    ('plan', 'train'),  # whose step it compiles
 }  # fmt: skip
 MODULES = sorted((ROOT / 'cfg_jax').rglob('*.py'))
 
