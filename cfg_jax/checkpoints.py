@@ -1,12 +1,18 @@
 """Checkpoints on Orbax: the state, the data's position and the config, each step in a folder of its own."""
 
+import dataclasses
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from cfg_jax.errors import UserError
 
@@ -30,10 +36,31 @@ def merged(defaults, values):
     return {**defaults, **values, **both}
 
 
+@jax.jit
+def checksums(trees):
+    """{name: tree of arrays} -> {name: uint32}, another number if any bit of the tree is another.
+
+    It does not depend on how the arrays lie on devices: all words are added up, each times an odd number of its own.
+    """
+
+    def checksum(leaf):
+        words = leaf if leaf.dtype.itemsize == 4 else leaf.astype(jnp.float32)  # what is shorter fits
+        words = jax.lax.bitcast_convert_type(words, jnp.uint32)
+        place = jax.lax.iota(jnp.uint32, words.size).reshape(words.shape)
+        return (words * (place * np.uint32(2654435762) | 1)).sum(dtype=jnp.uint32)
+
+    def combined(tree):
+        of_leaves = [checksum(leaf) for leaf in jax.tree.leaves(tree)]
+        return sum((number * np.uint32(2 * i + 1) for i, number in enumerate(of_leaves)), jnp.uint32(0))
+
+    return {name: combined(tree) for name, tree in trees.items()}
+
+
 class Restored(NamedTuple):
     """What a checkpoint held: the tree asked for, the step it was saved after, and what was saved beside it.
 
     batches: how many this process had read. class_names, num_images: the data set's. config: the whole, a nested dict.
+    metrics: of the steps that no line of metrics.jsonl holds yet, trees of numbers.
     """
 
     tree: Any
@@ -42,10 +69,14 @@ class Restored(NamedTuple):
     class_names: tuple[str, ...]
     config: dict
     num_images: int | None = None
+    metrics: tuple = ()
 
 
 class Checkpoints:
     """The checkpoints of one run. Saving is asynchronous and atomic; `close` waits for the last one.
+
+    All processes of a job make the same calls, and write and read each checkpoint together: one that any of them
+    cannot read is damaged for all.
 
     identity: nested dict of plain values, the part of a config that fixes what the checkpoints mean: each field of it
     has to be the saved one's. defaults: the values of fields that did not exist yet when a checkpoint was saved.
@@ -62,20 +93,24 @@ class Checkpoints:
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
             cleanup_tmp_directories=not read_only,  # what a kill left half-written
+            single_host_load_and_broadcast=jax.process_count() > 1,  # what one process sees, the others may see later
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, step, state, *, config, class_names, batches=0, num_images=None):
-        """Saves in the background; waits only for the save before. `Restored` says what the arguments are."""
+    def save(self, step, state, *, config, class_names, batches=0, num_images=None, metrics=()):
+        """Saves in the background; waits only for the save before. `Restored` says what the arguments are.
+
+        Raises UserError where there is no room for this one or the one before.
+        """
         meta = {'config': _as_json(config), 'class_names': list(class_names), 'batches': batches}
-        meta['num_images'] = num_images
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        )
+        meta |= {'num_images': num_images, 'metrics': jax.tree.map(lambda a: np.asarray(a).tolist(), list(metrics))}
+        meta['checksums'] = {name: int(number) for name, number in checksums(_parts(state)).items()}
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._waiting(lambda: self._manager.save(step, args=arguments))
 
     def latest_step(self):
         """The newest step saved, or None."""
-        self._manager.wait_until_finished()
+        self._waiting(self._manager.wait_until_finished)
         return self._manager.latest_step()
 
     def path(self, step):
@@ -83,8 +118,30 @@ class Checkpoints:
         return self.directory / str(step)
 
     def close(self):
-        self._manager.wait_until_finished()
+        """Waits for the save in progress."""
+        self._waiting(self._manager.wait_until_finished)
         self._manager.close()
+
+    def abandon(self):
+        """`close` after an error, which may be another process's: then it would wait in vain for that one's part."""
+        if jax.process_count() == 1:
+            self.close()
+
+    def _waiting(self, call):
+        """Calls what starts a save or waits for one, and names what ails the disk."""
+        try:
+            call()
+        except Exception as error:
+            full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+            reasons = [text for text in full if text in _all_text(error)]
+            if not reasons:
+                raise
+            steps = [int(path.name) for path in self.directory.glob('*') if path.name.isdigit()]
+            kept = f'the last one saved is {self.path(max(steps))}' if steps else 'there is none yet'
+            raise UserError(
+                f'a checkpoint cannot be written to {self.directory}: {reasons[0]}; {kept}. Make room, or let '
+                'config.train.keep_checkpoints be smaller.'
+            ) from error
 
     def restore(self, abstract_state):
         """The newest readable state as `Restored`; None where there is no checkpoint.
@@ -95,10 +152,10 @@ class Checkpoints:
         """
 
         def restore_step(step):
-            wanted = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-            return self._manager.restore(step, args=wanted).state
+            reader = self._reader(ocp.StandardCheckpointHandler())
+            return reader.restore(self.path(step) / 'state', args=ocp.args.StandardRestore(abstract_state))
 
-        return self._newest_readable(restore_step)
+        return self._newest_readable(restore_step, _parts)
 
     def restore_ema(self, abstract_params):
         """As `restore`, but the EMA parameters alone."""
@@ -108,43 +165,56 @@ class Checkpoints:
         )
 
         def restore_step(step):
-            return ocp.PyTreeCheckpointer().restore(self.path(step) / 'state', args=arguments)['ema_params']
+            reader = self._reader(ocp.PyTreeCheckpointHandler())
+            return reader.restore(self.path(step) / 'state', args=arguments)['ema_params']
 
-        return self._newest_readable(restore_step)
+        return self._newest_readable(restore_step, lambda params: {'ema_params': params})
 
     def saved_config(self):
         """The config of the newest readable checkpoint, as the nested dict that it was saved with; None without any."""
-        restored = self._newest_readable(lambda step: None)
+        restored = self._newest_readable(lambda step: None, lambda nothing: {})
         return restored and restored.config
 
     def condemn(self, step):
         """Moves a checkpoint aside, like a damaged one."""
-        self._manager.wait_until_finished()
+        self._waiting(self._manager.wait_until_finished)
         if jax.process_index() == 0:
             aside = self.directory.parent / 'damaged_checkpoints'
             aside.mkdir(exist_ok=True)
             shutil.rmtree(aside / str(step), ignore_errors=True)
             shutil.move(self.path(step), aside / str(step))
-        self._manager.reload()
+        self._manager.reload()  # which waits for what the first process sees
 
-    def _newest_readable(self, restore_step):
+    def _reader(self, handler):
+        """Reads without waiting for other processes, whose copy may be another."""
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix=f'process{jax.process_index()}',
+        )
+        return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+    def _newest_readable(self, restore_step, parts):
+        """The newest step that all processes can read. parts: what `restore_step` gives as trees with checksums."""
+        self._waiting(self._manager.wait_until_finished)
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-                self._check_identity(merged(self._defaults, meta['config']))
-                tree = restore_step(step)
-            except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-                raise
-            except Exception as error:  # damage shows as ValueError, KeyError, OSError, ... by the file that it hit
-                damaged[step] = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            meta, tree, reason = self._read(step, restore_step)
+            reason = _agreed(reason)
+            if not reason:  # all have it: only now can they add up what each has a part of
+                found = {name: int(number) for name, number in checksums(parts(tree)).items()}
+                saved = meta.get('checksums', {})
+                reason = _agreed('other numbers than were saved' if saved and found.items() - saved.items() else '')
+            if reason:
+                damaged[step] = reason
                 continue
             for bad, reason in damaged.items():
                 print(f'checkpoint {bad} is damaged ({reason}); going on from step {step} instead', flush=True)
                 if not self._read_only:
                     self.condemn(bad)
             data = {'class_names': tuple(meta['class_names']), 'num_images': meta.get('num_images')}
-            return Restored(tree, step, meta['batches'], config=meta['config'], **data)
+            metrics = tuple({key: np.array(value) for key, value in each.items()} for each in meta.get('metrics', ()))
+            return Restored(tree, step, meta['batches'], config=meta['config'], metrics=metrics, **data)
         if damaged:
             step, reason = next(iter(damaged.items()))
             raise UserError(
@@ -152,6 +222,17 @@ class Checkpoints:
                 'restore them or use another --workdir.'
             )
         return None
+
+    def _read(self, step, restore_step):
+        """(meta, tree, '') of a step, or (None, None, what this process finds wrong with it)."""
+        try:
+            meta = self._reader(ocp.JsonCheckpointHandler()).restore(self.path(step) / 'meta')
+            self._check_identity(merged(self._defaults, meta['config']))
+            return meta, restore_step(step), ''
+        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # damage shows as ValueError, KeyError, OSError, ... by the file that it hit
+            return None, None, (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
     def _check_identity(self, saved):
         differences = config_differences(self._identity, saved)
@@ -166,3 +247,30 @@ class Checkpoints:
 def _as_json(values):
     """As it reads back from a file: tuples become lists."""
     return json.loads(json.dumps(values))
+
+
+def _parts(state):
+    """A state's fields, {name: tree}."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _agreed(text):
+    """The text of the first process that has one, in all of them; '' if none has."""
+    if jax.process_count() == 1:
+        return text
+    mine = np.zeros(200, np.uint8)
+    said = text.encode()[:200]
+    mine[: len(said)] = np.frombuffer(said, np.uint8)
+    for index, row in enumerate(multihost_utils.process_allgather(mine)):
+        if said := row.tobytes().rstrip(b'\0').decode(errors='replace'):
+            return f'{said}, says process {index}' if index else said
+    return ''
+
+
+def _all_text(error):
+    """The texts of an exception and of those that led to it."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return '\n'.join(texts)

@@ -1,7 +1,7 @@
 """The command line: python -m cfg_jax.main --config=configs/digits.py [--mode=...] [--config.section.key=value]."""
 
+import errno
 import importlib
-import sys
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -9,6 +9,7 @@ from ml_collections import config_flags
 
 from cfg_jax import runtime
 from cfg_jax.errors import UserError
+from cfg_jax.job import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, the_job
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -20,6 +21,13 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where checkpoints, logs and pic
 _MODES = ('train', 'sample', 'evaluate', 'prepare', 'inspect', 'convert', 'plan')
 _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'The job.')
 
+_COORDINATOR_ADDRESS = flags.DEFINE_string('coordinator_address', None, 'Of several processes: host:port of the first.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes the job has.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
+_JOIN_SECONDS = flags.DEFINE_integer('join_seconds', runtime.JOIN_SECONDS, 'How long to wait for them.', lower_bound=1)
+
+_ONE_PROCESS = ('prepare', 'inspect', 'convert')  # modes that several processes would do several times
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MODULES = {'convert': 'exchange', 'inspect': 'inspection'}  # modes whose job's module has another name
 
 
@@ -33,12 +41,27 @@ def main(argv):
     config, mode = _CONFIG.value, _MODE.value
     # Jobs are imported once the XLA flags stand.
     runtime.configure()
+    joined = runtime.join(
+        coordinator_address=_COORDINATOR_ADDRESS.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        join_seconds=_JOIN_SECONDS.value,
+    )
+    if joined:
+        the_job.joined()
+        if mode in _ONE_PROCESS:
+            raise UserError(f'--mode={mode} is for one process, and these are {the_job.count}.')
     jobs = [mode, 'sample', 'evaluate'] if mode == 'train' and config.eval.at_end else [mode]
     try:
         for job in jobs:
             importlib.import_module(f'cfg_jax.{_MODULES.get(job, job)}').run(config, workdir)
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
         raise UserError(f'{workdir} cannot be written: {error.strerror}: {error.filename} (--workdir).') from error
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(f'{workdir} cannot be written: {error.strerror} (--workdir).') from error
+    the_job.finish()
 
 
 def _parse_flags(argv):
@@ -59,15 +82,22 @@ def _parse_flags(argv):
 
 
 def run():
-    """Runs the program and exits: 0, or 2 after one line on stderr for what the user can mend."""
+    """Runs the program and exits, in a job of several processes all of them with the same status.
+
+    0: done. 2: one line on stderr says what the user can mend. 75: stopped by SIGTERM, the same command goes on. 130:
+    stopped by Ctrl-C. Anything else: a crash, of which another start may know nothing.
+    """
+    the_job.watch()
     try:
         app.run(main, flags_parser=_parse_flags)
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr, flush=True)
-        sys.exit(2)
+        the_job.end(USER_ERROR, f'error: {error}')
+    except Preempted as stopped:
+        the_job.end(PREEMPTED, str(stopped))
     except KeyboardInterrupt:
-        print('stopped; the same command goes on from the last that was saved', file=sys.stderr, flush=True)
-        sys.exit(130)
+        the_job.end(INTERRUPTED, 'stopped; the same command goes on from the last that was saved')
+    except Exception as error:
+        the_job.crash(error)
 
 
 if __name__ == '__main__':

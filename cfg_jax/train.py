@@ -16,6 +16,7 @@ from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import default
 from cfg_jax.data.sources import spread
 from cfg_jax.errors import UserError
+from cfg_jax.job import Preempted, the_job
 from cfg_jax.train_state import TrainState
 from cfg_jax.writers import MetricWriter, Progress, SilentWriter
 
@@ -206,7 +207,8 @@ def run(config, workdir):
     grids = config.train.grid_every and config.model.kind == 'unet'
     draw_grid = grid_drawer(config, source.class_names, workdir) if grids and jax.process_index() == 0 else None
     writer = MetricWriter(workdir, first_step) if jax.process_index() == 0 else SilentWriter()
-    progress, collected = Progress(config.train.num_steps, first_step), []
+    progress = Progress(config.train.num_steps, first_step)
+    collected = list(restored.metrics) if restored else []  # of the steps since the last line
 
     def log(step):
         values = summarise(collected)
@@ -228,34 +230,43 @@ def run(config, workdir):
             log(step)
 
     try:
-        on_devices = sharding.prefetch(batches, mesh)
-        pending = None  # the metrics of the step before, fetched once the next one is on its way
-        for step in range(first_step + 1, config.train.num_steps + 1):
-            batch, position = next(on_devices)
-            state, metrics = train_step(state, batch, step_key)
-            if pending is not None:
-                collect(*pending)
-            pending = step, metrics
-            last = step == config.train.num_steps
-            if last or step % config.train.checkpoint_every == 0:
-                collect(*pending)  # a state that is not finite is not saved
-                pending = None
-                checkpoints.save(
-                    step,
-                    state,
-                    config=config.to_dict(),
-                    class_names=source.class_names,
-                    batches=position,
-                    num_images=len(source),
-                )
-            if grids and (last or step % config.train.grid_every == 0):
-                ema_params = sharding.gathered(state.ema_params, mesh) if config.train.fsdp else state.ema_params
-                if draw_grid:
-                    writer.image(step, 'samples', draw_grid(step, ema_params))
+        with the_job.stepping(first_step):
+            on_devices = sharding.prefetch(batches, mesh)
+            pending = None  # the metrics of the step before, fetched once the next one is on its way
+            for step in range(first_step + 1, config.train.num_steps + 1):
+                batch, position = next(on_devices)
+                state, metrics = train_step(state, batch, step_key)
+                if pending is not None:
+                    collect(*pending)
+                pending = step, metrics
+                last, stop = step == config.train.num_steps, the_job.reached(step)
+                if last or stop or step % config.train.checkpoint_every == 0:
+                    collect(*pending)  # a state that is not finite is not saved
+                    pending = None
+                    checkpoints.save(
+                        step,
+                        state,
+                        config=config.to_dict(),
+                        class_names=source.class_names,
+                        batches=position,
+                        num_images=len(source),
+                        metrics=collected,
+                    )
+                if grids and (last or step % config.train.grid_every == 0):
+                    ema_params = sharding.gathered(state.ema_params, mesh) if config.train.fsdp else state.ema_params
+                    if draw_grid:
+                        writer.image(step, 'samples', draw_grid(step, ema_params))
+                if stop:
+                    break
+            checkpoints.close()
+    except Exception:
+        checkpoints.abandon()
+        raise
     finally:
         batches.close()
-        checkpoints.close()
         writer.close()
+    if the_job.stopping:
+        raise Preempted(f'preempted: step {int(state.step)} is saved; the same command goes on from it')
     return state
 
 

@@ -26,6 +26,7 @@ LAYERS = [
         'report',
         'writers',
         'runtime',
+        'job',
         'convert',
         'torch_files',
         'hlo',

@@ -16,10 +16,10 @@ def free_port():
         return server.getsockname()[1]
 
 
-def environments(count):
-    """Of `count` processes of one job, each with two virtual devices."""
+def environments(count, devices=2):
+    """Of `count` processes of one job, each with so many virtual devices."""
     address = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}', 'JAX_NUM_PROCESSES': str(count)}
-    return [{**tiny.environment(devices=2), **address, 'JAX_PROCESS_ID': str(index)} for index in range(count)]
+    return [{**tiny.environment(devices), **address, 'JAX_PROCESS_ID': str(index)} for index in range(count)]
 
 
 def start_together(count, *arguments, workdir):
