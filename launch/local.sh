@@ -3,9 +3,9 @@
 #
 #   launch/local.sh N [options] --config=configs/digits.py [--workdir=DIR] [more flags of cfg_jax.main]
 #
-# Every line of output starts with the number of its process. A SIGTERM or Ctrl-C reaches all processes. When one of
-# them fails, the others have --grace seconds to end and are killed then. The exit code is that of the process that
-# failed first, or 2 if one of them ended with 2.
+# Every line of output starts with the number of its process. A SIGTERM or Ctrl-C reaches all processes, a second Ctrl-C
+# kills them. When one of them fails, the others have --grace seconds to end and are killed then. The exit code is that
+# of the process that failed first, or 2 if one of them ended with 2.
 #
 #   --devices=D    each process computes on D virtual CPU devices
 #   --restarts=K   starts again after exit code 75 (preempted) or a crash, up to K times in a row without a new
@@ -84,11 +84,13 @@ pipes=$(mktemp -d)
 trap 'rm -rf "$pipes"' EXIT
 pids=() printers=() stopped=''
 
-# To every process; they end by themselves, with a checkpoint where they can.
+# To every process; they end by themselves, with a checkpoint where they can. A second Ctrl-C does not wait for that.
 # shellcheck disable=SC2317 # traps call it
 forward() {
+  local signal=$1
+  if [ "$1$stopped" = INTINT ]; then signal=KILL; fi
   stopped=$1
-  if ((${#pids[@]})); then kill "-$1" "${pids[@]}" 2> /dev/null || true; fi
+  if ((${#pids[@]})); then kill "-$signal" "${pids[@]}" 2> /dev/null || true; fi
 }
 trap 'forward TERM' TERM HUP
 trap 'forward INT' INT
@@ -97,7 +99,7 @@ trap 'forward INT' INT
 print_output() {
   trap '' TERM HUP INT
   if [ ! "$logs" ]; then
-    exec sed -u "s/^/[$1] /"
+    exec sed -u "s/^\(\[$1\] \)\{0,1\}/[$1] /" # the program's own stderr has it already
   elif [ "$1" = 0 ]; then
     exec tee -a "$logs/process_$1.log"
   else
@@ -120,8 +122,9 @@ start() {
   set +m
 }
 
+# No pipe into grep -q: the writer's SIGPIPE would make it fail now and then.
 is_running() {
-  jobs -rp | grep -qx "$1"
+  [[ $'\n'$(jobs -rp)$'\n' == *$'\n'$1$'\n'* ]]
 }
 
 # Waits for all processes and sets `code`.

@@ -212,7 +212,7 @@ install_project() {
 
 # Shows the output until all workers have ended; sets `code`, or leaves it empty if the connection was lost.
 follow() {
-  local codes part
+  local codes part failed
   part=$(mktemp)
   on_workers "${worker[@]}" follow "$@" 2>&1 | tee -a "$log" "$part" | {
     if [ "$all_logs" ]; then cat; else grep --line-buffered '^\[0\]' || true; fi
@@ -224,10 +224,9 @@ follow() {
     code=$(grep -x 2 <<< "$codes" | head -n 1 || true)
     : "${code:=$(grep -vx 0 <<< "$codes" | head -n 1 || true)}"
     : "${code:=0}"
-    if [ "$code" != 0 ] && [ ! "$all_logs" ]; then
-      local failed
-      failed=$(sed -n "s/^\[\([^]]*\)\] ended with exit code $code\$/\1/p" "$part" | head -n 1)
-      if [ "$failed" != 0 ]; then grep "^\[$failed\]" "$part" | tail -n 20; fi
+    if [ ! "$all_logs" ] && ! grep -qx "\[0\] ended with exit code $code" "$part"; then
+      failed=$(sed -n "/^\[[^]]*\] ended with exit code $code\$/ { s/^\[\([^]]*\)\].*/\1/p; q; }" "$part")
+      grep "^\[$failed\]" "$part" | tail -n 20
     fi
   fi
   rm -f "$part"
@@ -250,7 +249,7 @@ attempt() {
   ensure_slice
   state=$(on_workers "${worker[@]}" state "${flags[@]}" 2> /dev/null) || true
   if [[ $state == *'] running: '* && $state != *'] not running'* ]]; then
-    note "a job is running there: $(sed -n 's/.*\] running: //p' <<< "$state" | head -n 1)"
+    note "a job is running there: $(sed -n '/\] running: / { s/.*\] running: //p; q; }' <<< "$state")"
     workers=$(grep -c '^\[' <<< "$state")
     follow
     return

@@ -78,7 +78,7 @@ case $action in
     [ -s "$state/keeper" ] || die 'nothing was started on this worker.'
     lines=20
     if [ "${1:-}" = all ]; then lines=+1; fi
-    tail -n "$lines" -F "$state/log" 2> /dev/null > >(exec sed -u "s/^/[$worker] /") &
+    tail -n "$lines" -F "$state/log" 2> /dev/null > >(exec sed -u "s/^\(\[$worker\] \)\{0,1\}/[$worker] /") &
     while is_running; do sleep 1; done
     sleep 1 # for the last lines
     kill $! 2> /dev/null || true

@@ -186,6 +186,7 @@ number=${JAX_PROCESS_ID:-$WORKER}
 starts=$(cat "$STARTS/$number" 2> /dev/null || true)
 echo "$starts x" > "$STARTS/$number"
 echo "here $number of $JAX_NUM_PROCESSES: $*"
+echo "[$number] as the program itself puts it" >&2
 trap 'echo saved; exit 75' TERM
 trap 'exit 130' INT
 starts=($ENDS)
@@ -199,7 +200,7 @@ while [ "$code" = wait ]; do
   if [ "${FAKE:-}" ] && ! grep -qs READY "$FAKE/state"; then kill -KILL $$; fi
   sleep 0.1
 done
-if [ "$code" = deaf ]; then trap '' TERM; exec sleep 60; fi
+if [ "$code" = deaf ]; then trap '' TERM INT; exec sleep 60; fi
 exit "$code"
 """
 
@@ -226,8 +227,11 @@ def starts(tmp_path):
 
 def test_local_exit_codes_are_handed_on(local, tmp_path):
     done = local(2, ends='0,0')
-    assert done.returncode == 0 and sorted(line[:15] for line in done.stdout.splitlines()) == [
+    shown = sorted(line.split(':')[0] for line in done.stdout.splitlines())
+    assert done.returncode == 0 and shown == [
+        '[0] as the program itself puts it',
         '[0] here 0 of 2',
+        '[1] as the program itself puts it',
         '[1] here 1 of 2',
     ]
     shutil.rmtree(tmp_path / 'starts')
@@ -256,6 +260,19 @@ def test_local_signals_reach_all(local, tmp_path, number, code):
     assert out.count('saved') == (2 if code == 75 else 0)
 
 
+def test_local_a_second_interrupt_kills(local, tmp_path):
+    running = local(2, ends='deaf,deaf', start=subprocess.Popen)
+    while len(starts(tmp_path)) < 2:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    running.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=20)
+    assert running.returncode == 137
+
+
 def test_local_restarts(local, tmp_path):
     done = local(2, '--restarts=2', ends='75,75 134,1 0,0')
     assert done.returncode == 0 and starts(tmp_path) == {'0': 3, '1': 3}, done.stderr
@@ -268,6 +285,27 @@ def test_local_restarts(local, tmp_path):
     assert (tmp_path / 'logs' / 'process_0.log').read_text() == done.stdout
     done = local(1, '--restarts=1', ends='75 75 75 75 0', SAVES=tmp_path / 'workdir')
     assert done.returncode == 0 and starts(tmp_path) == {'0': 5}, done.stderr
+
+
+@pytest.mark.slow
+def test_local_trains_for_real(tmp_path):
+    """Two processes with two devices each; one is killed, and the job goes on from the checkpoint to its end."""
+    flags = tiny.flags(train__num_steps=60, train__checkpoint_every=20, train__log_every=20)
+    running = launch(
+        'local.sh',
+        *(2, '--devices=2', '--grace=2', '--restarts=3', *flags, f'--workdir={tmp_path}'),
+        PYTHON=tiny.sys.executable,
+        start=subprocess.Popen,
+    )
+    while not (tmp_path / 'checkpoints' / '20').exists():
+        time.sleep(0.1)
+        assert running.poll() is None, running.communicate()
+    children = subprocess.run(['pgrep', '-P', str(running.pid), '-f', 'm cfg_jax.main'], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    out, err = running.communicate(timeout=300)
+    assert running.returncode == 0 and 'starting again' in err, out + err
+    assert '[0] resuming from' in out and '4 cpu devices' in out
+    assert (tmp_path / 'checkpoints' / '60').exists()
 
 
 @pytest.mark.parametrize(
