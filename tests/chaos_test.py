@@ -120,7 +120,7 @@ def test_a_job_that_is_disturbed_three_times(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [1, 2])
-def test_a_job_that_is_disturbed_25_times(tmp_path, seed):
-    kinds = [*KINDS] * 5
+def test_a_job_that_is_disturbed_20_times(tmp_path, seed):
+    kinds = [*KINDS] * 4
     random.Random(seed).shuffle(kinds)
-    chaos(tmp_path, kinds, 301, seed)
+    chaos(tmp_path, kinds, 241, seed)

@@ -1,9 +1,11 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax.checkpoints import Checkpoints, config_differences, merged
+from cfg_jax.checkpoints import Checkpoints, checksums, config_differences, merged
 from cfg_jax.errors import UserError
 from cfg_jax.train_state import TrainState
 
@@ -90,3 +92,30 @@ def test_a_field_that_is_younger_than_a_checkpoint_stood_at_its_default(saved):
     with pytest.raises(UserError, match=r'config\.b\.young is False here and True there'):
         Checkpoints(saved[0], identity, defaults={'b': {'young': True}}).restore(ABSTRACT)
     assert merged({'a': {'b': 1, 'c': 2}, 'd': 3}, {'a': {'b': 4}, 'e': 5}) == {'a': {'b': 4, 'c': 2}, 'd': 3, 'e': 5}
+
+
+def test_a_flipped_byte_never_goes_unnoticed(saved, tmp_path):
+    """In any file of a step: either it is damaged, or all that it holds is as it was."""
+    newest = saved[0] / '4'
+    files = sorted(path for path in newest.rglob('*') if path.is_file())
+    noticed = 0
+    for number, path in enumerate(files):
+        content = path.read_bytes()
+        for place in (len(content) // 4, 3 * len(content) // 4):
+            copy = tmp_path / f'{number}_{place}' / 'c'
+            shutil.copytree(saved[0], copy)
+            flipped = content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
+            (copy / path.relative_to(saved[0])).write_bytes(flipped)
+            restored = Checkpoints(copy, {}).restore(ABSTRACT)
+            noticed += restored.step == 3
+            jax.tree.map(np.testing.assert_array_equal, restored.tree, state_of(restored.step))
+    assert noticed > 3
+
+
+def test_checksums_see_every_bit_and_no_layout():
+    tree = {'w': jnp.arange(6.0).reshape(2, 3), 'n': jnp.int32(7), 'h': jnp.ones(3, jnp.bfloat16)}
+    same = checksums({'all': tree})['all']
+    for name, other in (('w', tree['w'].at[1, 2].set(jnp.nextafter(5.0, 6.0))), ('n', jnp.int32(6))):
+        assert checksums({'all': tree | {name: other}})['all'] != same
+    assert checksums({'all': tree | {'w': tree['w'][::-1]}})['all'] != same
+    assert checksums({'all': jax.tree.map(np.asarray, tree)})['all'] == same

@@ -1,8 +1,10 @@
 """Several processes as one job, each with two virtual devices."""
 
 import json
+import signal
 import socket
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +22,25 @@ def environments(count, devices=2):
     """Of `count` processes of one job, each with so many virtual devices."""
     address = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}', 'JAX_NUM_PROCESSES': str(count)}
     return [{**tiny.environment(devices), **address, 'JAX_PROCESS_ID': str(index)} for index in range(count)]
+
+
+def run_script(text, tmp_path, count, *arguments, devices=2):
+    """Runs a script as `count` processes of one job: [(exit status, stdout, stderr)]."""
+    script = tmp_path / 'script.py'
+    script.write_text(text)
+    processes = [
+        subprocess.Popen(
+            [tiny.sys.executable, script, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tiny.ROOT,
+            env={**environment, 'PYTHONPATH': str(tiny.ROOT)},
+        )
+        for environment in environments(count, devices)
+    ]
+    outputs = [process.communicate(timeout=600) for process in processes]
+    return [(process.returncode, *output) for process, output in zip(processes, outputs)]
 
 
 def start_together(count, *arguments, workdir):
@@ -83,6 +104,7 @@ from tests import tfds_layout, tiny
 pytestmark = pytest.mark.xdist_group('processes')  # long: begun before the many short ones
 
 runtime.configure()
+runtime.join()
 config = tiny.config(
     data__source='tfds', data__name='cifar10', data__data_dir=sys.argv[1], data__image_size=32, data__image_channels=3,
     train__batch_size=12,
@@ -100,22 +122,9 @@ for _ in range(61):
 def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
     """12 epochs of 61 images in batches of 12, as they lie on the four devices of two processes."""
     (data_dir,) = [flag.split('=')[1] for flag in cifar10 if 'data_dir' in flag]
-    script = tmp_path / 'stream.py'
-    script.write_text(STREAM)
     seen = {}
-    processes = [
-        subprocess.Popen(
-            [tiny.sys.executable, script, data_dir],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=tiny.ROOT,
-            env={**environment, 'PYTHONPATH': str(tiny.ROOT)},
-        )
-        for environment in environments(2)
-    ]
-    for process in processes:
-        out, _ = process.communicate(timeout=600)
-        assert process.returncode == 0
+    for status, out, err in run_script(STREAM, tmp_path, 2, data_dir):
+        assert status == 0, err
         rows = [tuple(map(int, line.split())) for line in out.splitlines() if line[0].isdigit()]
         assert len(rows) == 61 * 6  # half of each batch
         assert not seen.keys() & {row[:2] for row in rows}
@@ -124,3 +133,149 @@ def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
     epochs = np.array(stream).reshape(12, 61)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(61), (12, 1)))
     assert len({tuple(epoch) for epoch in epochs}) == 12
+
+
+DAMAGE = """
+import shutil, sys
+from pathlib import Path
+import jax
+import numpy as np
+from cfg_jax import checkpoints, runtime, sharding
+from cfg_jax.train_state import TrainState
+
+runtime.configure()
+runtime.join()
+mesh = sharding.make_mesh()
+base = Path(sys.argv[1])
+
+def state_of(value):
+    params = {'w': jax.numpy.full((64, 32), value, jax.numpy.float32)}
+    return TrainState(jax.numpy.int32(value), params, params, (params,))
+
+layouts = [sharding.replicated(mesh), sharding.batch_sharding(mesh)]
+make = jax.jit(state_of, out_shardings=TrainState(layouts[0], *[{'w': layouts[1]}] * 2, ({'w': layouts[1]},)))
+first = checkpoints.Checkpoints(base / 'whole', {})
+for step in (1, 2):
+    first.save(step, make(step), config={}, class_names=())
+first.close()
+abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), make(0))
+
+def damage(kind, step):
+    files = sorted(path for path in (step / 'state').rglob('*') if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    if kind == 'truncated':
+        largest.write_bytes(content[: len(content) // 2])
+    elif kind == 'flipped':
+        middle = len(content) // 2
+        largest.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    elif kind == 'deleted':
+        largest.unlink()
+    elif kind == 'empty':
+        shutil.rmtree(step)
+        step.mkdir()
+    elif kind == 'temporary':
+        step.rename(step.with_name('2.orbax-checkpoint-tmp'))
+
+read = checkpoints.Checkpoints._read
+for kind in ('truncated', 'flipped', 'deleted', 'empty', 'temporary', 'in one process'):
+    run = base / kind.replace(' ', '_') / 'c'
+    if jax.process_index() == 0:
+        shutil.copytree(base / 'whole', run)
+        damage(kind, run / '2')
+    checkpoints._agreed('')  # waits
+
+    def reading(self, step, restore_step):
+        if kind == 'in one process' and jax.process_index() == 1 and step == 2:
+            return None, None, 'stale'
+        return read(self, step, restore_step)
+
+    checkpoints.Checkpoints._read = reading
+    again = checkpoints.Checkpoints(run, {})
+    restored = again.restore(abstract)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(*[[s.data for s in x.addressable_shards] for x in (a, b)]),
+                 restored.tree, make(1))
+    again.save(2, make(2), config={}, class_names=())
+    again.close()
+    print('restored', restored.step, *sorted(path.name for path in run.parent.rglob('c/*')), flush=True)
+jax.distributed.shutdown()
+"""
+
+
+def test_two_processes_skip_the_same_damaged_checkpoint(tmp_path):
+    """However it is damaged, and if only one of them thinks so; the leftovers of a kill are cleared away."""
+    for status, out, err in run_script(DAMAGE, tmp_path, 2, tmp_path):
+        assert status == 0, out + err
+        assert [line for line in out.splitlines() if line.startswith('restored')] == ['restored 1 1 2'] * 6
+        assert 'checkpoint 2 is damaged (stale, says process 1); going on from step 1' in out
+
+
+def end_of(flags, tmp_path, own=()):
+    """Two processes with these flags, the second with `own` besides: [(exit status, stderr)], seconds."""
+    started = time.monotonic()
+    processes = [
+        tiny.main(*flags, *more, f'--workdir={tmp_path}', start=subprocess.Popen, env=environment)
+        for environment, more in zip(environments(2), ((), own))
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [(process.returncode, err) for process, err in zip(processes, errors)], time.monotonic() - started
+
+
+def test_an_error_of_one_process_ends_both(tmp_path):
+    own = ('--config.data.source=folder', '--config.data.data_dir=/nowhere')
+    (first, second), _ = end_of(tiny.flags(), tmp_path, own)
+    assert (first[0], second[0]) == (2, 2), first[1] + second[1]
+    line = second[1].splitlines()[-1]
+    assert line.startswith('[1] error: ') and '/nowhere' in line
+    assert first[1].splitlines()[-1] == line.replace('[1] error: ', 'error: process 1: ')
+
+
+def test_an_error_of_all_is_shown_once(tmp_path):
+    (first, second), _ = end_of(tiny.flags(train__batch_size=6), tmp_path)
+    assert (first[0], second[0]) == (2, 2), first[1] + second[1]
+    assert first[1].splitlines()[-1].startswith('error: a batch of 6 images does not divide over 4 devices')
+    assert 'error' not in second[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['sample', 'evaluate'])
+def test_drawing_ends_at_once(tmp_path, mode):
+    """SIGTERM to one of two processes that draw: both end with 75, and the same command goes on."""
+    assert tiny.main(*tiny.flags(), f'--workdir={tmp_path}').returncode == 0
+    many = {'sample__shard_images': 20, 'sample__num_images': 20_000, 'eval__num_samples': 20_000}
+    flags = [*tiny.flags(**many, eval__guidance_weights=(0.0,)), f'--mode={mode}', f'--workdir={tmp_path}']
+    processes = [tiny.main(*flags, start=subprocess.Popen, env=environment) for environment in environments(2)]
+    while len(list(tmp_path.rglob('shard_*.npz'))) < 4:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], errors
+    assert errors[0].splitlines()[-1].startswith('preempted: ')
+    shards = len(list(tmp_path.rglob('shard_*.npz')))
+    few = [flag.replace('20000', str(20 * shards + 20)) for flag in flags]
+    again = tiny.main(*few)
+    assert again.returncode == 0 and 'resuming: ' in again.stdout, again.stderr
+
+
+SILENCE = """
+import os, signal, sys, time
+from cfg_jax import runtime
+
+runtime.configure()
+runtime.join(heartbeat_seconds=10)
+time.sleep(1)
+if os.environ['JAX_PROCESS_ID'] == sys.argv[1]:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('killed', 'limit'), [(0, 10), (1, 40)])
+def test_a_silent_process_counts_as_dead(tmp_path, killed, limit):
+    """Even where the other one does not wait for it: the first one's end shows at once, another's by its heartbeat."""
+    started = time.monotonic()
+    ended = run_script(SILENCE, tmp_path, 2, killed)
+    assert ended[killed][0] == -signal.SIGKILL
+    assert ended[1 - killed][0] == -signal.SIGABRT
+    assert time.monotonic() - started < limit + 15  # of starting

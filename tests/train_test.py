@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -50,31 +51,54 @@ def saved_steps(workdir):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
-    """SIGKILL on the way, twice, once a new checkpoint is there; the third start of the same command ends where an
-    undisturbed run does."""
-    changes = {'train__num_steps': 300, 'train__checkpoint_every': 30, 'train__log_every': 10}
+    """SIGKILL on the way, once a new checkpoint is there, and then SIGTERM; the third start of the same command ends
+    where an undisturbed run does, and so do its lines."""
+    changes = {'train__num_steps': 300, 'train__checkpoint_every': 30, 'train__log_every': 7}
     expected = train.run(tiny.config(**changes), tmp_path / 'undisturbed')
     workdir, resumed_at = tmp_path / 'killed', 0
-    for _ in range(2):
+    for number in (signal.SIGKILL, signal.SIGTERM):
         process = tiny.main(*tiny.flags(**changes), f'--workdir={workdir}', start=subprocess.Popen)
         lines = []
         for line in process.stdout:
             lines.append(line)
             if max(saved_steps(workdir), default=0) > resumed_at:
                 break
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(number)
+        _, err = process.communicate()
+        assert process.returncode == (75 if number == signal.SIGTERM else -number), err
         if resumed_at:  # it did go on, and did not start anew
             assert f'resuming from {workdir}/checkpoints/{resumed_at}\n' in lines
-            assert not any(line.startswith('step 10/') for line in lines)
+            assert not any(line.startswith('step 7/') for line in lines)
         resumed_at = max(saved_steps(workdir))
         assert resumed_at < 300
     capfd.readouterr()
     state = train.run(tiny.config(**changes), workdir)
     assert f'resuming from {workdir}/checkpoints/{resumed_at}\n' in capfd.readouterr().out
+    assert f'preempted: step {resumed_at} is saved' in err
     assert_same_bits(jax.device_get(state), jax.device_get(expected))
-    steps = [json.loads(line)['step'] for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    assert steps == list(range(10, 301, 10))
+    logs = [
+        [json.loads(line) | {'images_per_second': 0} for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+        for folder in (workdir, tmp_path / 'undisturbed')
+    ]
+    assert logs[0] == logs[1] and [line['step'] for line in logs[0]] == [*range(7, 300, 7), 300]
+
+
+def test_a_full_disk(tmp_path):
+    """A checkpoint for which there is no room is one line of error; the one before it stays."""
+    constant = {'optim__decay': 'constant', 'train__num_steps': 2}
+    train.run(tiny.config(**constant), tmp_path)
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    flags = tiny.flags(**{**constant, 'train__num_steps': 4})
+    done = tiny.main(*flags, f'--workdir={tmp_path}', preexec_fn=small_files)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f'error: a checkpoint cannot be written to {tmp_path}/checkpoints: File too large')
+    assert f'the last one saved is {tmp_path}/checkpoints/2' in line
+    assert saved_steps(tmp_path) == [2]
+    assert int(train.run(tiny.config(**{**constant, 'train__num_steps': 4}), tmp_path).step) == 4
 
 
 def test_a_longer_run_goes_on(tmp_path, capfd):
@@ -89,7 +113,7 @@ def test_a_longer_run_goes_on(tmp_path, capfd):
     assert_same_bits(jax.device_get(again), jax.device_get(whole))
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'deleted file', 'empty folder', 'flipped metadata'])
+@pytest.mark.parametrize('damage', ['truncated', 'flipped', 'deleted file', 'empty folder', 'flipped metadata'])
 def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, capfd, damage):
     """Falls back to the one before, says so, keeps the damaged one aside, and ends with the same bits."""
     workdir = tmp_path / 'run'
@@ -98,6 +122,10 @@ def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, capfd, damage):
     largest = max((path for path in newest.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
     if damage == 'truncated':
         largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    elif damage == 'flipped':
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
     elif damage == 'deleted file':
         largest.unlink()
     elif damage == 'empty folder':
