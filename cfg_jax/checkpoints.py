@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +106,7 @@ class Checkpoints:
         meta = {'config': _as_json(config), 'class_names': list(class_names), 'batches': batches}
         meta |= {'num_images': num_images, 'metrics': jax.tree.map(lambda a: np.asarray(a).tolist(), list(metrics))}
         meta['checksums'] = {name: int(number) for name, number in checksums(_parts(state)).items()}
+        meta['checksum'] = _text_checksum(meta)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._waiting(lambda: self._manager.save(step, args=arguments))
 
@@ -227,6 +229,8 @@ class Checkpoints:
         """(meta, tree, '') of a step, or (None, None, what this process finds wrong with it)."""
         try:
             meta = self._reader(ocp.JsonCheckpointHandler()).restore(self.path(step) / 'meta')
+            if 'checksum' in meta and meta.pop('checksum') != _text_checksum(meta):
+                raise ValueError('another config or position than was saved')
             self._check_identity(merged(self._defaults, meta['config']))
             return meta, restore_step(step), ''
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
@@ -247,6 +251,10 @@ class Checkpoints:
 def _as_json(values):
     """As it reads back from a file: tuples become lists."""
     return json.loads(json.dumps(values))
+
+
+def _text_checksum(meta):
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _parts(state):

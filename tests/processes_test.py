@@ -149,7 +149,7 @@ mesh = sharding.make_mesh()
 base = Path(sys.argv[1])
 
 def state_of(value):
-    params = {'w': jax.numpy.full((64, 32), value, jax.numpy.float32)}
+    params = {'w': jax.random.normal(jax.random.key(value), (64, 32))}
     return TrainState(jax.numpy.int32(value), params, params, (params,))
 
 layouts = [sharding.replicated(mesh), sharding.batch_sharding(mesh)]

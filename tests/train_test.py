@@ -88,13 +88,12 @@ def test_a_full_disk(tmp_path):
     constant = {'optim__decay': 'constant', 'train__num_steps': 2}
     train.run(tiny.config(**constant), tmp_path)
 
-    def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
     flags = tiny.flags(**{**constant, 'train__num_steps': 4})
-    done = tiny.main(*flags, f'--workdir={tmp_path}', preexec_fn=small_files)
-    assert done.returncode == 2, done.stderr
-    line = done.stderr.splitlines()[-1]
+    process = tiny.main(*flags, f'--workdir={tmp_path}', start=subprocess.Popen)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
+    _, err = process.communicate()
+    assert process.returncode == 2, err
+    (line,) = [line for line in err.splitlines() if line.startswith('error: ')]
     assert line.startswith(f'error: a checkpoint cannot be written to {tmp_path}/checkpoints: File too large')
     assert f'the last one saved is {tmp_path}/checkpoints/2' in line
     assert saved_steps(tmp_path) == [2]
