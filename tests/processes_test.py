@@ -230,6 +230,7 @@ def test_an_error_of_one_process_ends_both(tmp_path):
     assert first[1].splitlines()[-1] == line.replace('[1] error: ', 'error: process 1: ')
 
 
+@pytest.mark.slow
 def test_an_error_of_all_is_shown_once(tmp_path):
     (first, second), _ = end_of(tiny.flags(train__batch_size=6), tmp_path)
     assert (first[0], second[0]) == (2, 2), first[1] + second[1]

@@ -150,7 +150,10 @@ def test_jax_reads_the_same(monkeypatch, cluster, environ):
 
 @pytest.mark.parametrize(
     ('index', 'message'),
-    [(1, r'nothing answers at localhost:[0-9]+'), (0, r'not all of its processes have come')],
+    [
+        (1, r'nothing answers at localhost:[0-9]+'),
+        pytest.param(0, r'not all of its processes have come', marks=pytest.mark.slow),
+    ],
 )
 def test_others_that_do_not_come(tmp_path, index, message):
     """One line after the time that was given, and a status with which a launcher tries again."""

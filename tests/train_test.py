@@ -83,6 +83,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
     assert logs[0] == logs[1] and [line['step'] for line in logs[0]] == [*range(7, 300, 7), 300]
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path):
     """A checkpoint for which there is no room is one line of error; the one before it stays."""
     constant = {'optim__decay': 'constant', 'train__num_steps': 2}
