@@ -199,6 +199,10 @@ BAD = {
         ['--mode=sample', '--config.guidance.classifier_workdir=/nowhere'],
         r'no checkpoint in /nowhere/checkpoints',
     ),
+    'a slice that there is not': (
+        ['--mode=plan', '--config.plan.topology=v5e:3x3'],
+        r"config\.plan\.topology is 'v5e:3x3'; allowed: .* v5e: 1x1 2x2",
+    ),
     'an unknown mode': (['--mode=dream'], r'mode.*train'),
     'no judge': (
         ['--mode=evaluate', '--config.eval.judge='],

@@ -80,13 +80,17 @@ def cifar10(tmp_path_factory):
     )
 
 
-def test_two_processes_train_as_one_does(cifar10, tmp_path):
-    """The same losses from the same images; and their checkpoint goes on in one process, on another device count."""
+@pytest.mark.parametrize('fsdp', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_does(cifar10, tmp_path, fsdp):
+    """The same losses from the same images, with the state split over them or not, and a grid of samples.
+
+    Their checkpoint goes on in one process, on another device count, with the state whole.
+    """
     alone = tiny.main(*cifar10, f'--workdir={tmp_path / "alone"}', devices=4)
     assert alone.returncode == 0, alone.stderr
     half = [flag for flag in cifar10 if 'num_steps=6' not in flag]
-    grid = '--config.train.grid_every=3'
-    start_together(2, *half, '--config.train.num_steps=3', grid, workdir=tmp_path / 'together')
+    only_here = ['--config.train.num_steps=3', '--config.train.grid_every=3', f'--config.train.fsdp={fsdp}']
+    start_together(2, *half, *only_here, workdir=tmp_path / 'together')
     assert (tmp_path / 'together' / 'samples' / 'step_00000003.png').exists()
     resumed = tiny.main(*cifar10, f'--workdir={tmp_path / "together"}')
     assert resumed.returncode == 0 and 'resuming from' in resumed.stdout, resumed.stderr

@@ -1,0 +1,160 @@
+r"""What grows with the number of devices and what does not: memory, what devices send each other, the host's work.
+
+    PYTHONPATH=. python benchmarks/scaling.py memory     # bytes a device of parameters, EMA and optimizer state
+    PYTHONPATH=. python benchmarks/scaling.py sent       # bytes that a device sends in a step, compiled for TPU v5e
+    PYTHONPATH=. python benchmarks/scaling.py host       # Python calls and arrays of a process in a step
+
+Without accelerators: memory is measured on virtual CPU devices for the digits and counted for ImageNet 64x64; what is
+sent is read from the programs that XLA compiles for slices of up to 256 chips (libtpu: pip install 'cfg_jax[tpu]'), for
+a small network, at 4 images a device; the host's work is counted in processes of their own.
+docs/scaling.md holds the tables.
+"""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import socket
+import subprocess
+import sys
+
+from tests import tiny
+
+SLICES = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
+SMALL = {'model__channels': 64, 'model__num_groups': 32, 'model__dtype': 'bfloat16'}
+
+
+def child(what, *arguments, devices=1, **environment):
+    """Starts a part of this script as a process on so many virtual devices."""
+    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
+    command = [sys.executable, __file__, what, '--child', *map(str, arguments)]
+    variables = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, **environment}
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
+
+
+def result(process):
+    """What a process of `child` printed last, read as JSON."""
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f'a process ended with {process.returncode}')
+    return json.loads(out.splitlines()[-1])
+
+
+def memory():
+    """Prints bytes a device, measured as arrays lie for the digits and counted for ImageNet 64x64."""
+    measured = result(child('memory', devices=8))
+    print('| devices | digits, whole | digits, fsdp | ImageNet 64, whole | ImageNet 64, fsdp |')
+    print('| --- | --- | --- | --- | --- |')
+    for count, (whole, split, whole64, split64) in measured.items():
+        print(f'| {count} | {whole:,} | {split:,} | {whole64 / 1e9:.3f} GB | {split64 / 1e9:.3f} GB |', flush=True)
+
+
+def memory_child():
+    import jax
+
+    from cfg_jax import plan, sharding, train
+
+    table, digits, imagenet = {}, tiny.load_config('digits'), tiny.load_config('imagenet64')
+    for count in (1, 2, 4, 8):
+        mesh, row = sharding.make_mesh(jax.devices()[:count]), []
+        for fsdp in (False, True):
+            state = train.sharded(plan.changed(digits, {'train.fsdp': fsdp}), mesh)[0]()
+            leaves = jax.tree.leaves((state.params, state.ema_params, state.opt_state))
+            first = [shard for leaf in leaves for shard in leaf.addressable_shards if shard.device.id == 0]
+            row.append(sum(shard.data.nbytes for shard in first))
+        for fsdp in (False, True):
+            row.append(sum(plan.state_bytes(plan.changed(imagenet, {'train.fsdp': fsdp}), count).values()))
+        table[count] = row
+    print(json.dumps(table))
+
+
+def sent():
+    """Prints what a device sends, by kind of collective."""
+    print('| devices | | parameters | all-reduce | all-gather | reduce-scatter | other | in all |')
+    print('| --- | --- | --- | --- | --- | --- | --- | --- |')
+    for count in SLICES:
+        for fsdp in (False, True):
+            found = result(child('sent', count, int(fsdp)))
+            kinds = [found['sent'].pop(kind, 0) for kind in ('all-reduce', 'all-gather', 'reduce-scatter')]
+            kinds += [sum(found['sent'].values())]
+            numbers = ' | '.join(f'{size:,}' for size in (*kinds, sum(kinds)))
+            how = 'fsdp' if fsdp else 'data parallel'
+            print(f'| {count} | {how} | {found["parameters"]:,} | {numbers} |', flush=True)
+
+
+def sent_child(count, fsdp):
+    import jax
+
+    from cfg_jax import build, plan
+
+    topology = f'v5e:{SLICES[int(count)]}'
+    config = tiny.config(
+        **SMALL, train__batch_size=4 * int(count), train__fsdp=bool(int(fsdp)), plan__topology=topology
+    )
+    made = plan.compiled_for(config, plan.target(topology, compiling=True))
+    params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
+    print(json.dumps({'sent': made['sent'], 'parameters': sum(leaf.size for leaf in jax.tree.leaves(params))}))
+
+
+def host():
+    """Prints what a process does for a step: alone on several devices, and beside others with one device each."""
+    print('| processes | devices of each | Python calls | arrays sent to devices | bytes sent to devices |')
+    print('| --- | --- | --- | --- | --- |')
+    for processes, devices in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1)):
+        job = [{}]
+        if processes > 1:
+            with socket.socket() as server:
+                server.bind(('localhost', 0))
+                address = f'localhost:{server.getsockname()[1]}'
+            shared = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(processes)}
+            job = [{**shared, 'JAX_PROCESS_ID': str(index)} for index in range(processes)]
+        started = [child('host', devices=devices, **environment) for environment in job]
+        found = max((result(process) for process in started), key=lambda each: each['calls'])
+        print(f'| {processes} | {devices} | {found["calls"]:,} | {found["arrays"]} | {found["bytes"]:,} |', flush=True)
+
+
+def host_child():
+    from cfg_jax import runtime
+
+    runtime.configure()
+    import jax
+
+    from cfg_jax import build, sharding, train
+
+    mesh = sharding.make_mesh()
+    config = tiny.config(train__batch_size=4 * mesh.size, train__fsdp=True)
+    init, _, step = train.sharded(config, mesh)
+    batches = build.train_batches(config, build.source(config))
+    on_devices, state, key = sharding.prefetch(batches, mesh), init(), jax.random.key(0)
+
+    def one_step():
+        nonlocal state
+        batch, _ = next(on_devices)
+        state, metrics = step(state, batch, key)
+        jax.device_get(metrics)
+        return batch
+
+    for _ in range(3):
+        batch = one_step()
+    profile, steps = cProfile.Profile(), 20
+    with profile:
+        for _ in range(steps):
+            batch = one_step()
+    batches.close()
+    shards = [shard.data for array in batch.values() for shard in array.addressable_shards]
+    calls = round(pstats.Stats(profile).total_calls / steps)
+    print(json.dumps({'calls': calls, 'arrays': len(shards), 'bytes': sum(shard.nbytes for shard in shards)}))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('table', choices=('memory', 'sent', 'host'))
+    parser.add_argument('--child', nargs='*', help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    name = options.table if options.child is None else f'{options.table}_child'
+    globals()[name](*options.child or ())
+
+
+if __name__ == '__main__':
+    main()
