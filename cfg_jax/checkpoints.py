@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from cfg_jax import processes
 from cfg_jax.errors import UserError
 
 
@@ -264,13 +264,8 @@ def _parts(state):
 
 def _agreed(text):
     """The text of the first process that has one, in all of them; '' if none has."""
-    if jax.process_count() == 1:
-        return text
-    mine = np.zeros(200, np.uint8)
-    said = text.encode()[:200]
-    mine[: len(said)] = np.frombuffer(said, np.uint8)
-    for index, row in enumerate(multihost_utils.process_allgather(mine)):
-        if said := row.tobytes().rstrip(b'\0').decode(errors='replace'):
+    for index, said in enumerate(processes.of_all(text)):
+        if said:
             return f'{said}, says process {index}' if index else said
     return ''
 

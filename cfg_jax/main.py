@@ -26,7 +26,7 @@ _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
 _JOIN_SECONDS = flags.DEFINE_integer('join_seconds', runtime.JOIN_SECONDS, 'How long to wait for them.', lower_bound=1)
 
-_ONE_PROCESS = ('prepare', 'inspect', 'convert')  # modes that several processes would do several times
+_ONE_PROCESS = ('prepare', 'inspect', 'convert', 'plan')  # modes that several processes would do several times
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MODULES = {'convert': 'exchange', 'inspect': 'inspection'}  # modes whose job's module has another name
 

@@ -37,6 +37,15 @@ def of_first(value):
     return json.loads(_store().blocking_key_value_get(key, _A_WEEK))
 
 
+def of_all(value):
+    """The plain value of every process, a list by process, in all of them, once all have come here."""
+    if jax.process_count() == 1:
+        return [value]
+    key = f'cfg_jax/of_all/{next(_numbers)}'
+    _store().key_value_set(f'{key}/{jax.process_index()}', json.dumps(value))
+    return [json.loads(_store().blocking_key_value_get(f'{key}/{i}', _A_WEEK)) for i in range(jax.process_count())]
+
+
 def first_alone(work):
     """`work()` of process 0, while the others wait and get None. Its UserError ends them all."""
     if jax.process_count() == 1:

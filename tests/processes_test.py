@@ -11,6 +11,8 @@ import pytest
 
 from tests import tfds_layout, tiny
 
+pytestmark = pytest.mark.xdist_group('processes')  # long: begun before the many short ones
+
 
 def free_port():
     with socket.socket() as server:
@@ -122,8 +124,6 @@ import jax
 import numpy as np
 from cfg_jax import build, runtime, sharding
 from tests import tfds_layout, tiny
-
-pytestmark = pytest.mark.xdist_group('processes')  # long: begun before the many short ones
 
 runtime.configure()
 runtime.join()
