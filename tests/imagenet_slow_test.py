@@ -50,18 +50,18 @@ def test_one_command_trains_samples_and_judges(tmp_path):
         'optim.warmup_steps': 0,
         'optim.ema_decay': 0.98,
         'train.batch_size': 16,
-        'train.num_steps': 250,
+        'train.num_steps': 120,
         'train.log_every': 50,
         'train.grid_every': 0,
-        'sample.num_steps': 16,
+        'sample.num_steps': 12,
         'sample.v': 1.0,
-        'sample.batch_size': 25,
-        'sample.num_images': 25,
+        'sample.batch_size': 20,
+        'sample.num_images': 20,
         'eval.at_end': True,
         'eval.judge': 'inception',
         'eval.inception_weights': weights,
         'eval.guidance_weights': (0.0, 1.0, 4.0),
-        'eval.num_samples': 100,
+        'eval.num_samples': 60,
         'eval.allow_few_samples': True,
     }
     flags = [f'--config.{key}={value}' for key, value in small.items()]
@@ -76,7 +76,7 @@ def test_one_command_trains_samples_and_judges(tmp_path):
         assert row['judge'].startswith('inception:sha256:') and 0 <= float(row['precision']) <= 1
     (npz,) = (tmp_path / 'run').glob('sample_*.npz')
     images = np.load(npz)['arr_0']
-    assert images.shape == (25, 64, 64, 3)
+    assert images.shape == (20, 64, 64, 3)
     assert ((images > 0) & (images < 255)).mean() > 0.7  # not saturated, as those of an untrained network are
     report = (tmp_path / 'run' / 'report.html').read_text()
     assert report.count('data:image/png') >= 3
