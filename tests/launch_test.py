@@ -314,7 +314,7 @@ def test_local_trains_for_real(tmp_path):
 )
 def test_slurm(tmp_path, codes, code, requeues):
     """A job of two processes that end with these codes; how often it was requeued, run after run."""
-    saves = 'mkdir -p run/checkpoints/$(date +%N)' if code == 75 else ''
+    saves = 'mkdir -p run/checkpoints/$(date +%s%N)' if code == 75 else ''
     said = '\n'.join(f'echo "srun: error: node: task {i}: Exited with exit code {c}" >&2' for i, c in enumerate(codes))
     program(tmp_path / 'bin' / 'srun', f'cd {tmp_path}; {saves}\n{said}\nexit {max(codes)}')
     program(tmp_path / 'bin' / 'scontrol', f'echo "$*" >> {tmp_path}/requeued')
