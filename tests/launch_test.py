@@ -1,7 +1,10 @@
-"""launch/: what its scripts would run, and that they end, restart and forward signals as they say. No JAX, mostly:
-programs of the same names stand in for python, gcloud, srun and scontrol."""
+"""launch/: what its scripts would run, and that they end, restart and forward signals as they say.
+
+Mostly without JAX: programs of the same names stand in for python, gcloud, srun and scontrol.
+"""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -177,6 +180,24 @@ def test_kubernetes():
     assert 'job-completion-index' in environment['JAX_PROCESS_ID']['valueFrom']['fieldRef']['fieldPath']
     rules = {rule['action']: rule['onExitCodes']['values'] for rule in spec['podFailurePolicy']['rules'][:2]}
     assert rules == {'FailJob': [2], 'Ignore': [75]} and pod['restartPolicy'] == 'Never'
+
+
+def test_the_table_of_slices():
+    """docs/slices.md: each ImageNet config is there; chips times images is its batch, times days its chip-hours."""
+    rows = [line for line in (tiny.ROOT / 'docs' / 'slices.md').read_text().splitlines() if line.startswith('|')][2:]
+    seen, names = set(), []
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip('|').split('|')]
+        names = re.findall(r'`(\w+)\.py`', cells[0]) or names
+        chips, width, height = map(int, re.search(r'-(\d+)` \((\d+)x(\d+)\)', cells[3]).groups())
+        assert width * height == chips
+        for name in names:
+            assert chips * int(cells[4]) == tiny.load_config(name).train.batch_size, name
+        days, hours = float(cells[6]), float(cells[7].replace(',', ''))
+        assert abs(hours / 24 / chips - days) <= 0.051
+        seen |= set(names)
+    configs = {path.stem for pattern in ('imagenet*', 'adm*') for path in (tiny.ROOT / 'configs').glob(f'{pattern}.py')}
+    assert seen == configs
 
 
 # In place of python: notes that it started, and ends as $ENDS says for its number at each start: '75,75 0,0'. With
