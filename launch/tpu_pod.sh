@@ -144,6 +144,7 @@ setup=(bash cfg_jax/launch/tpu_setup.sh "--mount=$mount")
 start=(env "JAX_COMPILATION_CACHE_DIR=$mount/compiled" "${worker[@]}" start "${flags[@]}")
 if [ "$bucket" ]; then setup+=("--bucket=$bucket"); fi
 if [ "$nfs" ]; then setup+=("--nfs=$nfs"); fi
+if [ "$mounted" ]; then setup+=(--mounted); fi
 
 note() {
   echo "$(date +%H:%M:%S) $name: $*" >&2
@@ -199,15 +200,15 @@ ensure_slice() {
 
 # Copies the project as it is here to all workers and makes them ready.
 install_project() {
-  local archive=cfg_jax.tar.gz packed=/tmp done=1
+  local archive=cfg_jax.tar.gz packed=/tmp status=0
   local left_out=(--exclude=./.git --exclude=./runs '--exclude=./.venv*' --exclude=__pycache__)
   if [ ! "$dry_run" ]; then packed=$(mktemp -d); fi
   run tar -czf "$packed/$archive" "${left_out[@]}" -C "$root" . &&
     run gcloud compute tpus tpu-vm scp "$packed/$archive" "$name:$archive" --worker=all "${location[@]}" &&
     on_workers tar -xzf "$archive" --one-top-level=cfg_jax &&
-    on_workers "${setup[@]}" || done=''
+    on_workers "${setup[@]}" || status=$?
   if [ ! "$dry_run" ]; then rm -r "$packed"; fi
-  [ "$done" ]
+  return "$status"
 }
 
 # Shows the output until all workers have ended; sets `code`, or leaves it empty if the connection was lost.
@@ -244,7 +245,7 @@ command -v gcloud > /dev/null || die 'gcloud is not installed.'
 
 # Starts the job, or finds it running, and follows it; sets `code`, or leaves it empty where that went wrong.
 attempt() {
-  local state='' started before=$newest
+  local state='' started before=$newest prepare
   code=''
   ensure_slice
   state=$(on_workers "${worker[@]}" state "${flags[@]}" 2> /dev/null) || true
@@ -255,15 +256,16 @@ attempt() {
     return
   fi
   if [[ $state == *'] running: '* ]]; then on_workers "${worker[@]}" stop > /dev/null 2>&1 || return 0; fi
-  if [ ! "$installed" ]; then
-    note 'installing'
-    install_project >> "$log" 2>&1 || {
-      tail -n 5 "$log" >&2
-      return 0
-    }
-    installed=1
-    state=$(on_workers "${worker[@]}" state "${flags[@]}" 2> /dev/null) || return 0
-  fi
+  # Setting up again mounts the storage that a restart of the machines has taken away.
+  note 'setting up'
+  if [ "$installed" ]; then prepare=(on_workers "${setup[@]}"); else prepare=(install_project); fi
+  "${prepare[@]}" >> "$log" 2>&1 || {
+    if [ $? = 2 ]; then code=2; fi
+    tail -n 5 "$log" >&2
+    return 0
+  }
+  installed=1
+  state=$(on_workers "${worker[@]}" state "${flags[@]}" 2> /dev/null) || return 0
   newest=$(sed -n 's/^\[0\] not running, newest checkpoint //p' <<< "$state")
   : "${newest:=$before}"
   if ((starts)); then stuck=$((newest > before ? 0 : stuck + 1)); fi

@@ -3,11 +3,13 @@
 # jax[tpu], and the storage that all workers share. Doing it again changes nothing. launch/tpu_pod.sh runs it on
 # every worker.
 #
-#   launch/tpu_setup.sh [--bucket=NAME | --nfs=HOST:/SHARE] [--mount=DIR] [--venv=DIR] [--dry-run] [--help]
+#   launch/tpu_setup.sh [--bucket=NAME | --nfs=HOST:/SHARE | --mounted] [--mount=DIR] [--venv=DIR]
+#       [--dry-run] [--help]
 #
 #   --bucket=NAME       mounts this Cloud Storage bucket with gcsfuse. Make it one with a hierarchical namespace: a
 #                       checkpoint is finished by renaming its folder, which other buckets do file by file
 #   --nfs=HOST:/SHARE   mounts an NFS share, such as a Filestore instance's
+#   --mounted           mounts nothing and fails where nothing is mounted
 #   --mount=DIR         where; /mnt/cfg_jax if unset
 #   --venv=DIR          the virtual environment; ~/cfg_jax_venv if unset
 #
@@ -18,20 +20,24 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 root=$(cd "$(dirname "$0")/.." && pwd)
 
-bucket='' nfs='' mount=/mnt/cfg_jax venv=$HOME/cfg_jax_venv dry_run=''
+bucket='' nfs='' mounted='' mount=/mnt/cfg_jax venv=$HOME/cfg_jax_venv dry_run=''
 while (($#)); do
   case $1 in
     --help) help && exit ;;
     --dry-run) dry_run=1 ;;
     --bucket=*) bucket=${1#*=} bucket=${bucket#gs://} bucket=${bucket%/} ;;
     --nfs=*) nfs=${1#*=} ;;
+    --mounted) mounted=1 ;;
     --mount=*) mount=${1#*=} ;;
     --venv=*) venv=${1#*=} ;;
     *) die "unknown option '$1'; launch/tpu_setup.sh --help shows what there is." ;;
   esac
   shift
 done
-[ ! "$bucket" ] || [ ! "$nfs" ] || die '--bucket and --nfs are both set; give one.'
+case ${bucket:+b}${nfs:+n}${mounted:+m} in
+  '' | b | n | m) ;;
+  *) die '--bucket, --nfs and --mounted exclude each other; give one.' ;;
+esac
 [[ $bucket != */* ]] || die "--bucket is '$bucket'; it must be the bucket's name alone."
 [[ ! $nfs || $nfs == *:/* ]] || die "--nfs is '$nfs'; it must be HOST:/SHARE."
 [[ $mount == /* ]] || die "--mount is '$mount'; it must start with /."
@@ -83,4 +89,5 @@ if { [ "$bucket" ] || [ "$nfs" ]; } && { [ "$dry_run" ] || ! mountpoint -q "$mou
     run gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 "$bucket" "$mount"
   fi
 fi
+if [ "$mounted" ] && [ ! "$dry_run" ]; then mountpoint -q "$mount" || die "nothing is mounted at $mount (--mounted)."; fi
 [ "$dry_run" ] || echo "ready: $("$venv/bin/python" --version)$(mountpoint -q "$mount" && echo ", $mount is mounted")"

@@ -79,7 +79,7 @@ WRONG = [
     ('tpu_pod.sh', [*POD, '--keep', '--nfs=host:/share'], 'exclude each other'),
     ('tpu_pod.sh', [*POD, '--keep', '--type=h100'], 'no software is known here for --type=h100'),
     ('tpu_pod.sh', [*POD, '--spott'], "unknown option '--spott'"),
-    ('tpu_setup.sh', ['--bucket=a', '--nfs=b:/c'], 'both set'),
+    ('tpu_setup.sh', ['--bucket=a', '--nfs=b:/c'], 'exclude each other'),
     ('tpu_setup.sh', ['--nfs=host'], "--nfs is 'host'; it must be HOST:/SHARE"),
     ('tpu_worker.sh', ['jump'], "unknown action 'jump'"),
     ('tpu_worker.sh', ['start'], 'no config'),
@@ -365,7 +365,7 @@ case "$3 $4" in
   'tpu-vm scp') for worker in 0 1; do cp "$5" "$FAKE/homes/$worker"; done ;;
   'tpu-vm ssh')
     for word; do if [[ $word == --command=* ]]; then command=${word#*=}; fi; done
-    if [[ $command == *tpu_setup.sh* ]]; then exit; fi
+    if [[ $command == *tpu_setup.sh* ]]; then exit "${SETUP:-0}"; fi
     for worker in 0 1; do (cd "$FAKE/homes/$worker" && HOME=$PWD WORKER=$worker bash -c "$command") & done |
       while IFS= read -r line; do if grep -qs READY "$FAKE/state"; then echo "$line"; fi; done
     grep -qs READY "$FAKE/state" || exit 255
@@ -409,6 +409,8 @@ def test_a_slice_whose_user_has_to_mend_something(pod, tmp_path):
     calls = (tmp_path / 'calls').read_text().splitlines()
     assert done.returncode == 2 and starts(tmp_path) == {'0': 1, '1': 1}, done.stderr
     assert '[1] here 1 of' in done.stdout  # the last lines of the worker that failed
+    done = pod('--keep', ends='', SETUP=2)
+    assert done.returncode == 2 and starts(tmp_path) == {'0': 1, '1': 1}, done.stderr
     assert 'tpu-vm delete' not in calls
     # the slice is there still; a job that crashes is started again so many times
     done = pod('--keep', '--restarts=1', ends='x 7,7 7,7 7,7')
