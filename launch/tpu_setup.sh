@@ -89,5 +89,7 @@ if { [ "$bucket" ] || [ "$nfs" ]; } && { [ "$dry_run" ] || ! mountpoint -q "$mou
     run gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 "$bucket" "$mount"
   fi
 fi
-if [ "$mounted" ] && [ ! "$dry_run" ]; then mountpoint -q "$mount" || die "nothing is mounted at $mount (--mounted)."; fi
+if [ "$mounted" ] && [ ! "$dry_run" ]; then
+  mountpoint -q "$mount" || die "nothing is mounted at $mount (--mounted)."
+fi
 [ "$dry_run" ] || echo "ready: $("$venv/bin/python" --version)$(mountpoint -q "$mount" && echo ", $mount is mounted")"
