@@ -90,6 +90,7 @@ forward() {
   local signal=$1
   if [ "$1$stopped" = INTINT ]; then signal=KILL; fi
   stopped=$1
+  echo "SIG$signal to all processes" >&2
   if ((${#pids[@]})); then kill "-$signal" "${pids[@]}" 2> /dev/null || true; fi
 }
 trap 'forward TERM' TERM HUP

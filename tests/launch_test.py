@@ -204,24 +204,24 @@ def test_the_table_of_slices():
 # $SAVES, the workdir, it leaves a checkpoint when it ends with 75.
 PYTHON = r"""
 number=${JAX_PROCESS_ID:-$WORKER}
-starts=$(cat "$STARTS/$number" 2> /dev/null || true)
-echo "$starts x" > "$STARTS/$number"
-echo "here $number of $JAX_NUM_PROCESSES: $*"
-echo "[$number] as the program itself puts it" >&2
+note=$STARTS/$number
+starts=$(($(cat "$note" 2> /dev/null | wc -w) + 1))
+ends=($ENDS)
+codes=(${ends[starts - 1]//,/ })
+code=${codes[number]}
 trap 'echo saved; exit 75' TERM
 trap 'exit 130' INT
-starts=($ENDS)
-codes=(${starts[$(wc -w < "$STARTS/$number") - 1]//,/ })
-code=${codes[number]}
-if [ "$code" = 75 ] && [ "${SAVES:-}" ]; then
-  mkdir -p "$SAVES/checkpoints/${#starts[@]}$(wc -w < "$STARTS/$number")"
-fi
+if [ "$code" = deaf ]; then trap '' TERM INT; fi
+echo x >> "$note"
+echo "here $number of $JAX_NUM_PROCESSES: $*"
+echo "[$number] as the program itself puts it" >&2
+if [ "$code" = 75 ] && [ "${SAVES:-}" ]; then mkdir -p "$SAVES/checkpoints/${#ends[@]}$starts"; fi
 if [ "$code" = gone ]; then echo PREEMPTED > "$FAKE/state"; exit 143; fi
 while [ "$code" = wait ]; do
   if [ "${FAKE:-}" ] && ! grep -qs READY "$FAKE/state"; then kill -KILL $$; fi
   sleep 0.1
 done
-if [ "$code" = deaf ]; then trap '' TERM INT; exec sleep 60; fi
+if [ "$code" = deaf ]; then exec sleep 60; fi
 exit "$code"
 """
 
@@ -265,7 +265,7 @@ def test_local_exit_codes_are_handed_on(local, tmp_path):
 def test_local_one_death_is_everyones(local):
     began = time.monotonic()
     done = local(2, '--grace=1', ends='deaf,7')
-    assert done.returncode == 7 and time.monotonic() - began < 10
+    assert done.returncode == 7 and time.monotonic() - began < 30  # deaf for 60
     assert 'process 1 ended with exit code 7' in done.stderr and 'processes 0 have not ended within 1 s' in done.stderr
 
 
@@ -274,7 +274,6 @@ def test_local_signals_reach_all(local, tmp_path, number, code):
     running = local(2, '--restarts=3', ends='wait,wait', start=subprocess.Popen)
     while len(starts(tmp_path)) < 2:
         time.sleep(0.05)
-    time.sleep(0.3)
     running.send_signal(number)
     out, err = running.communicate(timeout=20)
     assert running.returncode == code and starts(tmp_path) == {'0': 1, '1': 1}, err
@@ -285,10 +284,8 @@ def test_local_a_second_interrupt_kills(local, tmp_path):
     running = local(2, ends='deaf,deaf', start=subprocess.Popen)
     while len(starts(tmp_path)) < 2:
         time.sleep(0.05)
-    time.sleep(0.3)
     running.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert running.poll() is None
+    assert 'SIGINT' in running.stderr.readline()
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=20)
     assert running.returncode == 137
