@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
 
 import grain
@@ -26,10 +27,12 @@ class ReadShare(grain.transforms.Map):
 
 
 def _end_with_the_parent():
-    """In one of Grain's worker processes: lets it end when its parent is gone, even by SIGKILL."""
+    """In one of Grain's worker processes: lets it end when its parent is gone, even by SIGKILL, and not before."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a group: the parent still saves
 
     def wait():
         multiprocessing.connection.wait([parent.sentinel])
