@@ -38,23 +38,25 @@ def merged(defaults, values):
 
 
 @jax.jit
+def _checksum(leaf):
+    """All words of an array, each times an odd number of its own, added up modulo 2^32."""
+    words = leaf if leaf.dtype.itemsize == 4 else leaf.astype(jnp.float32)  # what is shorter fits
+    words = jax.lax.bitcast_convert_type(words, jnp.uint32)
+    place = jax.lax.iota(jnp.uint32, words.size).reshape(words.shape)
+    return (words * (place * np.uint32(2654435762) | 1)).sum(dtype=jnp.uint32)
+
+
 def checksums(trees):
-    """{name: tree of arrays} -> {name: uint32}, another number if any bit of the tree is another.
+    """{name: tree of arrays} -> {name: int}, another number if any bit of the tree is another.
 
-    It does not depend on how the arrays lie on devices: all words are added up, each times an odd number of its own.
+    It is computed on the devices and does not depend on how the arrays lie there. An array at a time: one program for
+    all arrays of a large network takes minutes to compile, and those of one shape share theirs.
     """
-
-    def checksum(leaf):
-        words = leaf if leaf.dtype.itemsize == 4 else leaf.astype(jnp.float32)  # what is shorter fits
-        words = jax.lax.bitcast_convert_type(words, jnp.uint32)
-        place = jax.lax.iota(jnp.uint32, words.size).reshape(words.shape)
-        return (words * (place * np.uint32(2654435762) | 1)).sum(dtype=jnp.uint32)
-
-    def combined(tree):
-        of_leaves = [checksum(leaf) for leaf in jax.tree.leaves(tree)]
-        return sum((number * np.uint32(2 * i + 1) for i, number in enumerate(of_leaves)), jnp.uint32(0))
-
-    return {name: combined(tree) for name, tree in trees.items()}
+    of_leaves = {name: [_checksum(leaf) for leaf in jax.tree.leaves(tree)] for name, tree in trees.items()}
+    return {
+        name: sum((2 * i + 1) * int(number) for i, number in enumerate(numbers)) % 2**32
+        for name, numbers in jax.device_get(of_leaves).items()
+    }
 
 
 class Restored(NamedTuple):
@@ -105,7 +107,7 @@ class Checkpoints:
         """
         meta = {'config': _as_json(config), 'class_names': list(class_names), 'batches': batches}
         meta |= {'num_images': num_images, 'metrics': jax.tree.map(lambda a: np.asarray(a).tolist(), list(metrics))}
-        meta['checksums'] = {name: int(number) for name, number in checksums(_parts(state)).items()}
+        meta['checksums'] = checksums(_parts(state))
         meta['checksum'] = _text_checksum(meta)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._waiting(lambda: self._manager.save(step, args=arguments))
@@ -204,8 +206,7 @@ class Checkpoints:
             meta, tree, reason = self._read(step, restore_step)
             reason = _agreed(reason)
             if not reason:  # all have it: only now can they add up what each has a part of
-                found = {name: int(number) for name, number in checksums(parts(tree)).items()}
-                saved = meta.get('checksums', {})
+                found, saved = checksums(parts(tree)), meta.get('checksums', {})
                 reason = _agreed('other numbers than were saved' if saved and found.items() - saved.items() else '')
             if reason:
                 damaged[step] = reason

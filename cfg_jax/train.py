@@ -259,7 +259,7 @@ def run(config, workdir):
                 if stop:
                     break
             checkpoints.close()
-    except Exception:
+    except BaseException:
         checkpoints.abandon()
         raise
     finally:
