@@ -5,7 +5,7 @@ r"""What grows with the number of devices and what does not: memory, what device
     PYTHONPATH=. python benchmarks/scaling.py host       # Python calls and arrays of a process in a step
 
 Without accelerators: memory is measured on virtual CPU devices for the digits and counted for ImageNet 64x64; what is
-sent is read from the programs that XLA compiles for slices of up to 256 chips (libtpu: pip install 'cfg_jax[tpu]'), for
+sent is read from the programs that XLA compiles for slices of up to 256 chips (libtpu: pip install -e '.[tpu]'), for
 a small network, at 4 images a device; the host's work is counted in processes of their own.
 docs/scaling.md holds the tables.
 """

@@ -51,6 +51,7 @@ _LIBTPU = {
     'TPU_MIN_LOG_LEVEL': '3',
 }
 GIB = 2**30
+_TO_FILL = 0.9  # of the memory, by an estimate: XLA needs room for what is not counted
 _PROGRESS_SECONDS = 20
 
 
@@ -63,18 +64,22 @@ class Target(NamedTuple):
     peak: float | None
     devices: list | None = None
 
+    def to_fill(self):
+        """The bytes of each device that an estimate may fill."""
+        return _TO_FILL * self.memory
+
 
 def target(topology, compiling):
     """The `Target` of config.plan.topology; `compiling`: with its devices. UserError for one that does not exist."""
     if topology:
-        # Nothing of this machine is asked for; and JAX itself would look for the TPU that libtpu is there to drive.
-        jax.config.update('jax_platforms', 'cpu')
         kind, _, shape = topology.partition(':')
         if shape not in TPUS.get(kind, Kind(0, None)).slices:
             allowed = '; '.join(f'{kind}: {" ".join(tpu.slices)}' for kind, tpu in TPUS.items())
             raise UserError(
                 f"config.plan.topology is {topology!r}; allowed: '' (the devices at hand) or kind:shape, of {allowed}."
             )
+        # This machine's devices are left alone; and JAX would look for the TPU that libtpu is there to drive.
+        jax.config.update('jax_platforms', 'cpu')
         count = math.prod(map(int, shape.split('x')))
         devices = tpu_devices(kind, shape) if compiling else None
         return Target(f'TPU {topology}', count, TPUS[kind].memory * GIB, TPUS[kind].peak, devices)
@@ -93,7 +98,7 @@ def tpu_devices(kind, shape):
     """The devices of a TPU slice that need not be there, from libtpu; UserError where that is not installed."""
     if find_spec('libtpu') is None:
         raise UserError(
-            "compiling for a TPU needs libtpu: pip install 'cfg_jax[tpu]' (any machine with x86 Linux will do); or "
+            "compiling for a TPU needs libtpu: pip install -e '.[tpu]' (on any x86 Linux); or "
             'estimate without it: --config.plan.compile=False (config.plan.topology).'
         )
     for name, value in _LIBTPU.items():
@@ -109,7 +114,7 @@ def tpu_devices(kind, shape):
         return topologies.get_topology_desc(platform='tpu', topology_name=f'{kind}:{shape}', **options).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f'config.plan.topology is {kind}:{shape!r}, which libtpu refuses: {reason}') from None
+        raise UserError(f"config.plan.topology is '{kind}:{shape}', which libtpu refuses: {reason}") from None
 
 
 # What a step costs, counted without compiling it
@@ -228,7 +233,7 @@ def variants(config, cost, aim):
             images = config.train.batch_size / aim.count
             flops = cost.flops[remat] * images + cost.update_flops / (aim.count if fsdp else 1)
             days = aim.peak and config.train.num_steps * flops / (aim.peak * config.plan.utilisation) / 86400
-            largest = largest_batch(aim.memory, total - need['activations'], activations)
+            largest = largest_batch(aim.to_fill(), total - need['activations'], activations)
             rows.append({'fsdp': fsdp, 'remat': remat, 'bytes': need, 'total': total, 'largest_batch': largest,
                          'flops': flops, 'days': days})  # fmt: skip
     return rows
@@ -246,7 +251,10 @@ def what_fits(config, cost, aim):
         for fsdp in sorted({config.train.fsdp, True}):
             for parts in range(config.train.accumulation_steps, images + 1):
                 values = dict(zip(asked, (parts, fsdp, remat)))
-                if images % parts == 0 and sum(memory(changed(config, values), cost, aim.count).values()) <= aim.memory:
+                if (
+                    images % parts == 0
+                    and sum(memory(changed(config, values), cost, aim.count).values()) <= aim.to_fill()
+                ):
                     return {field: value for field, value in values.items() if value != asked[field]}
     return None
 
@@ -325,8 +333,9 @@ def show_estimate(config, cost, aim, rows):
     print('\nA device needs, estimated')
     for use, size in ours['bytes'].items():
         print(f'  {use:20}{_size(size)}')
-    fits = 'it fits' if ours['total'] <= aim.memory else 'it does not fit'
-    print(f'  {"in all":20}{_size(ours["total"])} of {aim.memory / GIB:.2f}: {fits}')
+    fits = 'it fits' if ours['total'] <= aim.to_fill() else 'it does not fit'
+    room = f'{aim.to_fill() / GIB:.2f}, {_TO_FILL:.0%} of what there is'
+    print(f'  {"in all":20}{_size(ours["total"])} of {room}: {fits}')
     print(
         f'\n  fsdp  remat       a device   most images at once   TFLOP a step   days at {config.plan.utilisation:.0%}'
     )
@@ -363,7 +372,7 @@ def run(config, workdir):
         config.train.batch_size, config.train.accumulation_steps, AbstractMesh((aim.count,), ('data',))
     )
     peak = '' if aim.peak is None else f' and {aim.peak / 1e12:.0f} TFLOP/s (bfloat16, peak)'
-    print(f'{aim.name}: {aim.count} devices, each with {aim.memory / GIB:.2f} GiB{peak}', flush=True)
+    print(f'{aim.name}: {aim.count} devices, each with {aim.memory / GIB:.2f} GiB{peak}\ncounting', flush=True)
     cost = costs(config, aim.count)
     rows = variants(config, cost, aim)
     show_estimate(config, cost, aim, rows)
