@@ -128,6 +128,7 @@ def test_a_shrunk_config_trains_a_step_and_samples(name):
         ('sample.spacing', 'ddim25'),
         ('diffusion.logsnr_min', 30.0),
         ('model.dtype', 'float16'),
+        ('plan.utilisation', 0.0),
     ],
 )
 def test_a_wrong_value_is_named(field, value):

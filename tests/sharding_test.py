@@ -20,8 +20,6 @@ pytestmark = pytest.mark.xdist_group('sharding')  # one process makes what they 
 STEPS, COUNTS = 20, (1, 2, 4, 8)
 COMPOSED = {
     'accumulation': {'train.accumulation_steps': 2},
-    'remat': {'model.remat': True},
-    'bfloat16': {'model.dtype': 'bfloat16'},
     'all': {'train.accumulation_steps': 4, 'model.remat': True, 'model.dtype': 'bfloat16'},
 }
 
@@ -92,9 +90,8 @@ def write(folder):
 
 
 def write_composed(folder):
-    changes = {name: (4, {**how, 'train.fsdp': fsdp}) for name, how in COMPOSED.items() for fsdp in (False, True)}
-    losses = [trained(*run)[0] for run in changes.values()] + [trained(count, {})[0] for count in (1, 4)]
-    (folder / 'results.json').write_text(json.dumps(losses))
+    pairs = [[trained(4, {**how, 'train.fsdp': fsdp})[0] for fsdp in (False, True)] for how in COMPOSED.values()]
+    (folder / 'results.json').write_text(json.dumps(pairs))
 
 
 def on_eight_devices(part, folder):
@@ -142,13 +139,9 @@ def test_collectives_are_counted(results):
 
 @pytest.mark.slow
 def test_fsdp_goes_with_accumulation_remat_and_bfloat16(tmp_path):
-    """Each against data parallel; and four devices against one."""
-    losses = iter(on_eight_devices('write_composed', tmp_path))
-    for name in COMPOSED:
-        whole, split = next(losses), next(losses)
-        np.testing.assert_allclose(split, whole, rtol=1e-5 if name in ('accumulation', 'remat') else 2e-2)
-    one, four = losses
-    np.testing.assert_allclose(four, one, rtol=1e-5)
+    """Each against data parallel, in the relative difference of any loss."""
+    for (whole, split), allowed in zip(on_eight_devices('write_composed', tmp_path), (1e-5, 2e-2)):
+        np.testing.assert_allclose(split, whole, rtol=allowed)
 
 
 def test_the_longest_axis_that_divides_is_split():
