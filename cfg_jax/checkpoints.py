@@ -3,9 +3,11 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import shutil
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,26 +39,39 @@ def merged(defaults, values):
     return {**defaults, **values, **both}
 
 
-@jax.jit
-def _checksum(leaf):
-    """All words of an array, each times an odd number of its own, added up modulo 2^32."""
-    words = leaf if leaf.dtype.itemsize == 4 else leaf.astype(jnp.float32)  # what is shorter fits
+@partial(jax.jit, static_argnames='shape')
+def _checksum(block, start, shape):
+    """All words of a block of an array, each times an odd number that is its place's in the array, modulo 2^32."""
+    words = block if block.dtype.itemsize == 4 else block.astype(jnp.float32)  # what is shorter fits
     words = jax.lax.bitcast_convert_type(words, jnp.uint32)
-    place = jax.lax.iota(jnp.uint32, words.size).reshape(words.shape)
+    place = jnp.zeros(block.shape, jnp.uint32)
+    for axis, begin in enumerate(start):
+        places = jax.lax.broadcasted_iota(jnp.uint32, block.shape, axis) + begin
+        place += places * np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
     return (words * (place * np.uint32(2654435762) | 1)).sum(dtype=jnp.uint32)
 
 
 def checksums(trees):
-    """{name: tree of arrays} -> {name: int}, another number if any bit of the tree is another.
+    """{name: tree of arrays} -> {name: int}, another number if any bit of the tree is another. All processes call it.
 
-    It is computed on the devices and does not depend on how the arrays lie there. An array at a time: one program for
-    all arrays of a large network takes minutes to compile, and those of one shape share theirs.
+    It does not depend on how the arrays lie. Each device adds up what it has, block by block: those of one shape share
+    a program, where one for all arrays of a large network takes minutes to compile. Programs in which devices of
+    several processes meet are avoided: as many as there are arrays, not waiting for each other, they can deadlock.
     """
-    of_leaves = {name: [_checksum(leaf) for leaf in jax.tree.leaves(tree)] for name, tree in trees.items()}
-    return {
-        name: sum((2 * i + 1) * int(number) for i, number in enumerate(numbers)) % 2**32
-        for name, numbers in jax.device_get(of_leaves).items()
+
+    def blocks(array):
+        for shard in jnp.asarray(array).addressable_shards:
+            if shard.replica_id == 0:
+                start = tuple(np.uint32(part.start or 0) for part in shard.index)
+                yield _checksum(shard.data, start, shape=array.shape)
+
+    found = {name: [list(blocks(leaf)) for leaf in jax.tree.leaves(tree)] for name, tree in trees.items()}
+    ours = {
+        name: sum((2 * i + 1) * int(number) for i, numbers in enumerate(leaves) for number in numbers)
+        for name, leaves in jax.device_get(found).items()
     }
+    every = processes.of_all(ours)
+    return {name: sum(each[name] for each in every) % 2**32 for name in ours}
 
 
 class Restored(NamedTuple):
