@@ -8,8 +8,6 @@ from cfg_jax import build, convert, exchange, sample, sampling, sharding
 from cfg_jax.errors import UserError
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group('exchange')  # one process makes what they share
-
 DATA = tiny.ROOT / 'tests' / 'data'
 MODELS = json.loads((DATA / 'models.json').read_text())
 

@@ -16,8 +16,6 @@ from cfg_jax.errors import UserError
 from cfg_jax.judges import inception
 from tests.convert_test import relative_error, tensor, torch_legacy, torch_zip
 
-pytestmark = pytest.mark.xdist_group('inception')  # one process makes what they share
-
 DATA = Path(__file__).parent / 'data'
 VECTORS = np.load(DATA / 'inception.npz')
 RESOLUTIONS = (8, 32, 64, 299)

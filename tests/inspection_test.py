@@ -12,8 +12,6 @@ from cfg_jax import build, inspection
 from cfg_jax.errors import UserError
 from tests import tfds_layout, tiny
 
-pytestmark = pytest.mark.xdist_group('inspection')  # one process makes what they share
-
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

@@ -11,8 +11,6 @@ from cfg_jax import results, sampling
 from cfg_jax.errors import UserError
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group('main')  # one process makes what they share
-
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):

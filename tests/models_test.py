@@ -9,8 +9,6 @@ import pytest
 from cfg_jax.models import blocks
 from cfg_jax.models.unet import UNet
 
-pytestmark = pytest.mark.xdist_group('models')  # one process makes what they share
-
 TINY = {'channels': 8, 'channel_mult': (1, 2), 'num_blocks': 1, 'attention_resolutions': (4,), 'num_groups': 4}
 
 

@@ -10,8 +10,6 @@ from cfg_jax import build, hlo, plan, sharding, train
 from cfg_jax.errors import UserError
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group('plan')  # one process makes what they share
-
 GIB = plan.GIB
 
 

@@ -23,8 +23,6 @@ from cfg_jax.data import shards, sources, tfds_writer, workers
 from cfg_jax.errors import UserError
 from tests import tfds_layout, tiny
 
-pytestmark = pytest.mark.xdist_group('prepare')  # one process makes what they share
-
 
 def config(path, data_dir, *, size, classes, **changes):
     """To prepare `path` in this process."""

@@ -11,8 +11,6 @@ import pytest
 
 from tests import tfds_layout, tiny
 
-pytestmark = pytest.mark.xdist_group('processes')  # long: begun before the many short ones
-
 
 def free_port():
     with socket.socket() as server:

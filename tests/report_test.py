@@ -16,8 +16,6 @@ from cfg_jax import report
 from cfg_jax.report import charts, values
 from tests import browser
 
-pytestmark = pytest.mark.xdist_group('report')  # one process makes what they share
-
 WEIGHTS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
 COLUMNS = (
     *('guidance_weight', 'sampler', 'num_steps', 'fid', 'sfid', 'kernel_distance', 'inception_score', 'precision'),

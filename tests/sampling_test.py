@@ -9,8 +9,6 @@ import pytest
 from cfg_jax import build, samplers, sampling, sharding
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group('sampling')  # one process makes what they share
-
 IMAGES = 64
 # Run with --devices, this file prints the images of `draw` on that many devices; the tests compare them.
 

@@ -15,8 +15,6 @@ from cfg_jax import build, hlo, plan, sharding, train
 from cfg_jax.checkpoints import Checkpoints
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group('sharding')  # one process makes what they share
-
 STEPS, COUNTS = 20, (1, 2, 4, 8)
 COMPOSED = {
     'accumulation': {'train.accumulation_steps': 2},

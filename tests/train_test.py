@@ -15,8 +15,6 @@ from cfg_jax.errors import UserError
 from cfg_jax.train_state import TrainState
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group('train')  # one process makes what they share
-
 
 def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
