@@ -118,6 +118,7 @@ def host_child():
     from cfg_jax import runtime
 
     runtime.configure()
+    runtime.join()
     import jax
 
     from cfg_jax import build, sharding, train
