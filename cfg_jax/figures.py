@@ -113,7 +113,7 @@ def tradeoff(rows, *, title, over='guidance_weight', real=None):
         score_axis.legend(frameon=False)
     score_axis.set(xlabel=f'{over.replace("_", " ")} {symbol}', ylabel='Inception score', title='Fidelity alone')
     for axis in (curve, fid_axis):
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max(fid.max(), 1e-9))
     figure.suptitle(title, fontsize=10, parse_math=False)
     return _png(figure)
 
@@ -135,7 +135,7 @@ def comparison(curves, *, title):
         axis.plot(score, fid, 'o-', color=color, label=f'{name}: {cost}, {milliseconds:.1f} ms an image')
         _label_points(axis, score, fid, weight, SYMBOLS[over])
     axis.set(xlabel='Inception score', ylabel='Fréchet distance')
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.08 * max(axis.dataLim.ymax, 1e-9))
     axis.margins(x=0.1)
     axis.legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9, parse_math=False)
