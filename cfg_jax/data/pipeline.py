@@ -12,18 +12,32 @@ import numpy as np
 from PIL import Image
 
 
-class ReadShare(grain.transforms.Map):
-    """This process's share of a global batch of indices, read from the source."""
+class IndexShare:
+    """Of batch n of a stream of indices, this process's share, int64 [b]; nothing is computed of the others'."""
 
-    def __init__(self, source, share):
-        self.source, self.share = source, share
+    def __init__(self, indices, batch_size, share):
+        self.indices, self.batch_size, self.share = indices, batch_size, share
+
+    def __len__(self):
+        return len(self.indices) // self.batch_size
+
+    def __getitem__(self, n):
+        first = n * self.batch_size
+        return np.array([self.indices[i] for i in range(first + self.share.start, first + self.share.stop)])
+
+
+class ReadImages(grain.transforms.Map):
+    """The images of these indices, read from the source."""
+
+    def __init__(self, source):
+        self.source = source
 
     def __setstate__(self, state):
         self.__dict__ = state
         _end_with_the_parent()
 
     def map(self, indices):
-        return self.source.batch(indices[self.share])
+        return self.source.batch(indices)
 
 
 def _end_with_the_parent():
@@ -129,8 +143,9 @@ def train_batches(
     """
     images = batch_size // process_count
     share = slice(process_index * images, (process_index + 1) * images)
-    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
-    dataset = indices.map(ReadShare(source, share))
+    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    shares = grain.MapDataset.source(IndexShare(indices, batch_size, share)).seed(seed)
+    dataset = shares.map(ReadImages(source))
     if flip:
         dataset = dataset.random_map(RandomFlip(batch_size, share))
     if random_crop:
