@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from cfg_jax import build, figures, optim, sampling, sharding
+from cfg_jax import build, figures, optim, processes, sampling, sharding
 from cfg_jax.checkpoints import Checkpoints, config_differences
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import default
@@ -235,6 +235,10 @@ def run(config, workdir):
             pending = None  # the metrics of the step before, fetched once the next one is on its way
             for step in range(first_step + 1, config.train.num_steps + 1):
                 batch, position = next(on_devices)
+                if step == first_step + 1:
+                    # Processes on CPUs wait for each other for 30 s only, and their compilations may differ by more.
+                    train_step.lower(state, batch, step_key).compile()
+                    processes.wait_for_all('compiled')
                 state, metrics = train_step(state, batch, step_key)
                 if pending is not None:
                     collect(*pending)

@@ -52,7 +52,10 @@ def test_parameter_counts_are_the_originals(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ('adm128', 'adm256'))) for name in CONFIGS],
+)
 def test_a_shrunk_config_trains_a_step_and_samples(name):
     """Two narrow levels of one block, small images, few steps; kind, dtype, loss and optimizer as they are."""
     config = tiny.load_config(name)
