@@ -197,7 +197,7 @@ class Checkpoints:
     def condemn(self, step):
         """Moves a checkpoint aside, like a damaged one."""
         self._waiting(self._manager.wait_until_finished)
-        if jax.process_index() == 0:
+        if processes.is_first():
             aside = self.directory.parent / 'damaged_checkpoints'
             aside.mkdir(exist_ok=True)
             shutil.rmtree(aside / str(step), ignore_errors=True)

@@ -144,6 +144,14 @@ def default():
     return config
 
 
+def changed(config, changes):
+    """A copy of the config with {'section.key': value} in it."""
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        copy.update_from_flattened_dict(changes)
+    return copy
+
+
 def imagenet(size, resampling='box'):
     """The default config with what all ImageNet experiments share, at `size` pixels a side.
 

@@ -1,7 +1,5 @@
 """Weights from elsewhere: OpenAI's guided-diffusion checkpoints (ADM) to flax parameters and back, and safetensors."""
 
-import contextlib
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cfg_jax import files
 from cfg_jax.errors import UserError
 from cfg_jax.torch_files import load_openai_state_dict, unreadable
 
@@ -213,18 +212,14 @@ def save_safetensors(path, params, metadata=None):
     from safetensors.numpy import save_file
 
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     # C order: safetensors writes the bytes as they lie
     arrays = {name: np.asarray(leaf, np.float32, order='C') for name, leaf in _flatten(params).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, temporary, metadata)
-        os.replace(temporary, path)
+        with files.whole(path) as temporary:
+            save_file(arrays, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f'{path}: cannot be written: {" ".join(str(error).split())}') from error
-    finally:
-        with contextlib.suppress(OSError):  # it is gone where all went well
-            temporary.unlink()
 
 
 def load_safetensors(path):

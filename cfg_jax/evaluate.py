@@ -1,6 +1,5 @@
 """The evaluation job: the trade-off of fidelity and variety over guidance weights (CFG paper, figures 1 and 4)."""
 
-import copy
 import datetime
 import functools
 import hashlib
@@ -25,6 +24,7 @@ from cfg_jax import (
     sharding,
 )
 from cfg_jax.checks import check_config, check_judge
+from cfg_jax.config import changed
 from cfg_jax.data import sources
 from cfg_jax.errors import UserError
 from cfg_jax.judges import Judge
@@ -50,8 +50,7 @@ def groups(config):
     curves = []
     for sampler in dict.fromkeys(config.eval.samplers or (config.sample.sampler,)):
         for num_steps in dict.fromkeys(config.eval.num_steps or (config.sample.num_steps,)):
-            curve = copy.deepcopy(config)
-            curve.sample.sampler, curve.sample.num_steps = sampler, num_steps
+            curve = changed(config, {'sample.sampler': sampler, 'sample.num_steps': num_steps})
             check_config(curve)
             curves.append(curve)
     return curves

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 
 from cfg_jax import build, files, hlo, sharding, train
 from cfg_jax.checks import check_config
+from cfg_jax.config import changed
 from cfg_jax.errors import UserError
 from cfg_jax.writers import duration
 
@@ -132,14 +133,6 @@ class Costs(NamedTuple):
     activations: dict[bool, float]
     flops: dict[bool, float]
     update_flops: float
-
-
-def changed(config, changes):
-    """A copy of the config with {'section.key': value} in it."""
-    copy = config.copy_and_resolve_references()
-    with copy.unlocked():
-        copy.update_from_flattened_dict(changes)
-    return copy
 
 
 def state_bytes(config, count):

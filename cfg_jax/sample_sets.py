@@ -251,10 +251,8 @@ class SampleSet:
 
     def write_npz(self, path):
         """All of them as one file, as ADM's evaluator reads it: arr_0 images, arr_1 labels. One shard is in memory."""
-        path = Path(path)
-        temporary = path.with_name(f'.{path.name}.tmp')
         shape = (len(self), *next(self.shards()).shape[1:])
-        with zipfile.ZipFile(temporary, 'w') as file:
+        with files.whole(path) as temporary, zipfile.ZipFile(temporary, 'w') as file:
             with file.open('arr_0.npy', 'w', force_zip64=True) as member:
                 header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
                 np.lib.format.write_array_header_1_0(member, header)
@@ -262,4 +260,3 @@ class SampleSet:
                     member.write(np.ascontiguousarray(images).data)
             with file.open('arr_1.npy', 'w') as member:
                 np.lib.format.write_array(member, self.labels)
-        temporary.replace(path)

@@ -205,8 +205,8 @@ def run(config, workdir):
     )
 
     grids = config.train.grid_every and config.model.kind == 'unet'
-    draw_grid = grid_drawer(config, source.class_names, workdir) if grids and jax.process_index() == 0 else None
-    writer = MetricWriter(workdir, first_step) if jax.process_index() == 0 else SilentWriter()
+    draw_grid = grid_drawer(config, source.class_names, workdir) if grids and processes.is_first() else None
+    writer = MetricWriter(workdir, first_step) if processes.is_first() else SilentWriter()
     progress = Progress(config.train.num_steps, first_step)
     collected = list(restored.metrics) if restored else []  # of the steps since the last line
 

@@ -41,7 +41,7 @@ ALLOWED_BESIDE = {
     ('checks', 'build'), ('sampling', 'build'), ('sampling', 'config'), ('convert', 'torch_files'),
     ('sample_sets', 'build'), ('sample_sets', 'sampling'), ('scoring', 'build'),
     ('metrics', 'neighbours'), ('references', 'data'), ('references', 'files'), ('figures', 'files'),
-    ('checkpoints', 'processes'), ('writers', 'files'), ('data', 'files'),
+    ('checkpoints', 'processes'), ('writers', 'files'), ('data', 'files'), ('convert', 'files'),
     ('judges', 'models'), ('judges', 'sharding'), ('judges', 'torch_files'),
     ('plan', 'train'),  # whose step it compiles
 }  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cfg_jax import files
 from cfg_jax.errors import UserError
 
 _NAME = re.compile(r'([a-z][a-z0-9_]*)(?:/([\w+.-]+))?')
@@ -185,9 +186,8 @@ def write_shard(path, records):
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     count = size = 0
-    try:
+    with files.whole(path) as temporary:
         with _write_errors():
             writer = ArrayRecordWriter(str(temporary), 'group_size:1')  # as TFDS: an image is read by itself
         for record in records:
@@ -197,9 +197,6 @@ def write_shard(path, records):
         with _write_errors():
             writer.close()
         _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return count, size
 
 
