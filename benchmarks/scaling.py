@@ -3,15 +3,17 @@ r"""What grows with the number of devices and what does not: memory, what device
     PYTHONPATH=. python benchmarks/scaling.py memory     # bytes a device of parameters, EMA and optimizer state
     PYTHONPATH=. python benchmarks/scaling.py sent       # bytes that a device sends in a step, compiled for TPU v5e
     PYTHONPATH=. python benchmarks/scaling.py host       # Python calls and arrays of a process in a step
+    PYTHONPATH=. python benchmarks/scaling.py slices     # the plans behind the table of docs/slices.md
 
 Without accelerators: memory is measured on virtual CPU devices for the digits and counted for ImageNet 64x64; what is
 sent is read from the programs that XLA compiles for slices of up to 256 chips (libtpu: pip install -e '.[tpu]'), for
 a small network, at 4 images a device; the host's work is counted in processes of their own.
-docs/scaling.md holds the tables.
+docs/scaling.md holds the tables, and docs/slices.md the last.
 """
 
 import argparse
 import cProfile
+import itertools
 import json
 import os
 import pstats
@@ -21,8 +23,21 @@ import sys
 
 from tests import tiny
 
-SLICES = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
-SMALL = {'model__channels': 64, 'model__num_groups': 32, 'model__dtype': 'bfloat16'}
+SLICES = {1: '1x1', 2: '2x2', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
+WIDTHS = {64: tuple(SLICES), 768: (4, 16, 64, 256)}  # channels: numbers of devices
+PLANNED = {
+    'imagenet64': ('v5e:8x16', 'v6e:4x8'),
+    'imagenet128': ('v5e:8x8', 'v6e:4x4'),
+    'imagenet256': ('v5e:8x16', 'v6e:4x8'),
+    'adm64': ('v5e:8x16', 'v6e:4x8'),
+    'adm128': ('v5e:8x8', 'v6e:4x4'),
+    'adm256': ('v5e:8x16', 'v6e:4x8'),
+    'adm256_uncond': ('v5e:8x16', 'v6e:4x8'),
+    'imagenet64_classifier': ('v5e:4x4',),
+    'imagenet128_classifier': ('v5e:2x4',),
+    'imagenet256_classifier': ('v5e:4x4',),
+}
+SMALL = {'model__num_groups': 32, 'model__dtype': 'bfloat16'}
 
 
 def child(what, *arguments, devices=1, **environment):
@@ -71,28 +86,30 @@ def memory_child():
 
 def sent():
     """Prints what a device sends, by kind of collective."""
+    cases = [(channels, count) for channels, counts in WIDTHS.items() for count in counts]
     print('| devices | | parameters | all-reduce | all-gather | reduce-scatter | other | in all |')
     print('| --- | --- | --- | --- | --- | --- | --- | --- |')
-    for count in SLICES:
-        for fsdp in (False, True):
-            found = result(child('sent', count, int(fsdp)))
-            kinds = [found['sent'].pop(kind, 0) for kind in ('all-reduce', 'all-gather', 'reduce-scatter')]
-            kinds += [sum(found['sent'].values())]
-            numbers = ' | '.join(f'{size:,}' for size in (*kinds, sum(kinds)))
-            how = 'fsdp' if fsdp else 'data parallel'
-            print(f'| {count} | {how} | {found["parameters"]:,} | {numbers} |', flush=True)
+    for (channels, count), fsdp in itertools.product(cases, (False, True)):
+        found = result(child('sent', count, int(fsdp), channels))
+        kinds = [found['sent'].pop(kind, 0) for kind in ('all-reduce', 'all-gather', 'reduce-scatter')]
+        kinds += [sum(found['sent'].values())]
+        numbers = ' | '.join(f'{size:,}' for size in (*kinds, sum(kinds)))
+        how = 'fsdp' if fsdp else 'data parallel'
+        print(f'| {count} | {how} | {found["parameters"]:,} | {numbers} |', flush=True)
 
 
-def sent_child(count, fsdp):
+def sent_child(count, fsdp, channels):
     import jax
 
     from cfg_jax import build, plan
 
-    topology = f'v5e:{SLICES[int(count)]}'
-    config = tiny.config(
-        **SMALL, train__batch_size=4 * int(count), train__fsdp=bool(int(fsdp)), plan__topology=topology
-    )
-    made = plan.compiled_for(config, plan.target(topology, compiling=True))
+    count, fsdp, channels = int(count), bool(int(fsdp)), int(channels)
+    topology = f'v5e:{SLICES[count]}'
+    changes = {'model__channels': channels, 'train__batch_size': 4 * count, 'train__fsdp': fsdp}
+    config = tiny.config(**SMALL, **changes, plan__topology=topology)
+    aim = plan.target(topology, compiling=True)
+    aim = aim._replace(count=count, devices=aim.devices[:count])  # two chips: of a slice of four
+    made = plan.compiled_for(config, aim)
     params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     print(json.dumps({'sent': made['sent'], 'parameters': sum(leaf.size for leaf in jax.tree.leaves(params))}))
 
@@ -150,9 +167,53 @@ def host_child():
         jax.distributed.shutdown()  # waits for the others, who would end with the first
 
 
+def slices():
+    """Prints the row of each ImageNet config and TPU slice, estimated as `--mode=plan` does without compiling."""
+    import jax
+
+    jax.config.update('jax_platforms', 'cpu')
+    from cfg_jax import config as configs
+    from cfg_jax import plan
+
+    print('| config | FLOP in all | state | slice | images a chip | GiB a chip, estimated | step | days | chip-hours |')
+    print('| --- | --- | --- | --- | --- | --- | --- | --- | --- |')
+    for name, topologies in PLANNED.items():
+        config = tiny.load_config(name)
+        counted = plan.costs(config, 1)
+        state = sum(counted.state[False].values()) / 1e9
+        first = f'`{name}.py`'
+        for topology in topologies:
+            aim = plan.target(topology, compiling=False)
+            cost = counted._replace(
+                state={fsdp: plan.state_bytes(configs.changed(config, {'train.fsdp': fsdp}), aim.count)
+                       for fsdp in (False, True)}
+            )  # fmt: skip
+            changes = next(plan.what_fits(config, cost, aim))
+            fitting = configs.changed(config, changes)
+            need = sum(plan.memory(fitting, cost, aim.count).values()) / plan.GIB
+            (row,) = [
+                row
+                for row in plan.variants(fitting, cost, aim)
+                if (row['fsdp'], row['remat']) == (fitting.train.fsdp, fitting.model.remat)
+            ]
+            seconds = row['days'] * 86400 / config.train.num_steps
+            total = row['flops'] * aim.count * config.train.num_steps
+            start = f'{first} | {total:.1e} | {state:.1f} GB' if first else ' | | '
+            with_them = ', '.join(f'{field.split(".")[1]}={value}' for field, value in changes.items())
+            memory = f'{need:.1f} of {aim.memory / plan.GIB:.1f}' + (f' with {with_them}' if changes else '')
+            kind, shape = topology.split(':')
+            kind = {'v5e': 'v5litepod'}.get(kind, kind)
+            print(
+                f'| {start} | `{kind}-{aim.count}` ({shape}) | {config.train.batch_size // aim.count} | {memory} '
+                f'| {seconds:.2f} s | {row["days"]:.1f} | {round(row["hours"], -1):,.0f} |',
+                flush=True,
+            )
+            first = ''
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('table', choices=('memory', 'sent', 'host'))
+    parser.add_argument('table', choices=('memory', 'sent', 'host', 'slices'))
     parser.add_argument('--child', nargs='*', help=argparse.SUPPRESS)
     options = parser.parse_args()
     name = options.table if options.child is None else f'{options.table}_child'

@@ -109,6 +109,7 @@ def _check_values(config):
         _require(finite, config, f'eval.{name}', 'of finite numbers')
     _require(math.isfinite(build.guidance_weight(config)), config, 'sample.guidance_weight', 'a finite number')
     _require(0 < config.plan.utilisation <= 1, config, 'plan.utilisation', 'above 0 and at most 1')
+    _require(0 <= config.plan.price < math.inf, config, 'plan.price', 'at least 0, 0 if not known')
     _require(config.data.image_channels in (1, 3), config, 'data.image_channels', '1 or 3')
     _require(len(config.eval.guidance_weights) > 0, config, 'eval.guidance_weights', 'a tuple of at least one number')
 

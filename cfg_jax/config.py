@@ -134,6 +134,7 @@ def default():
     plan.topology = ''  # --mode=plan: '' (the devices at hand) or a TPU slice, such as 'v5e:4x4' or 'v4:2x2x4'
     plan.compile = True  # compile the training step for it; otherwise estimate
     plan.utilisation = 0.4  # part of the peak FLOP/s that training is assumed to reach
+    plan.price = 0.0  # of a device for an hour, in any currency, for the cost; 0: not known
 
     config.convert = convert = ConfigDict()
     convert.path = (

@@ -20,7 +20,11 @@ class Collective(NamedTuple):
 
     def sent(self, devices):
         """Bytes that each of so many devices sends in a run, by the ring algorithms, which send the fewest."""
-        rounds = {'all-reduce': 2 * (devices - 1) / devices, 'collective-permute': 1.0, 'all-to-all': 1 / devices}
+        rounds = {
+            'all-reduce': 2 * (devices - 1) / devices,
+            'collective-permute': 1.0,
+            'all-to-all': (devices - 1) / devices**2,
+        }
         return self.times * self.size * rounds.get(self.kind, (devices - 1) / devices)
 
 
@@ -67,7 +71,8 @@ def collectives(text, devices):
     """Every collective of an optimised program that spans all of `devices`, as a list of `Collective`.
 
     XLA for TPUs writes a reduce-scatter as an all-reduce within a computation named all-reduce-scatter, and one
-    collective that runs beside other work as several fusions of the same channel; these are told apart here.
+    collective that runs beside other work as several fusions of the same channel; these are told apart here. Where it
+    has an all-reduce convert its operands, the narrower type is taken for what is sent.
     """
     computations, entry = _computations(text)
     times, found = _executions(computations, entry), {}
@@ -80,7 +85,9 @@ def collectives(text, devices):
             operands = rest[: rest.index(')')]
             named = [types[operand] for operand in re.findall(r'[\w.-]+', operands) if operand in types]
             size = sum(map(type_bytes, named)) or type_bytes(operands) or type_bytes(result)
-            if kind in ('all-gather', 'all-to-all'):
+            if kind == 'all-reduce':
+                size = min(size, type_bytes(result))
+            elif kind in ('all-gather', 'all-to-all'):
                 size *= devices
             if kind == 'all-reduce' and computation.startswith('all-reduce-scatter'):
                 kind = 'reduce-scatter'

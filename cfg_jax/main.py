@@ -46,11 +46,10 @@ def main(argv):
         num_processes=_NUM_PROCESSES.value,
         process_id=_PROCESS_ID.value,
         join_seconds=_JOIN_SECONDS.value,
+        for_one=f'--mode={mode}' if mode in _ONE_PROCESS else '',
     )
     if joined:
         the_job.joined()
-        if mode in _ONE_PROCESS:
-            raise UserError(f'--mode={mode} is for one process, and these are {the_job.count}.')
     jobs = [mode, 'sample', 'evaluate'] if mode == 'train' and config.eval.at_end else [mode]
     try:
         for job in jobs:

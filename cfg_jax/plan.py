@@ -1,5 +1,6 @@
 """The planning job: what training a config needs on a slice of TPUs or on the devices at hand, before it begins."""
 
+import contextlib
 import math
 import os
 import threading
@@ -24,25 +25,28 @@ _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'
 
 
 class Kind(NamedTuple):
-    """A kind of accelerator. memory: GiB that XLA lets a program have. peak: bfloat16 FLOP/s, None if not known."""
+    """A kind of TPU. name: JAX's. memory: GiB that XLA lets a program have. peak: bfloat16 FLOP/s of a chip."""
 
+    name: str
     memory: float
-    peak: float | None
-    slices: tuple[str, ...] = ()
+    peak: float
+    slices: tuple[str, ...]
 
 
 # The memory is what libtpu's compiler names as available, a little less than the makers' 32, 16, 96 and 32 GiB.
 TPUS = {
-    'v4': Kind(30.75, 275e12, _CUBES),
-    'v5e': Kind(15.75, 197e12, _FLAT),
-    'v5p': Kind(95.74, 459e12, _CUBES),
-    'v6e': Kind(31.25, 918e12, _FLAT),
+    'v4': Kind('TPU v4', 30.75, 275e12, _CUBES),
+    'v5e': Kind('TPU v5 lite', 15.75, 197e12, _FLAT),
+    'v5p': Kind('TPU v5', 95.74, 459e12, _CUBES),
+    'v6e': Kind('TPU v6 lite', 31.25, 918e12, _FLAT),
 }
-# Peaks of devices at hand, by a part of the name that JAX gives them, dense; the longer names first.
-_PEAKS = {
-    'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v6 lite': 918e12,
-    'H200': 989e12, 'H100': 989e12, 'A100': 312e12,
-}  # fmt: skip
+# Of devices at hand, bfloat16 and dense, by JAX's names: other cards of the same families are slower.
+_PEAKS = {tpu.name: tpu.peak for tpu in TPUS.values()} | {
+    'NVIDIA H200': 989e12,
+    'NVIDIA H100 80GB HBM3': 989e12,
+    'NVIDIA A100-SXM4-40GB': 312e12,
+    'NVIDIA A100-SXM4-80GB': 312e12,
+}
 # libtpu asks the machine what TPU it has unless this is said; the topology's name is what counts.
 _LIBTPU = {
     'TPU_SKIP_MDS_QUERY': '1',
@@ -52,7 +56,10 @@ _LIBTPU = {
     'TPU_MIN_LOG_LEVEL': '3',
 }
 GIB = 2**30
-_TO_FILL = 0.9  # of the memory, by an estimate: XLA needs room for what is not counted
+_TO_FILL = 0.9  # of the memory, by an estimate: XLA needs room for what is not counted, such as the program itself
+# XLA's temporaries over what convolutions and products keep: 1.35 and 1.32 where the paper's ImageNet 64x64 and 128x128
+# were compiled, for v5e and v4 (docs/scaling.md).
+_BESIDE_PRODUCTS = 1.34
 _PROGRESS_SECONDS = 20
 
 
@@ -74,7 +81,7 @@ def target(topology, compiling):
     """The `Target` of config.plan.topology; `compiling`: with its devices. UserError for one that does not exist."""
     if topology:
         kind, _, shape = topology.partition(':')
-        if shape not in TPUS.get(kind, Kind(0, None)).slices:
+        if kind not in TPUS or shape not in TPUS[kind].slices:
             allowed = '; '.join(f'{kind}: {" ".join(tpu.slices)}' for kind, tpu in TPUS.items())
             raise UserError(
                 f"config.plan.topology is {topology!r}; allowed: '' (the devices at hand) or kind:shape, of {allowed}."
@@ -91,8 +98,7 @@ def target(topology, compiling):
         memory = statistics['bytes_limit']
     else:  # the machine's, which its devices share
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / len(jax.local_devices())
-    peak = next((peak for name, peak in _PEAKS.items() if name in kind), None)
-    return Target(f'{kind} (at hand)', len(devices), memory, peak, devices)
+    return Target(f'{kind} (at hand)', len(devices), memory, _PEAKS.get(kind), devices)
 
 
 def tpu_devices(kind, shape):
@@ -169,11 +175,12 @@ def kept_bytes(config, num_images, policy=None):
 def activation_bytes(config):
     """Bytes an image that a training step keeps for its backward pass, about.
 
-    Of what JAX would keep, XLA computes anew what is cheap and keeps the outputs of convolutions and matrix products.
-    With config.model.remat it is what goes from block to block, and what one block needs is not counted.
+    Of what JAX would keep, XLA computes anew what is cheap and keeps the outputs of convolutions and matrix products,
+    and some more beside them. With config.model.remat it is what goes from block to block, and what one block needs is
+    not counted.
     """
     policies = [None] if config.model.remat else [None, _is_product]
-    return min(kept_bytes(config, 2, policy) - kept_bytes(config, 1, policy) for policy in policies)
+    return _BESIDE_PRODUCTS * min(kept_bytes(config, 2, policy) - kept_bytes(config, 1, policy) for policy in policies)
 
 
 def step_flops(config, num_images):
@@ -217,7 +224,10 @@ def largest_batch(available, others, an_image):
 
 
 def variants(config, cost, aim):
-    """A row for each choice of fsdp and remat, as dicts; flops: of a step on one device. days: None where not known."""
+    """A row for each choice of fsdp and remat, as dicts; flops: of a step on one device.
+
+    days, hours (of all devices together) and cost (in the currency of config.plan.price): None where not known.
+    """
     rows = []
     for fsdp in (False, True):
         for remat in (False, True):
@@ -226,14 +236,16 @@ def variants(config, cost, aim):
             images = config.train.batch_size / aim.count
             flops = cost.flops[remat] * images + cost.update_flops / (aim.count if fsdp else 1)
             days = aim.peak and config.train.num_steps * flops / (aim.peak * config.plan.utilisation) / 86400
+            hours = days and days * 24 * aim.count
+            cost_of_all = config.plan.price and hours and hours * config.plan.price
             largest = largest_batch(aim.to_fill(), total - need['activations'], activations)
             rows.append({'fsdp': fsdp, 'remat': remat, 'bytes': need, 'total': total, 'largest_batch': largest,
-                         'flops': flops, 'days': days})  # fmt: skip
+                         'flops': flops, 'days': days, 'hours': hours, 'cost': cost_of_all or None})  # fmt: skip
     return rows
 
 
 def what_fits(config, cost, aim):
-    """The least change under which a step fits, as {field: value}: {} if it fits as it is, None if nothing helps.
+    """Yields the changes under which a step fits, as {field: value}, the least first: {} if it fits as it is.
 
     In the order of what they cost: the batch in more parts, fsdp, remat (a third more FLOPs), and both.
     """
@@ -248,8 +260,7 @@ def what_fits(config, cost, aim):
                     images % parts == 0
                     and sum(memory(changed(config, values), cost, aim.count).values()) <= aim.to_fill()
                 ):
-                    return {field: value for field, value in values.items() if value != asked[field]}
-    return None
+                    yield {field: value for field, value in values.items() if value != asked[field]}
 
 
 # The step itself, compiled
@@ -265,23 +276,32 @@ def lowered_step(config, mesh):
     return step.lower(state, sharding.abstract(batch, split), sharding.abstract(key, whole))
 
 
-def compiled(lowered, count):
-    """What XLA makes of a lowered step, as a dict: seconds, and bytes a device; or why it 'refused', not fitting it."""
+@contextlib.contextmanager
+def shown(what):
+    """Within, prints every so often for how long `what` has been going on."""
     finished, start = threading.Event(), time.monotonic()
 
     def show():
         while not finished.wait(_PROGRESS_SECONDS):
-            print(f'compiling for {duration(time.monotonic() - start)}', flush=True)
+            print(f'{what} for {duration(time.monotonic() - start)}', flush=True)
 
     threading.Thread(target=show, daemon=True).start()
     try:
-        program = lowered.compile()
+        yield
+    finally:
+        finished.set()
+
+
+def compiled(lowered, count):
+    """What XLA makes of a lowered step, as a dict: seconds, and bytes a device; or why it 'refused', not fitting it."""
+    start = time.monotonic()
+    try:
+        with shown('compiling'):
+            program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         return {'seconds': time.monotonic() - start, 'refused': str(error).splitlines()[0]}
-    finally:
-        finished.set()
     seconds, sizes = time.monotonic() - start, program.memory_analysis()
     parts = {
         'arguments': sizes.argument_size_in_bytes,
@@ -329,18 +349,21 @@ def show_estimate(config, cost, aim, rows):
     fits = 'it fits' if ours['total'] <= aim.to_fill() else 'it does not fit'
     room = f'{aim.to_fill() / GIB:.2f}, {_TO_FILL:.0%} of what there is'
     print(f'  {"in all":20}{_size(ours["total"])} of {room}: {fits}')
+    at, price = f'{config.plan.utilisation:.0%}', config.plan.price
     print(
-        f'\n  fsdp  remat       a device   most images at once   TFLOP a step   days at {config.plan.utilisation:.0%}'
+        f'\n  fsdp  remat       a device   most images at once   TFLOP a step   days at {at}   device-hours'
+        + (f'   cost at {price:g}' if price else '')
     )
     for row in rows:
         yes_no = [('no', 'yes')[row[key]] for key in ('fsdp', 'remat')]
         days = '-' if row['days'] is None else f'{row["days"]:.3g}'
+        hours, costs = ('-' if row[key] is None else f'{row[key]:,.0f}' for key in ('hours', 'cost'))
         print(
             f'  {yes_no[0]:5} {yes_no[1]:5} {_size(row["total"])} {row["largest_batch"]:21,} '
-            f'{row["flops"] / 1e12:14.4g} {days:>13}'
+            f'{row["flops"] / 1e12:14.4g} {days:>13} {hours:>14}' + (f' {costs:>14}' if price else '')
         )
     if aim.peak is None:
-        print(f'No days: the peak FLOP/s of {aim.name} are not known here.')
+        print(f'No days: the peak FLOP/s of {aim.name} in {config.model.dtype} are not known here.')
 
 
 def show_compiled(result, aim):
@@ -364,21 +387,27 @@ def run(config, workdir):
     sharding.check_batch_size(
         config.train.batch_size, config.train.accumulation_steps, AbstractMesh((aim.count,), ('data',))
     )
+    if config.model.dtype != 'bfloat16' and 'TPU' not in aim.name:
+        aim = aim._replace(peak=None)  # a TPU's products of float32 are of bfloat16 too, as JAX has them
     peak = '' if aim.peak is None else f' and {aim.peak / 1e12:.0f} TFLOP/s (bfloat16, peak)'
     print(f'{aim.name}: {aim.count} devices, each with {aim.memory / GIB:.2f} GiB{peak}\ncounting', flush=True)
-    cost = costs(config, aim.count)
+    with shown('counting'):
+        cost = costs(config, aim.count)
     rows = variants(config, cost, aim)
     show_estimate(config, cost, aim, rows)
-    changes = what_fits(config, cost, aim)
-    if changes is None:
-        print('Neither more parts (config.train.accumulation_steps) nor fsdp and remat make it fit: use more devices.')
-    elif changes:
+    fitting = what_fits(config, cost, aim)
+    changes, result = next(fitting, None), None
+    if changes:
         print(f'It fits with {_flags(changes)}')
-    result = None
-    if config.plan.compile and changes is not None:
+    while config.plan.compile and changes is not None:
         print(f'\ncompiling the training step {_flags(changes)}'.rstrip(), flush=True)
         result = compiled_for(changed(config, changes), aim)
         show_compiled(result, aim)
+        if 'refused' not in result:
+            break
+        changes = next(fitting, None)
+    if changes is None:
+        print('Neither more parts (config.train.accumulation_steps) nor fsdp and remat make it fit: use more devices.')
     plan = {
         'devices': {'name': aim.name, 'count': aim.count, 'memory': aim.memory, 'peak_flops': aim.peak},
         'parameters': cost.parameters,

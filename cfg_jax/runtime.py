@@ -42,15 +42,21 @@ def configure():
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
-def join(*, join_seconds=JOIN_SECONDS, heartbeat_seconds=HEARTBEAT_SECONDS, **given):
+def join(*, join_seconds=JOIN_SECONDS, heartbeat_seconds=HEARTBEAT_SECONDS, for_one='', **given):
     """Joins the job that flags (`given`: as `job_arguments` takes them) or the environment name; True if there is one.
 
-    Raises UserError for values that contradict each other. Where the others have not come after `join_seconds`, the
-    process ends with one line and status 1, for they may come to a later start.
+    for_one: what is to be done, where it is work for one process. Raises UserError for that in a job of several, before
+    it waits for the others, and for values that contradict each other. Where the others have not come after
+    `join_seconds`, the process ends with one line and status 1, for they may come to a later start.
     """
     arguments = job_arguments(os.environ, tpu_hosts=_hosts_of_tpu_vm(), **given)
     if arguments is None:
         return False
+    if for_one:
+        raise UserError(
+            f'{for_one} is for one process, and this is one of several ({_shown(arguments)}); start it once, with '
+            'JAX_NUM_PROCESSES=1.'
+        )
     import jax
 
     # Signals are `cfg_jax.job`'s, which knows of all jobs and not only of training.

@@ -74,7 +74,11 @@ def abstract(tree, shardings):
 
 def gathered(tree, mesh):
     """Split arrays as whole ones on every device. All processes have to call this together."""
-    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
+
+
+def _same(tree):
+    return tree  # one function, so that jit compiles it once
 
 
 def batch_sharding(mesh):

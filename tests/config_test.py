@@ -132,6 +132,7 @@ def test_a_shrunk_config_trains_a_step_and_samples(name):
         ('diffusion.logsnr_min', 30.0),
         ('model.dtype', 'float16'),
         ('plan.utilisation', 0.0),
+        ('plan.price', -1.0),
     ],
 )
 def test_a_wrong_value_is_named(field, value):

@@ -97,6 +97,11 @@ def test_a_plan_by_hand():
     flops = [16 * 3e12 + 8e9, 16 * 4e12 + 8e9, 16 * 3e12 + 1e9, 16 * 4e12 + 1e9]
     np.testing.assert_allclose([row['flops'] for row in rows], flops)
     np.testing.assert_allclose([row['days'] for row in rows], np.array(flops) * 1000 / 50e12 / 86400)
+    hours = 8 * np.array(flops) * 1000 / 50e12 / 3600
+    np.testing.assert_allclose([row['hours'] for row in rows], hours)
+    assert [row['cost'] for row in rows] == [None] * 4
+    rows = plan.variants(hand_made(plan__price=1.5), COSTS, aim(11))
+    np.testing.assert_allclose([row['cost'] for row in rows], 1.5 * hours)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,7 @@ def test_a_plan_by_hand():
     ],
 )
 def test_what_makes_it_fit(memory, changes):
-    assert plan.what_fits(hand_made(), COSTS, aim(memory)) == changes
+    assert next(plan.what_fits(hand_made(), COSTS, aim(memory)), None) == changes
     if changes:
         with_them = plan.changed(hand_made(), changes)
         assert sum(plan.memory(with_them, COSTS, 8).values()) <= memory * GIB
@@ -140,6 +145,44 @@ def test_a_slice_is_estimated_without_libtpu(tmp_path, monkeypatch, capsys):
         plan.run(plan.changed(config, {'train.batch_size': 24}), tmp_path)
     with pytest.raises(UserError, match=r"needs libtpu: pip install -e '\.\[tpu\]'.*--config.plan.compile=False"):
         plan.run(plan.changed(config, {'plan.compile': True}), tmp_path)
+
+
+def test_what_xla_refuses_is_not_said_to_fit(tmp_path, monkeypatch, capsys):
+    """The next change that the estimate lets fit is compiled, until one does; or none is."""
+    monkeypatch.setattr(plan, 'costs', lambda config, count: COSTS)
+    monkeypatch.setattr(plan, 'target', lambda topology, compiling: aim(7.5))
+    parts_that_fit = 16
+
+    def compiled_for(config, aim):
+        if config.train.accumulation_steps < parts_that_fit or config.model.remat:
+            return {'seconds': 1.0, 'refused': 'RESOURCE_EXHAUSTED: too much'}
+        return {'seconds': 1.0, 'bytes': {}, 'total': GIB, 'sent': {}}
+
+    monkeypatch.setattr(plan, 'compiled_for', compiled_for)
+    plan.run(hand_made(train__accumulation_steps=1, train__fsdp=True), tmp_path)
+    found = json.loads((tmp_path / 'plan.json').read_text())
+    assert found['fits_with'] == {'train.accumulation_steps': 16} and found['compiled']['total'] == GIB
+    assert 'too much' in capsys.readouterr().out
+    parts_that_fit = 100
+    plan.run(hand_made(), tmp_path)
+    found = json.loads((tmp_path / 'plan.json').read_text())
+    assert found['fits_with'] is None and found['compiled']['refused']
+    assert 'use more devices' in capsys.readouterr().out
+
+
+def test_the_peaks_of_other_cards_and_number_types_are_not_guessed(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, 'costs', lambda config, count: COSTS)
+    for name, dtype, days in (
+        ('NVIDIA H100 80GB HBM3', 'bfloat16', True),
+        ('NVIDIA H100 80GB HBM3', 'float32', False),
+        ('NVIDIA H100 PCIe', 'bfloat16', False),
+        ('TPU v5 lite', 'float32', True),
+    ):
+        at_hand = aim(30)._replace(name=f'{name} (at hand)', peak=plan._PEAKS.get(name))
+        monkeypatch.setattr(plan, 'target', lambda topology, compiling, at_hand=at_hand: at_hand)
+        plan.run(hand_made(model__dtype=dtype, plan__compile=False), tmp_path)
+        found = json.loads((tmp_path / 'plan.json').read_text())
+        assert (found['estimates'][0]['days'] is not None) is days, (name, dtype)
 
 
 def test_a_program_that_does_not_fit_is_said_to():
@@ -189,6 +232,7 @@ HloModule jit_train_step
 ENTRY %main.1 (p0: bf16[16,64], p1: f32[80]) -> f32[10] {
   %p0 = bf16[16,64]{1,0} parameter(0)
   %p1 = f32[80]{0} parameter(1)
+  %narrowed = bf16[80]{0} all-reduce(%p1), channel_id=9, to_apply=%add
   %first = bf16[128,64]{1,0} fusion(%p0), kind=kLoop, calls=%fused.1
   %second = bf16[128,64]{1,0} fusion(%p0), kind=kLoop, calls=%fused.2
   %loop = (s32[], f32[6]{0}) while(%p0), condition=%cond, body=%body.1, backend_config={"known_trip_count":{"n":"4"}}
@@ -201,10 +245,11 @@ def test_collectives_as_libtpu_writes_them():
     assert sorted(hlo.collectives(HLO, 8)) == [
         ('all-gather', 128 * 64 * 2, 1),
         ('all-reduce', 6 * 4, 4),
+        ('all-reduce', 80 * 2, 1),
         ('reduce-scatter', 80 * 4 + 8 * 8 * 2, 1),
     ]
     # around the ring of eight: seven eighths, twice for a reduction whose result everyone gets
-    assert hlo.sent_bytes(HLO, 8) == {'all-gather': 14336, 'all-reduce': 168, 'reduce-scatter': 392}
+    assert hlo.sent_bytes(HLO, 8) == {'all-gather': 14336, 'all-reduce': 168 + 280, 'reduce-scatter': 392}
 
 
 @pytest.mark.slow

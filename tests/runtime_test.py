@@ -164,3 +164,10 @@ def test_others_that_do_not_come(tmp_path, index, message):
     assert len(lines) == 1 and 'waited 2 s for the job' in lines[0], done.stderr
     assert re.search(message, lines[0])
     assert 'Traceback' not in done.stderr and 'stack trace' not in done.stderr
+
+
+def test_work_for_one_process_does_not_wait_for_others(tmp_path):
+    flags = ['--coordinator_address=localhost:1', '--num_processes=2', '--process_id=1', '--mode=plan']
+    done = tiny.main(*tiny.flags(), *flags, f'--workdir={tmp_path}', timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith('error: --mode=plan is for one process, and this is one of several')
