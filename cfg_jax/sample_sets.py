@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from cfg_jax import build, diffusion, files, guidance, processes, samplers, sampling, schedules
+from cfg_jax.config import default
 from cfg_jax.data import sources
 from cfg_jax.models import blocks, classifier, unet
 from cfg_jax.writers import Progress
@@ -91,8 +92,17 @@ def identity(config, classifier_config, digests, ids, weight, classifier_weight)
 
 
 def describe(config, weight, classifier_weight):
-    """A short name for files: 'ancestral256_w0.3_seed0'."""
-    what = f'{config.sample.sampler}{len(build.sampling_logsnrs(config))}_w{weight:g}'
+    """A short name for files: 'ancestral256_w0.3_seed0'; with the guidance function, v and eta where they are others
+    than the usual ones.
+    """
+    usual, ours = default(), config.sample
+    what = f'{ours.sampler}{len(build.sampling_logsnrs(config))}'
+    if config.guidance.function != usual.guidance.function:
+        what += f'_{config.guidance.function.rpartition(":")[2]}'
+    noise = {'ancestral': 'v', 'ddim': 'eta'}[ours.sampler]
+    if ours[noise] != usual.sample[noise]:
+        what += f'_{noise}{ours[noise]:g}'
+    what += f'_w{weight:g}'
     if config.guidance.classifier_workdir:
         what += f'_classifier{classifier_weight:g}'
     return f'{what}_seed{config.sample.seed}'

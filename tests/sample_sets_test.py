@@ -200,3 +200,15 @@ def test_a_killed_job_ends_with_the_images_of_an_undisturbed_one(tmp_path):
     assert manifests[0]['sha256'] == manifests[1]['sha256'] and manifests[1]['complete']
     npzs = [next((tmp_path / name).glob('sample_*.npz')) for name in ('alone', 'disturbed')]
     np.testing.assert_array_equal(*(np.load(npz)['arr_0'] for npz in npzs))
+
+
+def test_names_tell_what_is_unusual():
+    def name(**changes):
+        return sample_sets.describe(tiny.config(**changes), 0.3, 2.0)
+
+    assert name() == 'ancestral3_v1_w0.3_seed0'  # digits' v; the usual one is 0.3
+    assert name(sample__v=0.3) == 'ancestral3_w0.3_seed0'
+    assert name(sample__v=0.25, sample__eta=0.5, sample__seed=7) == 'ancestral3_v0.25_w0.3_seed7'
+    assert name(sample__sampler='ddim', sample__eta=0.5) == 'ddim3_eta0.5_w0.3_seed0'
+    assert name(guidance__function='mine.module:halved') == 'ancestral3_halved_v1_w0.3_seed0'
+    assert name(guidance__classifier_workdir='there') == 'ancestral3_v1_w0.3_classifier2_seed0'
