@@ -168,11 +168,11 @@ while true; do
   for ((index = 0; index < count; index++)); do
     [ "$stopped" ] || start "$index" "$port"
   done
+  # told to stop before there was a process to tell
+  if ((${#pids[@]} == 0)); then exit "$([ "$stopped" = INT ] && echo 130 || echo 75)"; fi
   watch
   if [ "$stopped" ] || ((restarts == 0)) || ! may_restart "$code"; then exit "$code"; fi
-  before=$newest newest=$(newest_checkpoint "$workdir")
-  stuck=$((newest > before ? 0 : stuck + 1))
-  ((stuck <= restarts)) || break
+  goes_on "$(newest_checkpoint "$workdir")" "$restarts" || break
   echo "exit code $code: starting again (newest checkpoint: $newest)" >&2
 done
 echo "exit code $code: no new checkpoint in $workdir after $restarts restarts" >&2

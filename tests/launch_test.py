@@ -122,6 +122,7 @@ def test_the_commands_of_a_slurm_job():
     assert step[0] == 'srun' and '--kill-on-bad-exit=1' in step and '--output=/shared/run/slurm/%j_%t.log' in step
     assert step[-4:] == ['-m', 'cfg_jax.main', CONFIG, '--workdir=/shared/run']
     assert requeue[:2] == ['scontrol', 'requeue']
+    assert '--cpus-per-task=3' in commands('slurm.sbatch', CONFIG, '--workdir=x', SLURM_CPUS_PER_TASK=3)[1]
     directives = dict(
         line.split()[1].lstrip('-').partition('=')[::2]
         for line in (LAUNCH / 'slurm.sbatch').read_text().splitlines()
@@ -130,6 +131,23 @@ def test_the_commands_of_a_slurm_job():
     assert directives['signal'].startswith('TERM@') and 'requeue' in directives  # to the processes, not to B:
     # JAX gives each process the GPU of its local number
     assert directives['gres'] == f'gpu:{directives["ntasks-per-node"]}'
+    assert f'--cpus-per-task={directives["cpus-per-task"]}' in step
+
+
+@pytest.mark.parametrize(('workdir', 'found'), [('~', '/home/me'), ('~/a b', '/home/me/a b'), ('x/~', 'x/~')])
+def test_the_home_folder_in_a_workdir(workdir, found):
+    """As the program reads it; its own flag stays as it is."""
+    step = commands('slurm.sbatch', CONFIG, f'--workdir={workdir}', HOME='/home/me')[1]
+    assert f'--output={found}/slurm/%j_%t.log' in step and f'--workdir={workdir}' in step
+
+
+@pytest.mark.parametrize('script', [['local.sh', 2], ['slurm.sbatch'], ['tpu_pod.sh', *POD, '--keep']])
+def test_every_script_hands_on_how_long_to_wait_for_the_others(script):
+    assert any(
+        '--join_seconds=600' in word
+        for words in commands(*script, CONFIG, '--workdir=/mnt/cfg_jax/run', '--join_seconds=600')
+        for word in words
+    )
 
 
 def test_the_commands_of_a_slice():
@@ -305,6 +323,24 @@ def test_local_restarts(local, tmp_path):
     assert done.returncode == 0 and starts(tmp_path) == {'0': 5}, done.stderr
 
 
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_local_told_to_stop_between_two_starts(local, tmp_path, number, code):
+    # basename looks at the checkpoints, before the second start
+    waits = 'touch "$STARTS/../looks"; until [ -e "$STARTS/../told" ]; do sleep 0.05; done'
+    program(
+        tmp_path / 'bin' / 'basename',
+        f'if [ -e "$STARTS/0" ]; then {waits}; fi\nexec {shutil.which("basename")} "$@"',
+    )
+    options = {'SAVES': tmp_path / 'workdir', 'path': tmp_path / 'bin', 'start': subprocess.Popen}
+    running = local(1, '--restarts=3', ends='75 0', **options)
+    while not (tmp_path / 'looks').exists():
+        time.sleep(0.05)
+    running.send_signal(number)
+    (tmp_path / 'told').touch()
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == code and starts(tmp_path) == {'0': 1}, err
+
+
 @pytest.mark.slow
 def test_local_trains_for_real(tmp_path):
     """Two processes with two devices each; one is killed, and the job goes on from the checkpoint to its end."""
@@ -345,6 +381,18 @@ def test_slurm(tmp_path, codes, code, requeues):
         asked.append((tmp_path / 'requeued').read_text().splitlines())
         assert done.returncode == (0 if requeue else code), done.stdout + done.stderr
     assert asked == [['requeue 12'] * requeue for requeue in requeues]
+
+
+def test_slurm_with_a_full_disk(tmp_path):
+    """What the program finds to mend is handed on, though nothing can be written to the workdir any more."""
+    program(tmp_path / 'bin' / 'srun', 'echo "srun: error: node: task 1: Exited with exit code 2" >&2; exit 143')
+    program(tmp_path / 'bin' / 'tee', f'[[ $1 == {tmp_path}/run/* ]] && cat || {shutil.which("tee")} "$@"; exit 1')
+    job = {'SLURM_JOB_ID': 12, 'SLURM_SUBMIT_DIR': tiny.ROOT, 'TMPDIR': tmp_path}
+    done = launch('slurm.sbatch', CONFIG, f'--workdir={tmp_path / "run"}', path=tmp_path / 'bin', **job)
+    assert done.returncode == 2, done.stdout + done.stderr
+    program(tmp_path / 'bin' / 'srun', 'exit 2')
+    done = launch('slurm.sbatch', CONFIG, f'--workdir={tmp_path / "run"}', path=tmp_path / 'bin', **job)
+    assert done.returncode == 2, done.stdout + done.stderr
 
 
 # In place of gcloud: one slice of two workers, whose home folders are $FAKE/homes/0 and 1; $FAKE/state is its state.
