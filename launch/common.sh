@@ -42,8 +42,8 @@ flag_value() {
   echo "$value"
 }
 
-# Where the program's flags put everything: --workdir, or runs/<name of the config>. A leading ~ is the home folder, which
-# bash leaves as it is within a word, and the program does not.
+# Where the program's flags put everything: --workdir, or runs/<name of the config>. A leading ~ is the home folder;
+# bash leaves as it is in --workdir=~/x.
 workdir_of() {
   local workdir config
   workdir=$(flag_value workdir "$@")
@@ -76,8 +76,8 @@ may_restart() {
   esac
 }
 
-# May the job start again, now that NEWEST is its newest checkpoint? Up to MOST times in a row without a new one; never if
-# MOST is 0. `newest` and `stuck`, which the script sets at first, hold what was before: goes_on NEWEST MOST
+# May the job start again, now that NEWEST is its newest checkpoint? Up to MOST times in a row without a new one, never
+# if MOST is 0. `newest` and `stuck`, which the script sets at first, hold what was before: goes_on NEWEST MOST
 goes_on() {
   stuck=$(($1 > newest ? 0 : stuck + 1)) newest=$1
   (($2 && stuck <= $2))

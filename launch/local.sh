@@ -9,7 +9,8 @@
 #
 #   --devices=D    each process computes on D virtual CPU devices
 #   --restarts=K   starts again after exit code 75 (preempted) or a crash, up to K times in a row without a new
-#                  checkpoint in the workdir; never after 0, 2 or 130, or when this script itself was told to stop
+#                  checkpoint in the workdir; never after 0, 2 or 130, or when this script itself was told to stop;
+#                  0, not at all, if unset
 #   --grace=S      seconds, 30 if unset
 #   --logs=DIR     output goes to DIR/process_<number>.log, and process 0's also to the terminal, as it is
 #   --dry-run      prints the commands, one a line, and runs nothing
