@@ -27,7 +27,7 @@ run() {
 # Is the word a flag of cfg_jax.main? Scripts refuse what is neither one of these nor an option of their own.
 is_program_flag() {
   case $1 in
-    --config=* | --config.* | --noconfig.* | --workdir=* | --mode=*) true ;;
+    --config=* | --config.* | --noconfig.* | --workdir=* | --mode=* | --join_seconds=*) true ;;
     *) false ;;
   esac
 }
@@ -42,11 +42,13 @@ flag_value() {
   echo "$value"
 }
 
-# Where the program's flags put everything: --workdir, or runs/<name of the config>.
+# Where the program's flags put everything: --workdir, or runs/<name of the config>. A leading ~ is the home folder;
+# bash leaves as it is in --workdir=~/x.
 workdir_of() {
   local workdir config
   workdir=$(flag_value workdir "$@")
   config=$(flag_value config "$@")
+  case $workdir in \~ | \~/*) workdir=$HOME${workdir#\~} ;; esac
   echo "${workdir:-runs/$(basename "${config%%:*}" .py)}"
 }
 
@@ -72,4 +74,11 @@ may_restart() {
     0 | 2 | 130) false ;;
     *) true ;;
   esac
+}
+
+# May the job start again, now that NEWEST is its newest checkpoint? Up to MOST times in a row without a new one, never
+# if MOST is 0. `newest` and `stuck`, which the script sets at first, hold what was before: goes_on NEWEST MOST
+goes_on() {
+  stuck=$(($1 > newest ? 0 : stuck + 1)) newest=$1
+  (($2 && stuck <= $2))
 }

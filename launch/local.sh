@@ -9,7 +9,8 @@
 #
 #   --devices=D    each process computes on D virtual CPU devices
 #   --restarts=K   starts again after exit code 75 (preempted) or a crash, up to K times in a row without a new
-#                  checkpoint in the workdir; never after 0, 2 or 130, or when this script itself was told to stop
+#                  checkpoint in the workdir; never after 0, 2 or 130, or when this script itself was told to stop;
+#                  0, not at all, if unset
 #   --grace=S      seconds, 30 if unset
 #   --logs=DIR     output goes to DIR/process_<number>.log, and process 0's also to the terminal, as it is
 #   --dry-run      prints the commands, one a line, and runs nothing
@@ -168,11 +169,11 @@ while true; do
   for ((index = 0; index < count; index++)); do
     [ "$stopped" ] || start "$index" "$port"
   done
+  # told to stop before there was a process to tell
+  if ((${#pids[@]} == 0)); then exit "$([ "$stopped" = INT ] && echo 130 || echo 75)"; fi
   watch
   if [ "$stopped" ] || ((restarts == 0)) || ! may_restart "$code"; then exit "$code"; fi
-  before=$newest newest=$(newest_checkpoint "$workdir")
-  stuck=$((newest > before ? 0 : stuck + 1))
-  ((stuck <= restarts)) || break
+  goes_on "$(newest_checkpoint "$workdir")" "$restarts" || break
   echo "exit code $code: starting again (newest checkpoint: $newest)" >&2
 done
 echo "exit code $code: no new checkpoint in $workdir after $restarts restarts" >&2

@@ -4,7 +4,8 @@
 #
 #   launch/tpu_pod.sh NAME --zone=ZONE --type=v5litepod-64 --bucket=BUCKET --delete [options] \
 #       --config=configs/imagenet64.py --workdir=/mnt/cfg_jax/imagenet64 [more flags of cfg_jax.main]
-#   launch/tpu_pod.sh NAME --zone=ZONE --stop      the job saves and ends; the slice stays
+#   launch/tpu_pod.sh NAME --zone=ZONE --stop      the job saves and ends, and the script that follows it ends too;
+#                                                  the slice stays, unless that script has --delete
 #   launch/tpu_pod.sh NAME --zone=ZONE --delete    deletes the slice
 #
 # The slice:
@@ -19,7 +20,7 @@
 #   --mount=DIR                      where; /mnt/cfg_jax if unset. The workdir and the data have to lie below it
 # The job:
 #   --restarts=K    after a preemption or a crash, starts again up to K times in a row without a new checkpoint; 5 if
-#                   unset. Never after exit code 2, which is for you to mend
+#                   unset, 0 for never. Never after exit code 2, which is for you to mend
 #   --all-logs      shows every worker's output; otherwise worker 0's, and of a worker that failed its last lines
 #   --log=FILE      all output, every line with its worker's number; NAME.log if unset
 #   --dry-run       prints the commands, one a line, and runs nothing
@@ -27,7 +28,7 @@
 #
 # The job does not need this script once it runs: after Ctrl-C, or on another machine, the same command finds it and
 # goes on showing its output. The exit code is the job's. Needs gcloud, logged in, with an SSH key that has no
-# passphrase or is in ssh-agent.
+# passphrase or is in ssh-agent (ssh-add ~/.ssh/google_compute_engine); an agent with other keys has to have it too.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -75,10 +76,14 @@ done
 location=("--zone=$zone")
 if [ "$project" ]; then location+=("--project=$project"); fi
 
-# The state of a tpu-vm or of a queued-resources request by that name, or MISSING: state_of KIND FIELD
+# Of a tpu-vm or of a queued-resources request by that name: describe KIND FORMAT
+describe() {
+  run gcloud compute tpus "$1" describe "$name" "--format=$2" "${location[@]}"
+}
+# Its state, or MISSING: state_of KIND FIELD
 state_of() {
   local answer
-  if answer=$(gcloud compute tpus "$1" describe "$name" "--format=value($2)" "${location[@]}" 2>&1); then
+  if answer=$(describe "$1" "value($2)" 2>&1); then
     echo "${answer##*$'\n'}"
   elif [[ $answer == *NOT_FOUND* ]]; then
     echo MISSING
@@ -90,10 +95,14 @@ state_of() {
 
 # What came out of the queue is deleted with its request.
 delete_slice() {
-  local request=MISSING
-  if [ ! "$dry_run" ]; then request=$(state_of queued-resources state.state 2> /dev/null) || true; fi
-  if [ "$dry_run" ] && [ "$queued" ]; then request=ACTIVE; fi
-  if [ "$request" ] && [ "$request" != MISSING ]; then
+  local request
+  if [ "$dry_run" ]; then
+    describe queued-resources 'value(state.state)'
+    request=${queued:-MISSING}
+  else
+    request=$(state_of queued-resources state.state 2> /dev/null) || request=MISSING
+  fi
+  if [ "$request" != MISSING ]; then
     run gcloud compute tpus queued-resources delete "$name" --force --quiet "${location[@]}"
   else
     run gcloud compute tpus tpu-vm delete "$name" --quiet "${location[@]}"
@@ -162,9 +171,16 @@ create_slice() {
   fi
 }
 
+# Waits for the next try to make the slice. At the first one its caller had better know at once; later there is a run to
+# go on with, for a day.
+try_later() {
+  tries=$((tries + 1))
+  [ "$found" ] && ((tries <= 288)) && sleep 300
+}
+
 # Returns once the slice is READY: waits for it, makes it where there is none, and anew where it is lost.
 ensure_slice() {
-  local state failures=0 was=''
+  local state tries=0 was=''
   while true; do
     state=$(state_of tpu-vm state) || state=UNKNOWN
     if [ "$state" = MISSING ] && [ "$queued" ]; then
@@ -172,25 +188,37 @@ ensure_slice() {
     fi
     if [ "$state" != "$was" ]; then note "the slice is $state"; fi
     was=$state
+    if [ "$state" != UNKNOWN ]; then answered=1; fi
     case $state in
       READY)
-        found=1
+        found=1 deleted=''
         return
         ;;
       MISSING)
-        installed=''
-        if create_slice; then continue; fi
-        failures=$((failures + 1))
-        # At the first try its caller had better know at once; later there is a run to go on with, for a day.
-        if [ ! "$found" ] || ((failures > 288)); then
-          note 'the slice could not be made; with --queued it waits until there is capacity'
+        # One that is taken away stays, PREEMPTED or SUSPENDED, until it is deleted.
+        if [ "$found" ] && [ ! "$deleted" ]; then
+          note 'somebody has deleted the slice'
           exit 1
         fi
-        sleep 300
+        installed=''
+        create_slice || try_later || {
+          note 'the slice could not be made; with --queued it waits until there is capacity'
+          exit 1
+        }
         ;;
-      PREEMPTED | TERMINATED | STOPPED | FAILED | SUSPENDED) delete_slice || sleep 60 ;;
+      PREEMPTED | TERMINATED | SUSPENDED)
+        running='' deleted=1
+        delete_slice || sleep 60
+        ;;
+      FAILED) # the request, for a reason that its state holds
+        describe queued-resources 'yaml(state)' >&2 || true
+        deleted=1
+        delete_slice || true
+        try_later || die 'the request for the slice has failed, see above.'
+        ;;
+      STOPPED) gcloud compute tpus tpu-vm start "$name" "${location[@]}" || sleep 60 ;;
       UNKNOWN)
-        [ "$found" ] || die 'gcloud failed, see above; is it logged in, and are the zone and project right?'
+        [ "$answered" ] || die 'gcloud failed, see above; is it logged in, and are the zone and project right?'
         sleep 60
         ;;
       *) sleep 30 ;; # on its way, or in the queue
@@ -211,82 +239,139 @@ install_project() {
   return "$status"
 }
 
-# Shows the output until all workers have ended; sets `code`, or leaves it empty if the connection was lost.
+# The workers that these lines are from. gcloud repeats a command whose connection broke, and so its lines.
+count_workers() {
+  awk '/^\[/ && !seen[$1]++ { count++ } END { print count + 0 }'
+}
+
+# Shows the output until all workers have ended; sets `code`, or leaves it empty if the connection was lost. `over`: its
+# user has stopped it.
 follow() {
   local codes part failed
+  followed=1
   part=$(mktemp)
   on_workers "${worker[@]}" follow "$@" 2>&1 | tee -a "$log" "$part" | {
     if [ "$all_logs" ]; then cat; else grep --line-buffered '^\[0\]' || true; fi
   } || true
-  codes=$(sed -n 's/^\[[^]]*\] ended with exit code //p' "$part")
+  # "[worker] code" of each
+  codes=$(awk '/^\[[^]]*\] ended with exit code / && !seen[$1]++ { print $1, $6 + 0 }' "$part")
   code=''
-  if (($(wc -w <<< "$codes") >= workers)); then
+  if [ "$codes" ] && (($(count_workers <<< "$codes") >= workers)); then
+    running=''
+    if grep -q '^\[[^]]*\] ended with exit code .*, stopped$' "$part"; then over=$stopped; fi
     # One that the user has to mend counts most, then the first that failed.
-    code=$(grep -x 2 <<< "$codes" | head -n 1 || true)
-    : "${code:=$(grep -vx 0 <<< "$codes" | head -n 1 || true)}"
-    : "${code:=0}"
-    if [ ! "$all_logs" ] && ! grep -qx "\[0\] ended with exit code $code" "$part"; then
-      failed=$(sed -n "/^\[[^]]*\] ended with exit code $code\$/ { s/^\[\([^]]*\)\].*/\1/p; q; }" "$part")
-      grep "^\[$failed\]" "$part" | tail -n 20
+    read -r failed code < <(grep ' 2$' <<< "$codes" || grep -v ' 0$' <<< "$codes" || echo "$codes")
+    if [ ! "$all_logs" ] && ! grep -qxF "[0] $code" <<< "$codes"; then
+      awk -v worker="$failed" '$1 == worker' "$part" | tail -n 20
     fi
   fi
   rm -f "$part"
 }
 
+# What a script of this folder runs on each worker, indented.
+show_inside() {
+  local commands home='~'
+  mapfile -t commands < <(bash "$root/launch/$1" --dry-run "${@:2}")
+  commands=("${commands[@]//"$root"/$home/cfg_jax}")
+  printf '    %s\n' "${commands[@]//"$HOME"/$home}"
+}
+
 if [ "$dry_run" ]; then
+  describe tpu-vm 'value(state)'
+  [ ! "$queued" ] || describe queued-resources 'value(state.state)'
   create_slice
+  on_workers "${worker[@]}" state "${flags[@]}"
   install_project
+  show_inside tpu_setup.sh "${setup[@]:2}"
+  on_workers "${worker[@]}" state "${flags[@]}"
   on_workers "${start[@]}"
+  show_inside tpu_worker.sh start "${flags[@]}"
   on_workers "${worker[@]}" follow all
   [ "$at_end" != --delete ] || delete_slice
   exit
 fi
 command -v gcloud > /dev/null || die 'gcloud is not installed.'
+# With such an agent gcloud refuses to copy to several workers, which had better be known before the slice is paid for.
+key=$HOME/.ssh/google_compute_engine
+if held=$(ssh-add -l 2> /dev/null) &&
+  ! { print=$(ssh-keygen -lf "$key" 2> /dev/null) && [[ $held == *"$(cut -d ' ' -f 2 <<< "$print")"* ]]; }; then
+  die "ssh-agent has keys, but not gcloud's; ssh-add $key adds it (gcloud compute config-ssh makes it)."
+fi
 
 # Starts the job, or finds it running, and follows it; sets `code`, or leaves it empty where that went wrong.
 attempt() {
-  local state='' started before=$newest prepare
+  local state started prepare checkpoint
   code=''
   ensure_slice
-  state=$(on_workers "${worker[@]}" state "${flags[@]}" 2> /dev/null) || true
+  # Without an answer what ran is taken to run still; 127 says that the project is not there.
+  state=$(on_workers "${worker[@]}" state "${flags[@]}" 2> /dev/null) || if [ $? != 127 ] && [ "$running" ]; then
+    return 0
+  fi
   if [[ $state == *'] running: '* && $state != *'] not running'* ]]; then
     note "a job is running there: $(sed -n '/\] running: / { s/.*\] running: //p; q; }' <<< "$state")"
-    workers=$(grep -c '^\[' <<< "$state")
+    workers=$(count_workers <<< "$state") running=1 failures=0
     follow
     return
   fi
-  if [[ $state == *'] running: '* ]]; then on_workers "${worker[@]}" stop > /dev/null 2>&1 || return 0; fi
+  # If it ended, or a part of it, while there was no connection, its exit codes are kept there.
+  if [ "$running" ]; then
+    running=''
+    follow
+    [ ! "$code" ] || return 0
+  fi
+  if [[ $state == *'] running: '* ]]; then on_workers "${worker[@]}" stop anew > /dev/null 2>&1 || return 0; fi
   # Setting up again mounts the storage that a restart of the machines has taken away.
   note 'setting up'
   if [ "$installed" ]; then prepare=(on_workers "${setup[@]}"); else prepare=(install_project); fi
   "${prepare[@]}" >> "$log" 2>&1 || {
     if [ $? = 2 ]; then code=2; fi
+    installed=''
     tail -n 5 "$log" >&2
     return 0
   }
   installed=1
   state=$(on_workers "${worker[@]}" state "${flags[@]}" 2> /dev/null) || return 0
-  newest=$(sed -n 's/^\[0\] not running, newest checkpoint //p' <<< "$state")
-  : "${newest:=$before}"
-  if ((starts)); then stuck=$((newest > before ? 0 : stuck + 1)); fi
-  ((stuck <= restarts)) || return 0
+  checkpoint=$(sed -n 's/^\[0\] not running.*, newest checkpoint //p' <<< "$state")
+  : "${checkpoint:=$newest}"
+  if [ ! "$followed" ]; then
+    newest=$checkpoint
+  elif [[ $state == *'] not running, stopped, '* ]]; then
+    over=$stopped
+  elif ! goes_on "$checkpoint" "$restarts"; then
+    over="no new checkpoint in $workdir after $restarts restarts"
+  fi
+  [ ! "$over" ] || return 0
   started=$(on_workers "${start[@]}") || return 0
+  workers=$(count_workers <<< "$started") running=1 failures=0
   note "started from checkpoint $newest (-1: none)"
-  workers=$(grep -c '^\[' <<< "$started") starts=$((starts + 1)) failures=0
   follow all
 }
 
-trap 'note "the job goes on; the same command shows its output again, --stop ends it"; exit 130' INT
-found='' installed='' code='' last=1 newest=-1 workers=0 starts=0 stuck=0 failures=0
+# shellcheck disable=SC2317 # the trap calls it
+interrupted() {
+  if [ "$running" ]; then
+    note 'the job goes on; the same command shows its output again, --stop ends it'
+  else
+    note "a slice or request that was made stays, and goes on costing: launch/tpu_pod.sh $name ${location[*]} --delete"
+  fi
+  exit 130
+}
+trap interrupted INT
+
+stopped='stopped with --stop'
+# Of the slice: `answered`: gcloud has told its state; `found`: it was ready once; `deleted`: this script has done that.
+# Of the job: `followed`: there was one; `running`: as far as is known; `over`: why it is not started again.
+answered='' found='' deleted='' installed='' followed='' running='' over=''
+code='' last=1 newest=-1 workers=0 stuck=0 failures=0
 while true; do
   attempt
   if [ "$code" ]; then
     note "ended with exit code $code"
     last=$code
-    may_restart "$code" || break
+    if ((restarts == 0)) || ! may_restart "$code"; then break; fi
   fi
-  if ((stuck > restarts)); then
-    note "no new checkpoint in $workdir after $restarts restarts"
+  if [ "$over" ]; then
+    note "$over"
     break
   fi
   if [ ! "$code" ]; then
@@ -299,5 +384,11 @@ while true; do
     sleep 30
   fi
 done
-if [ "$at_end" = --delete ]; then delete_slice; else note 'the slice stays, and goes on costing'; fi
+if [ "$running" ]; then
+  note 'the job may run still, so the slice stays, and goes on costing; the same command finds it again'
+elif [ "$at_end" = --delete ]; then
+  delete_slice
+else
+  note 'the slice stays, and goes on costing'
+fi
 exit "$last"

@@ -6,12 +6,14 @@
 #   launch/tpu_setup.sh [--bucket=NAME | --nfs=HOST:/SHARE | --mounted] [--mount=DIR] [--venv=DIR]
 #       [--dry-run] [--help]
 #
-#   --bucket=NAME       mounts this Cloud Storage bucket with gcsfuse. Make it one with a hierarchical namespace: a
-#                       checkpoint is finished by renaming its folder, which other buckets do file by file
+#   --bucket=NAME       mounts this Cloud Storage bucket with gcsfuse, which is installed from Google's apt repository
+#                       where it is missing. Make it a bucket with a hierarchical namespace: a checkpoint is finished
+#                       by renaming its folder, which other buckets do file by file
 #   --nfs=HOST:/SHARE   mounts an NFS share, such as a Filestore instance's
 #   --mounted           mounts nothing and fails where nothing is mounted
 #   --mount=DIR         where; /mnt/cfg_jax if unset
 #   --venv=DIR          the virtual environment; ~/cfg_jax_venv if unset
+#   --dry-run           prints the commands for a fresh worker, one a line, and runs nothing
 #
 # The project reads and writes files and no gs:// paths. A mounted bucket is slow at small files and at appending;
 # NFS has neither trouble.
@@ -42,10 +44,9 @@ esac
 [[ ! $nfs || $nfs == *:/* ]] || die "--nfs is '$nfs'; it must be HOST:/SHARE."
 [[ $mount == /* ]] || die "--mount is '$mount'; it must start with /."
 
-# Other programs hold apt's lock on a machine that has just started.
-install_packages() {
-  run sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
-  run sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y "$@"
+# Does a check of this worker succeed? Not in a dry run, which is about a fresh one.
+is_so() {
+  [ ! "$dry_run" ] && "$@" > /dev/null 2>&1
 }
 
 # The first Python that is new enough.
@@ -53,19 +54,50 @@ find_python() {
   local name
   for name in python3.11 python3.12 python3.13 python3.14; do
     # The module is a package of its own on Debian and Ubuntu.
-    if command -v "$name" > /dev/null && "$name" -c 'import ensurepip' 2> /dev/null; then
+    if is_so "$name" -c 'import ensurepip'; then
       echo "$name"
       return
     fi
   done
 }
 
+# All that can be missing comes first: what fails had better fail before the minutes that pip takes.
+packages=()
 python=$(find_python)
 if [ ! "$python" ]; then
-  install_packages python3.11 python3.11-venv
+  packages+=(python3.11 python3.11-venv)
   python=python3.11
 fi
-[ -x "$venv/bin/python" ] || run "$python" -m venv "$venv"
+if [ "$nfs" ] && ! is_so command -v mount.nfs; then packages+=(nfs-common); fi
+if [ "$bucket" ] && ! is_so command -v gcsfuse; then
+  packages+=(gcsfuse)
+  key=/usr/share/keyrings/cloud.google.asc
+  run sudo curl -fsSL -o "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg
+  source="deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main"
+  run sudo sh -c "echo \"$source\" > /etc/apt/sources.list.d/gcsfuse.list"
+fi
+if ((${#packages[@]})); then
+  # Other programs hold apt's lock on a machine that has just started.
+  run sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
+  run sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y "${packages[@]}"
+fi
+
+if { [ "$bucket" ] || [ "$nfs" ]; } && ! is_so mountpoint -q "$mount"; then
+  run sudo mkdir -p "$mount"
+  if [ "$nfs" ]; then
+    # Workers wait for each other's files: they may be a second late, not a minute.
+    run sudo mount -t nfs -o hard,actimeo=1 "$nfs" "$mount"
+    run sudo chmod a+rwx "$mount"
+  else
+    run sudo chown "$(id -u):$(id -g)" "$mount"
+    run gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 "$bucket" "$mount"
+  fi
+fi
+if [ "$mounted" ] && [ ! "$dry_run" ]; then
+  mountpoint -q "$mount" || die "nothing is mounted at $mount (--mounted)."
+fi
+
+is_so test -x "$venv/bin/python" || run "$python" -m venv "$venv"
 # The constraints: after a preemption the new workers have to compute as the old ones did.
 run "$venv/bin/pip" install --quiet --constraint "$root/constraints.txt" "${root}[tpu]"
 
@@ -75,21 +107,4 @@ if [ "$dry_run" ] || [ -w "$pages" ] || sudo -n true 2> /dev/null; then
   run sudo sh -c "echo always > $pages"
 fi
 
-if { [ "$bucket" ] || [ "$nfs" ]; } && { [ "$dry_run" ] || ! mountpoint -q "$mount"; }; then
-  run sudo mkdir -p "$mount"
-  if [ "$nfs" ]; then
-    command -v mount.nfs > /dev/null || install_packages nfs-common
-    # Workers wait for each other's files: they may be a second late, not a minute.
-    run sudo mount -t nfs -o hard,actimeo=1 "$nfs" "$mount"
-    run sudo chmod a+rwx "$mount"
-  else
-    [ "$dry_run" ] || command -v gcsfuse > /dev/null ||
-      die 'gcsfuse is not on this worker; see cloud.google.com/storage/docs/gcsfuse-install, or use --nfs.'
-    run sudo chown "$(id -u):$(id -g)" "$mount"
-    run gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 "$bucket" "$mount"
-  fi
-fi
-if [ "$mounted" ] && [ ! "$dry_run" ]; then
-  mountpoint -q "$mount" || die "nothing is mounted at $mount (--mounted)."
-fi
 [ "$dry_run" ] || echo "ready: $("$venv/bin/python" --version)$(mountpoint -q "$mount" && echo ", $mount is mounted")"

@@ -5,8 +5,9 @@
 #   launch/tpu_worker.sh state FLAGS...    running, and with which flags, or not, and what these would go on from
 #   launch/tpu_worker.sh start FLAGS...    starts cfg_jax.main with these flags in the background
 #   launch/tpu_worker.sh follow [all]      prints its output as it comes, until it ends, and its exit code; the output
-#                                          of before from its start, or the last 20 lines of it
-#   launch/tpu_worker.sh stop              sends it SIGTERM, so that it saves, and SIGKILL five minutes later
+#                                          of before from its start, the first time, or the last 20 lines of it
+#   launch/tpu_worker.sh stop [anew]       sends it SIGTERM, so that it saves, and SIGKILL five minutes later; a script
+#                                          that follows does not start it again, except after `stop anew`
 #   --dry-run, before these                prints the command that start runs, and runs nothing
 #   --help                                 prints this
 #
@@ -31,7 +32,7 @@ case $action in
     [ "$(flag_value config "$@")" ] || die 'no config; give one of configs/.'
     ;;
   follow) [ "$*" = all ] || (($# == 0)) || die "unexpected '$1' after $action." ;;
-  stop) (($# == 0)) || die "unexpected '$1' after $action." ;;
+  stop) [ "$*" = anew ] || (($# == 0)) || die "unexpected '$1' after $action." ;;
   *) die "unknown action '$action'; launch/tpu_worker.sh --help shows what there is." ;;
 esac
 command=("$python" -m cfg_jax.main "$@")
@@ -50,20 +51,24 @@ is_running() {
   # by its command, for after a restart of the machine its number may be another program's
   [ -s "$state/keeper" ] && grep -qs cfg_jax.main "/proc/$(cat "$state/keeper")/cmdline"
 }
+# What its user has stopped is not started again by a script that follows it.
+stopped() {
+  if [ -e "$state/stopped" ]; then echo ', stopped'; fi
+}
 
 mkdir -p "$state"
 case $action in
   state)
     if is_running; then say "running: $(cat "$state/flags")"; exit; fi
     workdir=$(cd "$root" && realpath -m "$(workdir_of "$@")")
-    say "not running, newest checkpoint $(newest_checkpoint "$workdir")"
+    say "not running$(stopped), newest checkpoint $(newest_checkpoint "$workdir")"
     ;;
   start)
     if is_running; then
       say 'is running already'
       exit
     fi
-    rm -f "$state/code" "$state/process"
+    rm -f "$state"/{code,process,shown,stopped}
     quoted "$@" > "$state/flags"
     : > "$state/log"
     # A keeper in a session of its own outlives this connection and notes the exit code.
@@ -77,15 +82,18 @@ case $action in
   follow)
     [ -s "$state/keeper" ] || die 'nothing was started on this worker.'
     lines=20
-    if [ "${1:-}" = all ]; then lines=+1; fi
+    # Once: gcloud repeats a command whose connection broke.
+    if [ "${1:-}" = all ] && [ ! -e "$state/shown" ]; then lines=+1; fi
+    : > "$state/shown"
     tail -n "$lines" -F "$state/log" 2> /dev/null > >(exec sed -u "s/^\(\[$worker\] \)\{0,1\}/[$worker] /") &
     while is_running; do sleep 1; done
     sleep 1 # for the last lines
     kill $! 2> /dev/null || true
     # Without a note the keeper itself was killed, or the machine started anew.
-    say "ended with exit code $(cat "$state/code" 2> /dev/null || echo 137)"
+    say "ended with exit code $(cat "$state/code" 2> /dev/null || echo 137)$(stopped)"
     ;;
   stop)
+    [ "${1:-}" = anew ] || : > "$state/stopped"
     if ! is_running; then say 'not running' && exit; fi
     kill -TERM "$(cat "$state/process")" 2> /dev/null || true
     for _ in {1..300}; do

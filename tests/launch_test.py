@@ -3,6 +3,7 @@
 Mostly without JAX: programs of the same names stand in for python, gcloud, srun and scontrol.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -122,6 +123,7 @@ def test_the_commands_of_a_slurm_job():
     assert step[0] == 'srun' and '--kill-on-bad-exit=1' in step and '--output=/shared/run/slurm/%j_%t.log' in step
     assert step[-4:] == ['-m', 'cfg_jax.main', CONFIG, '--workdir=/shared/run']
     assert requeue[:2] == ['scontrol', 'requeue']
+    assert '--cpus-per-task=3' in commands('slurm.sbatch', CONFIG, '--workdir=x', SLURM_CPUS_PER_TASK=3)[1]
     directives = dict(
         line.split()[1].lstrip('-').partition('=')[::2]
         for line in (LAUNCH / 'slurm.sbatch').read_text().splitlines()
@@ -130,11 +132,36 @@ def test_the_commands_of_a_slurm_job():
     assert directives['signal'].startswith('TERM@') and 'requeue' in directives  # to the processes, not to B:
     # JAX gives each process the GPU of its local number
     assert directives['gres'] == f'gpu:{directives["ntasks-per-node"]}'
+    assert f'--cpus-per-task={directives["cpus-per-task"]}' in step
+
+
+@pytest.mark.parametrize(('workdir', 'found'), [('~', '/home/me'), ('~/a b', '/home/me/a b'), ('x/~', 'x/~')])
+def test_the_home_folder_in_a_workdir(workdir, found):
+    """As the program reads it; its own flag stays as it is."""
+    step = commands('slurm.sbatch', CONFIG, f'--workdir={workdir}', HOME='/home/me')[1]
+    assert f'--output={found}/slurm/%j_%t.log' in step and f'--workdir={workdir}' in step
+
+
+@pytest.mark.parametrize('script', [['local.sh', 2], ['slurm.sbatch'], ['tpu_pod.sh', *POD, '--keep']])
+def test_every_script_hands_on_how_long_to_wait_for_the_others(script):
+    assert any(
+        '--join_seconds=600' in word
+        for words in commands(*script, CONFIG, '--workdir=/mnt/cfg_jax/run', '--join_seconds=600')
+        for word in words
+    )
 
 
 def test_the_commands_of_a_slice():
-    create, pack, copy, unpack, setup, start, follow, delete = commands('tpu_pod.sh', *POD, '--delete', '--spot')
+    shown = launch('tpu_pod.sh', '--dry-run', *POD, '--delete', '--spot').stdout.splitlines()
+    inside = [shlex.split(line) for line in shown if line.startswith('    ')]  # what scripts run on each worker
+    outside = [shlex.split(line) for line in shown if not line.startswith(' ')]
+    find, create, look, pack, copy, unpack, setup, again, start, follow, request, delete = outside
     tpus = ['gcloud', 'compute', 'tpus']
+    assert find[:6] == [*tpus, 'tpu-vm', 'describe', 'slice']
+    assert request[:6] == [*tpus, 'queued-resources', 'describe', 'slice']
+    assert look == again and f'--command=bash cfg_jax/launch/tpu_worker.sh state {" ".join(POD[-2:])}' in look
+    assert ['python3.11', '-m', 'venv', '~/cfg_jax_venv'] in inside and inside[-3][-1] == '~/cfg_jax[tpu]'
+    assert inside[-1] == ['~/cfg_jax_venv/bin/python', '-m', 'cfg_jax.main', *POD[-2:]]
     assert create[:6] == [*tpus, 'tpu-vm', 'create', 'slice']
     assert {'--zone=us-west4-a', '--accelerator-type=v5litepod-16', '--version=v2-alpha-tpuv5-lite', '--spot'} < {
         *create
@@ -150,10 +177,12 @@ def test_the_commands_of_a_slice():
     assert remote[3][1:] == ['cfg_jax/launch/tpu_worker.sh', 'follow', 'all']
     assert delete[:6] == [*tpus, 'tpu-vm', 'delete', 'slice']
     queued = commands('tpu_pod.sh', *POD, '--keep', '--queued', '--spot')
-    assert queued[0][:6] == [*tpus, 'queued-resources', 'create', 'slice']
-    assert {'--node-id=slice', '--runtime-version=v2-alpha-tpuv5-lite', '--spot'} < {*queued[0]}
+    assert [words[3:6] for words in queued[1:3]] == [
+        ['queued-resources', verb, 'slice'] for verb in ('describe', 'create')
+    ]
+    assert {'--node-id=slice', '--runtime-version=v2-alpha-tpuv5-lite', '--spot'} < {*queued[2]}
     assert not any('delete' in words for words in queued)
-    (gone,) = commands('tpu_pod.sh', 'slice', '--zone=z', '--project=p', '--delete')
+    _, gone = commands('tpu_pod.sh', 'slice', '--zone=z', '--project=p', '--delete')
     assert gone == [*tpus, 'tpu-vm', 'delete', 'slice', '--quiet', '--zone=z', '--project=p']
 
 
@@ -162,7 +191,16 @@ def test_the_commands_of_a_worker(tmp_path):
     assert any(words[0] == '/v/bin/pip' and words[-1] == f'{tiny.ROOT}[tpu]' for words in share)
     assert any(words[:2] == ['sudo', 'mount'] and words[-2:] == ['host:/share', '/mnt/x'] for words in share)
     bucket = commands('tpu_setup.sh', '--bucket=gs://name/', HOME=tmp_path)
-    assert bucket[-1][0] == 'gcsfuse' and bucket[-1][-2:] == ['name', '/mnt/cfg_jax']
+    (mount,) = [words for words in bucket if words[0] == 'gcsfuse']
+    assert mount[-2:] == ['name', '/mnt/cfg_jax']
+    (key,) = [words[4] for words in bucket if words[:2] == ['sudo', 'curl']]
+    (source,) = [words[3] for words in bucket if words[:2] == ['sudo', 'sh'] and 'sources.list.d' in words[3]]
+    assert f'"deb [signed-by={key}] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main"' in source
+    # a fresh worker's commands, whatever this machine has; what can fail soon comes before pip
+    (install,) = [words for words in bucket if 'install' in words and 'apt-get' in words]
+    assert install[-3:] == ['python3.11', 'python3.11-venv', 'gcsfuse']
+    assert bucket.index(mount) < [words[-1] for words in bucket].index(f'{tiny.ROOT}[tpu]')
+    assert any(words[-1] == 'nfs-common' for words in share)
     (start,) = commands('tpu_worker.sh', 'start', CONFIG, HOME=tmp_path)
     assert start == [f'{tmp_path}/cfg_jax_venv/bin/python', '-m', 'cfg_jax.main', CONFIG]
 
@@ -217,6 +255,8 @@ echo "here $number of $JAX_NUM_PROCESSES: $*"
 echo "[$number] as the program itself puts it" >&2
 if [ "$code" = 75 ] && [ "${SAVES:-}" ]; then mkdir -p "$SAVES/checkpoints/${#ends[@]}$starts"; fi
 if [ "$code" = gone ]; then echo PREEMPTED > "$FAKE/state"; exit 143; fi
+if [ "$code" = deleted ]; then rm -r "$FAKE/state" "$FAKE/homes"; exit 143; fi
+if [ "$code" = long ]; then printf 'line %s\n' {1..30}; code=0; fi
 while [ "$code" = wait ]; do
   if [ "${FAKE:-}" ] && ! grep -qs READY "$FAKE/state"; then kill -KILL $$; fi
   sleep 0.1
@@ -305,6 +345,24 @@ def test_local_restarts(local, tmp_path):
     assert done.returncode == 0 and starts(tmp_path) == {'0': 5}, done.stderr
 
 
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_local_told_to_stop_between_two_starts(local, tmp_path, number, code):
+    # basename looks at the checkpoints, before the second start
+    waits = 'touch "$STARTS/../looks"; until [ -e "$STARTS/../told" ]; do sleep 0.05; done'
+    program(
+        tmp_path / 'bin' / 'basename',
+        f'if [ -e "$STARTS/0" ]; then {waits}; fi\nexec {shutil.which("basename")} "$@"',
+    )
+    options = {'SAVES': tmp_path / 'workdir', 'path': tmp_path / 'bin', 'start': subprocess.Popen}
+    running = local(1, '--restarts=3', ends='75 0', **options)
+    while not (tmp_path / 'looks').exists():
+        time.sleep(0.05)
+    running.send_signal(number)
+    (tmp_path / 'told').touch()
+    _, err = running.communicate(timeout=20)
+    assert running.returncode == code and starts(tmp_path) == {'0': 1}, err
+
+
 @pytest.mark.slow
 def test_local_trains_for_real(tmp_path):
     """Two processes with two devices each; one is killed, and the job goes on from the checkpoint to its end."""
@@ -347,27 +405,65 @@ def test_slurm(tmp_path, codes, code, requeues):
     assert asked == [['requeue 12'] * requeue for requeue in requeues]
 
 
-# In place of gcloud: one slice of two workers, whose home folders are $FAKE/homes/0 and 1; $FAKE/state is its state.
+def test_slurm_with_a_full_disk(tmp_path):
+    """What the program finds to mend is handed on, though nothing can be written to the workdir any more."""
+    program(tmp_path / 'bin' / 'srun', 'echo "srun: error: node: task 1: Exited with exit code 2" >&2; exit 143')
+    program(tmp_path / 'bin' / 'tee', f'[[ $1 == {tmp_path}/run/* ]] && cat || {shutil.which("tee")} "$@"; exit 1')
+    job = {'SLURM_JOB_ID': 12, 'SLURM_SUBMIT_DIR': tiny.ROOT, 'TMPDIR': tmp_path}
+    done = launch('slurm.sbatch', CONFIG, f'--workdir={tmp_path / "run"}', path=tmp_path / 'bin', **job)
+    assert done.returncode == 2, done.stdout + done.stderr
+    program(tmp_path / 'bin' / 'srun', 'exit 2')
+    done = launch('slurm.sbatch', CONFIG, f'--workdir={tmp_path / "run"}', path=tmp_path / 'bin', **job)
+    assert done.returncode == 2, done.stdout + done.stderr
+
+
+# In place of gcloud: one slice of two workers, whose home folders are $FAKE/homes/0 and 1; $FAKE/state is its state,
+# after the lines of $FAKE/answers, and $FAKE/request that of its request. Each line of $FAKE/cuts breaks one `follow`:
+# `now`, when the job has `ended`, or for good (`lost`). What $REPEATS matches runs twice, as gcloud repeats it after a
+# connection broke.
 GCLOUD = r"""
 echo "$3 $4" >> "$FAKE/calls"
+pop() { [ -s "$FAKE/$1" ] && head -n 1 "$FAKE/$1" && sed -i 1d "$FAKE/$1"; }
+make_slice() {
+  for home in "$FAKE"/homes/{0,1}; do mkdir -p "$home/cfg_jax_venv" && ln -s "$FAKE/bin" "$home/cfg_jax_venv/bin"; done
+  echo READY > "$FAKE/state"
+}
+on_worker() { cd "$FAKE/homes/$1" && HOME=$PWD WORKER=$1 bash -c "$command"; }
 case "$3 $4" in
-  'tpu-vm describe') cat "$FAKE/state" 2> /dev/null || { echo 'ERROR: NOT_FOUND: no such slice' >&2; exit 1; } ;;
-  'tpu-vm create')
-    for home in "$FAKE"/homes/{0,1}; do
-      mkdir -p "$home/cfg_jax_venv" && ln -s "$FAKE/bin" "$home/cfg_jax_venv/bin"
-    done
-    echo READY > "$FAKE/state"
+  'tpu-vm describe')
+    answer=$(pop answers) || answer=$(cat "$FAKE/state" 2> /dev/null) || answer=NOT_FOUND
+    if [[ $answer == NOT_FOUND || $answer == NO_NETWORK ]]; then echo "ERROR: $answer" >&2; exit 1; fi
+    echo "$answer"
     ;;
+  'tpu-vm create') make_slice ;;
+  'tpu-vm start') ;;
   'tpu-vm delete') rm -r "$FAKE/state" "$FAKE/homes" ;;
   'tpu-vm scp') for worker in 0 1; do cp "$5" "$FAKE/homes/$worker"; done ;;
   'tpu-vm ssh')
+    [ ! -e "$FAKE/lost" ] || exit 255
     for word; do if [[ $word == --command=* ]]; then command=${word#*=}; fi; done
     if [[ $command == *tpu_setup.sh* ]]; then exit "${SETUP:-0}"; fi
-    for worker in 0 1; do (cd "$FAKE/homes/$worker" && HOME=$PWD WORKER=$worker bash -c "$command") & done |
+    if [[ $command == *'tpu_worker.sh follow'* ]] && cut=$(pop cuts); then
+      if [ "$cut" = lost ]; then touch "$FAKE/lost"; fi
+      while [ "$cut" = ended ] && (($(ls "$FAKE"/homes/*/cfg_jax_job/code 2> /dev/null | wc -l) < 2)); do sleep 1; done
+      exit 255
+    fi
+    again=:
+    if [ "${REPEATS:-}" ] && [[ $command == *"$REPEATS"* ]]; then again=on_worker; fi
+    for worker in 0 1; do (on_worker "$worker" && "$again" "$worker") & done |
       while IFS= read -r line; do if grep -qs READY "$FAKE/state"; then echo "$line"; fi; done
     grep -qs READY "$FAKE/state" || exit 255
     ;;
-  *) echo 'ERROR: NOT_FOUND' >&2; exit 1 ;;
+  'queued-resources create')
+    echo "${REQUEST:-ACTIVE}" > "$FAKE/request"
+    if [ ! "${REQUEST:-}" ]; then make_slice; fi
+    ;;
+  'queued-resources describe')
+    cat "$FAKE/request" 2> /dev/null || { echo 'ERROR: NOT_FOUND' >&2; exit 1; }
+    if [[ $* == *yaml* ]]; then echo 'error: no quota'; fi
+    ;;
+  'queued-resources delete') rm -rf "$FAKE/request" "$FAKE/state" "$FAKE/homes" ;;
+  *) echo "unknown: $*" >&2; exit 1 ;;
 esac
 """
 
@@ -379,6 +475,10 @@ def pod(tmp_path):
     program(tmp_path / 'bin' / 'python', PYTHON)
     program(tmp_path / 'bin' / 'curl', 'echo "$WORKER"')
     program(tmp_path / 'bin' / 'sleep', 'exec /bin/sleep 0.1')
+    # the real one, without the tests' files, which take most of its time
+    program(tmp_path / 'bin' / 'tar', f'exec {shutil.which("tar")} --exclude=./tests "$@"')
+    program(tmp_path / 'bin' / 'ssh-add', 'echo 256 SHA256:theirs me; echo 3072 SHA256:gcloud me')
+    program(tmp_path / 'bin' / 'ssh-keygen', 'echo 3072 SHA256:gcloud me')
     (tmp_path / 'starts').mkdir()
     workdir = tmp_path / 'mount' / 'run'
 
@@ -388,28 +488,108 @@ def pod(tmp_path):
         paths = {'FAKE': tmp_path, 'STARTS': tmp_path / 'starts', 'SAVES': workdir}
         return launch('tpu_pod.sh', *slice_, *arguments, *flags, path=tmp_path / 'bin', ENDS=ends, **paths, **options)
 
-    return start
+    yield start
+    (tmp_path / 'state').unlink(missing_ok=True)  # which ends what still runs
+
+
+def calls(tmp_path, verb):
+    """How often gcloud was called with this verb."""
+    return (tmp_path / 'calls').read_text().split().count(verb)
 
 
 def test_a_slice_that_is_preempted(pod, tmp_path):
     """Preempted with the slice gone, then told to save, then done: made twice, installed twice, started thrice."""
     done = pod('--delete', '--restarts=1', ends='wait,gone 75,75 0,0')
-    calls = (tmp_path / 'calls').read_text().splitlines()
     assert done.returncode == 0 and starts(tmp_path) == {'0': 3, '1': 3}, done.stderr
-    assert [calls.count(f'tpu-vm {verb}') for verb in ('create', 'scp', 'delete')] == [2, 2, 2]
+    assert [calls(tmp_path, verb) for verb in ('create', 'scp', 'delete')] == [2, 2, 2]
     assert '[0] here 0 of' in done.stdout and '[1] here' not in done.stdout
     assert '[1] here 1 of' in (tmp_path / 'log').read_text()
 
 
 def test_a_slice_whose_user_has_to_mend_something(pod, tmp_path):
     done = pod('--keep', ends='1,2')
-    calls = (tmp_path / 'calls').read_text().splitlines()
     assert done.returncode == 2 and starts(tmp_path) == {'0': 1, '1': 1}, done.stderr
     assert '[1] here 1 of' in done.stdout  # the last lines of the worker that failed
     done = pod('--keep', ends='', SETUP=2)
     assert done.returncode == 2 and starts(tmp_path) == {'0': 1, '1': 1}, done.stderr
-    assert 'tpu-vm delete' not in calls
     # the slice is there still; a job that crashes is started again so many times
     done = pod('--keep', '--restarts=1', ends='x 7,7 7,7 7,7')
     assert done.returncode == 7 and starts(tmp_path) == {'0': 3, '1': 3}, done.stderr
-    assert 'no new checkpoint' in done.stderr and (tmp_path / 'calls').read_text().count('tpu-vm create') == 1
+    assert 'no new checkpoint' in done.stderr
+    # not at all, if so told
+    done = pod('--keep', '--restarts=0', ends='x x x 75,75')
+    assert done.returncode == 75 and starts(tmp_path) == {'0': 4, '1': 4}, done.stderr
+    assert calls(tmp_path, 'create') == 1 and calls(tmp_path, 'delete') == 0
+
+
+def test_a_job_on_a_slice_that_its_user_stops(pod, tmp_path):
+    """It runs on after Ctrl-C, is found again, connections to it break, and --stop ends it for good."""
+    options = {'ends': 'wait,wait 0,0', 'start': functools.partial(subprocess.Popen, start_new_session=True)}
+    running = pod('--keep', **options, REPEATS='tpu_worker.sh start')
+    while 'started from' not in running.stderr.readline():
+        assert running.poll() is None
+    os.killpg(running.pid, signal.SIGINT)
+    assert 'the job goes on' in running.communicate(timeout=60)[1] and running.returncode == 130
+    (tmp_path / 'cuts').write_text('now\n' * 11)
+    running = pod('--delete', **options)
+    while (tmp_path / 'cuts').read_text():
+        time.sleep(0.1)
+        assert running.poll() is None, running.communicate()
+    stop = launch('tpu_pod.sh', 'slice', '--zone=z', '--stop', path=tmp_path / 'bin', FAKE=tmp_path)
+    assert stop.returncode == 0 and sorted(stop.stdout.splitlines()) == ['[0] stopped', '[1] stopped']
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 75 and 'stopped with --stop' in err and starts(tmp_path) == {'0': 1, '1': 1}, err
+    assert calls(tmp_path, 'delete') == 1  # as the script was told to at the end
+
+
+def test_a_slice_out_of_reach_is_not_deleted_under_its_job(pod, tmp_path):
+    (tmp_path / 'cuts').write_text('lost\n')
+    done = pod('--delete', ends='wait,wait')
+    assert done.returncode == 1 and 'could not be reached' in done.stderr and 'may run still' in done.stderr
+    assert calls(tmp_path, 'delete') == 0
+
+
+def test_exit_codes_outlast_the_connection(pod, tmp_path):
+    (tmp_path / 'cuts').write_text('ended\n')
+    done = pod('--keep', ends='1,2 0,0')
+    assert done.returncode == 2 and starts(tmp_path) == {'0': 1, '1': 1}, done.stderr
+
+
+def test_a_whole_log_is_shown_once(pod, tmp_path):
+    done = pod('--keep', ends='long,0', REPEATS='tpu_worker.sh follow')
+    assert done.returncode == 0 and (tmp_path / 'log').read_text().count('[0] line 1\n') == 1, done.stderr
+
+
+def test_a_slice_that_somebody_deletes(pod, tmp_path):
+    done = pod('--keep', ends='wait,deleted 0,0')
+    assert done.returncode == 1 and 'somebody has deleted' in done.stderr and calls(tmp_path, 'create') == 1
+
+
+def test_a_slice_from_the_queue(pod, tmp_path):
+    """A lost connection while waiting does no harm, and a slice that is stopped is started."""
+    (tmp_path / 'answers').write_text('NOT_FOUND\nNO_NETWORK\nSTOPPED\n')
+    done = pod('--queued', '--delete', ends='0,0')
+    assert done.returncode == 0, done.stderr
+    assert [calls(tmp_path, verb) for verb in ('create', 'start', 'delete')] == [1, 1, 1]
+
+
+def test_ctrl_c_in_the_queue(pod):
+    session = functools.partial(subprocess.Popen, start_new_session=True)
+    running = pod('--queued', '--delete', ends='', REQUEST='WAITING_FOR_RESOURCES', start=session)
+    while 'WAITING' not in running.stderr.readline():
+        assert running.poll() is None
+    os.killpg(running.pid, signal.SIGINT)
+    assert 'launch/tpu_pod.sh slice --zone=z --delete' in running.communicate(timeout=60)[1]
+    assert running.returncode == 130
+
+
+def test_a_request_that_fails(pod, tmp_path):
+    done = pod('--queued', '--keep', ends='', REQUEST='FAILED')
+    assert done.returncode == 2 and 'no quota' in done.stderr and calls(tmp_path, 'create') == 1
+    assert done.stderr.splitlines()[-1].startswith('error: ')
+
+
+def test_an_agent_without_the_key_of_gcloud(pod, tmp_path):
+    program(tmp_path / 'bin' / 'ssh-add', 'echo 256 SHA256:theirs me')
+    done = pod('--keep', ends='')
+    assert done.returncode == 2 and done.stderr.startswith('error: ssh-agent') and not (tmp_path / 'calls').exists()
