@@ -5,7 +5,6 @@ Mostly without JAX: programs of the same names stand in for python, gcloud, srun
 
 import functools
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -220,24 +219,6 @@ def test_kubernetes():
     assert rules == {'FailJob': [2], 'Ignore': [75]} and pod['restartPolicy'] == 'Never'
 
 
-def test_the_table_of_slices():
-    """docs/slices.md: each ImageNet config is there; chips times images is its batch, times days its chip-hours."""
-    rows = [line for line in (tiny.ROOT / 'docs' / 'slices.md').read_text().splitlines() if line.startswith('|')][2:]
-    seen, names = set(), []
-    for row in rows:
-        cells = [cell.strip() for cell in row.strip('|').split('|')]
-        names = re.findall(r'`(\w+)\.py`', cells[0]) or names
-        chips, width, height = map(int, re.search(r'-(\d+)` \((\d+)x(\d+)\)', cells[3]).groups())
-        assert width * height == chips
-        for name in names:
-            assert chips * int(cells[4]) == tiny.load_config(name).train.batch_size, name
-        days, hours = float(cells[6]), float(cells[7].replace(',', ''))
-        assert abs(hours / 24 / chips - days) <= 0.051
-        seen |= set(names)
-    configs = {path.stem for pattern in ('imagenet*', 'adm*') for path in (tiny.ROOT / 'configs').glob(f'{pattern}.py')}
-    assert seen == configs
-
-
 # In place of python: notes that it started, and ends as $ENDS says for its number at each start: '75,75 0,0'. With
 # $SAVES, the workdir, it leaves a checkpoint when it ends with 75.
 PYTHON = r"""
@@ -326,6 +307,7 @@ def test_local_a_second_interrupt_kills(local, tmp_path):
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     assert 'SIGINT' in running.stderr.readline()
+    time.sleep(0.5)  # bash loses one that comes while it deals with the first
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=20)
     assert running.returncode == 137

@@ -252,6 +252,33 @@ def test_collectives_as_libtpu_writes_them():
     assert hlo.sent_bytes(HLO, 8) == {'all-gather': 14336, 'all-reduce': 168 + 280, 'reduce-scatter': 392}
 
 
+def test_the_table_of_slices():
+    """docs/slices.md: each ImageNet config is there, and its numbers follow from each other at 40% of the peak."""
+    rows = [line for line in (tiny.ROOT / 'docs' / 'slices.md').read_text().splitlines() if line.startswith('|')][2:]
+    seen, names = set(), []
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip('|').split('|')]
+        if cells[0]:
+            names, flops = re.findall(r'`(\w+)\.py`', cells[0]), float(cells[1])
+        kind, *sizes = re.search(r'`(\w+)-(\d+)` \((\d+)x(\d+)\)', cells[3]).groups()
+        chips, width, height = map(int, sizes)
+        assert width * height == chips
+        tpu = plan.TPUS[{'v5litepod': 'v5e'}.get(kind, kind)]
+        need, there = map(float, re.match(r'([\d.]+) of ([\d.]+)', cells[5]).groups())
+        assert need <= 0.9 * there and abs(there - tpu.memory) <= 0.051
+        seconds, days = float(cells[6].removesuffix(' s')), float(cells[7])
+        hours = float(cells[8].replace(',', ''))
+        assert abs(hours / 24 / chips - days) <= 0.051
+        np.testing.assert_allclose(hours * 3600 * 0.4 * tpu.peak, flops, rtol=0.05, atol=5 * 3600 * 0.4 * tpu.peak)
+        for name in names:
+            training = tiny.load_config(name).train
+            assert chips * int(cells[4]) == training.batch_size, name
+            assert abs(seconds - hours / chips * 3600 / training.num_steps) <= 0.006 + 18e3 / chips / training.num_steps
+        seen |= set(names)
+    configs = {path.stem for pattern in ('imagenet*', 'adm*') for path in (tiny.ROOT / 'configs').glob(f'{pattern}.py')}
+    assert seen == configs
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec('libtpu') is None, reason='libtpu is not installed')
 def test_a_tpu_slice_that_is_not_there(tmp_path):
