@@ -143,7 +143,7 @@ def host_child():
     mesh = sharding.make_mesh()
     config = tiny.config(train__batch_size=4 * mesh.size, train__fsdp=True)
     init, _, step = train.sharded(config, mesh)
-    batches = build.train_batches(config, build.source(config))
+    batches = build.train_batches(config, build.source(config), mesh)
     on_devices, state, key = sharding.prefetch(batches, mesh), init(), jax.random.key(0)
     step.lower(state, next(on_devices)[0], key).compile()
     processes.wait_for_all('compiled')  # as training does

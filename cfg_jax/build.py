@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import diffusion, guidance, losses, optim, samplers, schedules
+from cfg_jax import diffusion, guidance, losses, optim, samplers, schedules, sharding
 from cfg_jax.data import pipeline, sources
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
@@ -97,8 +97,8 @@ def source(config):
     return data
 
 
-def train_batches(config, data):
-    """This process's endless iterator over batches of the source `data`."""
+def train_batches(config, data, mesh=None):
+    """This process's endless iterator over batches of the source `data`: the rows that its devices of `mesh` have."""
     return pipeline.train_batches(
         data,
         batch_size=config.train.batch_size,
@@ -107,8 +107,7 @@ def train_batches(config, data):
         random_crop=config.data.random_crop,
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=None if mesh is None else sharding.process_rows(config.train.batch_size, mesh),
     )
 
 

@@ -86,6 +86,15 @@ def batch_sharding(mesh):
     return NamedSharding(mesh, PartitionSpec('data'))
 
 
+def process_rows(batch_size, mesh):
+    """The numbers of the rows of a batch that lie on this process's devices, increasing, int64 [b].
+
+    They need not follow each other: a mesh of TPUs has them in the order of their places in the slice.
+    """
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(*rows.indices(batch_size)) for (rows,) in parts]))
+
+
 def check_batch_size(batch_size, accumulation_steps, mesh):
     """Raises UserError unless the devices divide the batch, and the accumulation steps what each of them gets."""
     if batch_size < 1 or accumulation_steps < 1 or batch_size % (mesh.size * accumulation_steps):
@@ -96,7 +105,7 @@ def check_batch_size(batch_size, accumulation_steps, mesh):
 
 
 def to_devices(batch, mesh):
-    """This process's part of a batch (arrays, first axis = images) as global arrays, split over the mesh."""
+    """The `process_rows` of a batch (arrays, first axis = images) as global arrays, split over the mesh."""
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(batch_sharding(mesh), np.asarray(a)), batch)
 
 

@@ -173,7 +173,7 @@ def run(config, workdir):
     if config.eval.at_end:  # what only the jobs after training would find wrong, days later
         check_judge(config)
         sampling.parse_labels(config.sample.labels, source.class_names)
-    batches = build.train_batches(config, source)
+    batches = build.train_batches(config, source, mesh)
     _, step_key = jax.random.split(build.training_key(config))
     init, abstract_state, train_step = sharded(config, mesh)
     checkpoints = Checkpoints(

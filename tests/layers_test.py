@@ -39,7 +39,7 @@ LAYERS = [
 ALLOWED_BESIDE = {
     ('schedules', 'errors'), ('guidance', 'diffusion'), ('samplers', 'diffusion'), ('losses', 'diffusion'),
     ('checks', 'build'), ('sampling', 'build'), ('sampling', 'config'), ('convert', 'torch_files'),
-    ('sample_sets', 'build'), ('sample_sets', 'sampling'), ('scoring', 'build'),
+    ('sample_sets', 'build'), ('sample_sets', 'sampling'), ('sample_sets', 'config'), ('scoring', 'build'),
     ('metrics', 'neighbours'), ('references', 'data'), ('references', 'files'), ('figures', 'files'),
     ('checkpoints', 'processes'), ('writers', 'files'), ('data', 'files'), ('convert', 'files'),
     ('judges', 'models'), ('judges', 'sharding'), ('judges', 'torch_files'),

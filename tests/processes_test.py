@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from cfg_jax import build
 from tests import tfds_layout, tiny
 
 
@@ -128,8 +129,9 @@ config = tiny.config(
     data__source='tfds', data__name='cifar10', data__data_dir=sys.argv[1], data__image_size=32, data__image_channels=3,
     train__batch_size=12,
 )
-mesh = sharding.make_mesh()
-batches = sharding.prefetch(build.train_batches(config, build.source(config)), mesh)
+# As on a TPU slice, where neighbours of the mesh need not be one process's.
+mesh = sharding.make_mesh([jax.devices()[number] for number in (0, 2, 1, 3)])
+batches = sharding.prefetch(build.train_batches(config, build.source(config), mesh), mesh)
 for _ in range(61):
     batch, position = next(batches)
     for shard in batch['image'].addressable_shards:
@@ -139,7 +141,7 @@ for _ in range(61):
 
 
 def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
-    """12 epochs of 61 images in batches of 12, as they lie on the four devices of two processes."""
+    """12 epochs of 61 images in batches of 12, as they lie on the four devices of two processes: as one reads them."""
     (data_dir,) = [flag.split('=')[1] for flag in cifar10 if 'data_dir' in flag]
     seen = {}
     for status, out, err in run_script(STREAM, tmp_path, 2, data_dir):
@@ -149,6 +151,16 @@ def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
         assert not seen.keys() & {row[:2] for row in rows}
         seen |= {(position, row): number for position, row, number in rows}
     stream = [seen[key] for key in sorted(seen)]
+    config = tiny.config(
+        data__source='tfds',
+        data__name='cifar10',
+        data__data_dir=data_dir,
+        data__image_size=32,
+        data__image_channels=3,
+        train__batch_size=12,
+    )
+    alone = build.train_batches(config, build.source(config))
+    assert stream == [tfds_layout.number_of(image) for _ in range(61) for image in next(alone)['image']]
     epochs = np.array(stream).reshape(12, 61)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(61), (12, 1)))
     assert len({tuple(epoch) for epoch in epochs}) == 12

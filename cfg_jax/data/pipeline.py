@@ -13,17 +13,16 @@ from PIL import Image
 
 
 class IndexShare:
-    """Of batch n of a stream of indices, this process's share, int64 [b]; nothing is computed of the others'."""
+    """The indices of this process's rows of batch n of a stream, int64 [b]; nothing is computed of the others'."""
 
-    def __init__(self, indices, batch_size, share):
-        self.indices, self.batch_size, self.share = indices, batch_size, share
+    def __init__(self, indices, batch_size, rows):
+        self.indices, self.batch_size, self.rows = indices, batch_size, rows
 
     def __len__(self):
         return len(self.indices) // self.batch_size
 
     def __getitem__(self, n):
-        first = n * self.batch_size
-        return np.array([self.indices[i] for i in range(first + self.share.start, first + self.share.stop)])
+        return np.array([self.indices[i] for i in (n * self.batch_size + self.rows).tolist()])
 
 
 class ReadImages(grain.transforms.Map):
@@ -56,13 +55,13 @@ def _end_with_the_parent():
 
 
 class RandomFlip(grain.transforms.RandomMap):
-    """Mirrors each image left to right with probability 1/2. Draws for the global batch, and uses this share of it."""
+    """Mirrors each image left to right with probability 1/2. Draws for the global batch, and uses these rows of it."""
 
-    def __init__(self, batch_size, share):
-        self.batch_size, self.share = batch_size, share
+    def __init__(self, batch_size, rows):
+        self.batch_size, self.rows = batch_size, rows
 
     def random_map(self, batch, rng: np.random.Generator):
-        flipped = rng.random(self.batch_size)[self.share] < 0.5
+        flipped = rng.random(self.batch_size)[self.rows] < 0.5
         pixels = batch['image'].view(f'V{batch["image"].shape[-1]}')  # moved whole, in half the time
         pixels[flipped] = pixels[flipped, :, ::-1]
         return batch
@@ -71,17 +70,17 @@ class RandomFlip(grain.transforms.RandomMap):
 class RandomCrop(grain.transforms.RandomMap):
     """A random square of `smallest` to 1 times each image's side, resized (bicubic) to the image's size.
 
-    Draws for the global batch, and uses this share of it.
+    Draws for the global batch, and uses these rows of it.
     """
 
-    def __init__(self, batch_size, share, smallest=0.8):
-        self.batch_size, self.share, self.smallest = batch_size, share, smallest
+    def __init__(self, batch_size, rows, smallest=0.8):
+        self.batch_size, self.rows, self.smallest = batch_size, rows, smallest
 
     def random_map(self, batch, rng: np.random.Generator):
         size = batch['image'].shape[1]
         sides = rng.integers(math.ceil(self.smallest * size), size + 1, self.batch_size)[:, None]
         corners = rng.integers(0, size - sides + 1, (self.batch_size, 2))
-        squares = np.concatenate([corners, sides], axis=1)[self.share]
+        squares = np.concatenate([corners, sides], axis=1)[self.rows]
         images = [self._crop(image, *square) for image, square in zip(batch['image'], squares)]
         return batch | {'image': np.stack(images)}
 
@@ -122,32 +121,21 @@ class Batches:
         return batch
 
 
-def train_batches(
-    source,
-    *,
-    batch_size,
-    seed,
-    flip=False,
-    random_crop=False,
-    num_threads=0,
-    num_workers=0,
-    process_index=0,
-    process_count=1,
-):
-    """`Batches` of this process's share of a `sources.Source`, shuffled anew each epoch.
+def train_batches(source, *, batch_size, seed, rows=None, flip=False, random_crop=False, num_threads=0, num_workers=0):
+    """`Batches` of a `sources.Source`, or of this process's part of each, shuffled anew each epoch.
 
-    batch_size: images of all processes. Yields {'image': uint8 [b, H, W, C], 'label': int32 [b]}, b = batch_size /
-    process_count. Batch n of all processes together, in the order of the processes, depends on n, seed and batch_size
-    alone: not on threads, workers or the number of processes. The stream runs through the epochs without a gap, so
-    that each shows every image exactly once, even where a batch holds the end of one and the start of the next.
+    batch_size: images of all processes. rows: the numbers of those that this process has, int [b]; all of them unless
+    given. Yields {'image': uint8 [b, H, W, C], 'label': int32 [b]}. Batch n of all processes together depends on n,
+    seed and batch_size alone: not on threads, workers or the number of processes. The stream runs through the epochs
+    without a gap, so that each shows every image exactly once, even where a batch holds the end of one and the start of
+    the next.
     """
-    images = batch_size // process_count
-    share = slice(process_index * images, (process_index + 1) * images)
+    rows = np.arange(batch_size) if rows is None else rows
     indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    shares = grain.MapDataset.source(IndexShare(indices, batch_size, share)).seed(seed)
+    shares = grain.MapDataset.source(IndexShare(indices, batch_size, rows)).seed(seed)
     dataset = shares.map(ReadImages(source))
     if flip:
-        dataset = dataset.random_map(RandomFlip(batch_size, share))
+        dataset = dataset.random_map(RandomFlip(batch_size, rows))
     if random_crop:
-        dataset = dataset.random_map(RandomCrop(batch_size, share))
+        dataset = dataset.random_map(RandomCrop(batch_size, rows))
     return Batches(dataset, num_threads=num_threads, num_workers=num_workers)
