@@ -1,11 +1,13 @@
 """Checkpoints on Orbax: the state, the data's position and the config, each step in a folder of its own."""
 
+import contextlib
 import dataclasses
 import errno
 import json
 import math
 import os
 import shutil
+import threading
 import zlib
 from functools import partial
 from pathlib import Path
@@ -41,18 +43,26 @@ def merged(defaults, values):
 
 @partial(jax.jit, static_argnames='shape')
 def _checksum(block, start, shape):
-    """All words of a block of an array, each times an odd number that is its place's in the array, modulo 2^32."""
+    """The sum, modulo 2^32, of a number for each word of a block of an array, mixed of the word and its place there.
+
+    The mixing is MurmurHash3's last step: one bit changes half of the number's, so that changes do not cancel.
+    """
     words = block if block.dtype.itemsize == 4 else block.astype(jnp.float32)  # what is shorter fits
     words = jax.lax.bitcast_convert_type(words, jnp.uint32)
     place = jnp.zeros(block.shape, jnp.uint32)
     for axis, begin in enumerate(start):
         places = jax.lax.broadcasted_iota(jnp.uint32, block.shape, axis) + begin
         place += places * np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-    return (words * (place * np.uint32(2654435762) | 1)).sum(dtype=jnp.uint32)
+    mixed = words ^ (place * np.uint32(0x9E3779B1) + np.uint32(1))
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> shift)) * np.uint32(factor)
+    return (mixed ^ (mixed >> 16)).sum(dtype=jnp.uint32)
 
 
 def checksums(trees):
-    """{name: tree of arrays} -> {name: int}, another number if any bit of the tree is another. All processes call it.
+    """{name: tree of arrays} -> {name: int}, another number (but for one in 2^32) if the tree is another.
+
+    All processes call it.
 
     It does not depend on how the arrays lie. Each device adds up what it has, block by block: those of one shape share
     a program, where one for all arrays of a large network takes minutes to compile. Programs in which devices of
@@ -90,6 +100,23 @@ class Restored(NamedTuple):
     metrics: tuple = ()
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which also keeps what went wrong with a save in the background.
+
+    Where several processes save together Orbax raises that only once all have come to the end of the save, which the
+    others do not: they wait for this one's part.
+    """
+
+    failure = None
+
+    def _wait_for_checkpointers(self):
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:
+            self.failure = error
+            raise
+
+
 class Checkpoints:
     """The checkpoints of one run. Saving is asynchronous and atomic; `close` waits for the last one.
 
@@ -113,7 +140,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,  # what a kill left half-written
             single_host_load_and_broadcast=jax.process_count() > 1,  # what one process sees, the others may see later
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = _Manager(self.directory, options=options)
 
     def save(self, step, state, *, config, class_names, batches=0, num_images=None, metrics=()):
         """Saves in the background; waits only for the save before. `Restored` says what the arguments are.
@@ -122,10 +149,15 @@ class Checkpoints:
         """
         meta = {'config': _as_json(config), 'class_names': list(class_names), 'batches': batches}
         meta |= {'num_images': num_images, 'metrics': jax.tree.map(lambda a: np.asarray(a).tolist(), list(metrics))}
-        meta['checksums'] = checksums(_parts(state))
+        meta['mixed_checksums'] = checksums(_parts(state))  # once 'checksums', which missed changes of two signs
         meta['checksum'] = _text_checksum(meta)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._waiting(lambda: self._manager.save(step, args=arguments))
+
+    def check(self):
+        """Raises the UserError of a save that has failed in the background, without waiting for one."""
+        if self._manager.failure is not None:
+            self._waiting(lambda: None)
 
     def latest_step(self):
         """The newest step saved, or None."""
@@ -144,11 +176,13 @@ class Checkpoints:
     def abandon(self):
         """`close` after an error, which may be another process's: then it would wait in vain for that one's part."""
         if jax.process_count() == 1:
-            self.close()
+            self._quietly_wait()
+            self._manager.close()
 
     def _waiting(self, call):
         """Calls what starts a save or waits for one, and names what ails the disk."""
         try:
+            self._let_saves_end()
             call()
         except Exception as error:
             full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
@@ -161,6 +195,20 @@ class Checkpoints:
                 f'a checkpoint cannot be written to {self.directory}: {reasons[0]}; {kept}. Make room, or let '
                 'config.train.keep_checkpoints be smaller.'
             ) from error
+
+    def _let_saves_end(self):
+        """Raises what has made a save fail; where several processes save together, after waiting for its end."""
+        if jax.process_count() > 1:
+            ending = threading.Thread(target=self._quietly_wait, daemon=True)
+            ending.start()
+            while ending.is_alive() and self._manager.failure is None:
+                ending.join(0.05)
+        if self._manager.failure is not None:
+            raise self._manager.failure
+
+    def _quietly_wait(self):
+        with contextlib.suppress(Exception):  # which is `failure`, or is raised again in another thread that waits
+            self._manager.wait_until_finished()
 
     def restore(self, abstract_state):
         """The newest readable state as `Restored`; None where there is no checkpoint.
@@ -221,7 +269,7 @@ class Checkpoints:
             meta, tree, reason = self._read(step, restore_step)
             reason = _agreed(reason)
             if not reason:  # all have it: only now can they add up what each has a part of
-                found, saved = checksums(parts(tree)), meta.get('checksums', {})
+                found, saved = checksums(parts(tree)), meta.get('mixed_checksums', {})
                 reason = _agreed('other numbers than were saved' if saved and found.items() - saved.items() else '')
             if reason:
                 damaged[step] = reason

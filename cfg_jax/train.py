@@ -243,6 +243,7 @@ def run(config, workdir):
                 if pending is not None:
                     collect(*pending)
                 pending = step, metrics
+                checkpoints.check()
                 last, stop = step == config.train.num_steps, the_job.reached(step)
                 if last or stop or step % config.train.checkpoint_every == 0:
                     collect(*pending)  # a state that is not finite is not saved

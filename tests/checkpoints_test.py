@@ -112,10 +112,20 @@ def test_a_flipped_byte_never_goes_unnoticed(saved, tmp_path):
     assert noticed > 3
 
 
-def test_checksums_see_every_bit_and_no_layout():
-    tree = {'w': jnp.arange(6.0).reshape(2, 3), 'n': jnp.int32(7), 'h': jnp.ones(3, jnp.bfloat16)}
-    same = checksums({'all': tree})['all']
-    for name, other in (('w', tree['w'].at[1, 2].set(jnp.nextafter(5.0, 6.0))), ('n', jnp.int32(6))):
-        assert checksums({'all': tree | {name: other}})['all'] != same
-    assert checksums({'all': tree | {'w': tree['w'][::-1]}})['all'] != same
-    assert checksums({'all': jax.tree.map(np.asarray, tree)})['all'] == same
+def test_checksums_see_every_change_and_no_layout():
+    w = jnp.array([[0.5, -0.5, 1.0], [3.0, 4.0, 5.0]])
+    tree = {'w': w, 'n': jnp.int32(7), 'h': jnp.ones(3, jnp.bfloat16), 'v': w[0]}
+    changes = [
+        {'w': w.at[1, 2].set(jnp.nextafter(5.0, 6.0))},
+        {'n': jnp.int32(6)},
+        {'h': -tree['h']},
+        {'w': w[::-1]},
+        {'w': -w},
+        {'w': w.at[1, :2].multiply(-1)},
+        {'w': w.at[0, :2].multiply(-1)},  # two that change places
+        {'w': w.at[1, 1].multiply(-1), 'v': w[0].at[2].multiply(-1)},
+        {'w': w.at[1, 1].multiply(2), 'v': w[0].at[2].multiply(2)},
+    ]
+    numbers = [checksums({'all': tree | change})['all'] for change in ({}, *changes)]
+    assert len(set(numbers)) == len(numbers)
+    assert checksums({'all': jax.tree.map(np.asarray, tree)})['all'] == numbers[0]

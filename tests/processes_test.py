@@ -1,6 +1,7 @@
 """Several processes as one job, each with two virtual devices."""
 
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -259,6 +260,34 @@ def test_an_error_of_one_process_ends_both(tmp_path):
     line = second[1].splitlines()[-1]
     assert line.startswith('[1] error: ') and '/nowhere' in line
     assert first[1].splitlines()[-1] == line.replace('[1] error: ', 'error: process 1: ')
+
+
+@pytest.mark.parametrize('full', [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_full_disk_of_one_process_ends_both(tmp_path, full):
+    """The checkpoint's other half has been written; the one before it stays."""
+    flags = tiny.flags(
+        train__fsdp=True,
+        model__channels=32,
+        optim__decay='constant',
+        train__num_steps=100_000,
+        train__checkpoint_every=10,
+        train__batch_size=4,
+    )
+    processes = [
+        tiny.main(*flags, f'--workdir={tmp_path}', start=subprocess.Popen, env=environment)
+        for environment in environments(2, devices=1)
+    ]
+    saved = tmp_path / 'checkpoints'
+    while not any(path.name.isdigit() for path in saved.glob('*')):
+        assert processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.1)
+    resource.prlimit(processes[full].pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    (line,) = [line for line in errors[0].splitlines() if line.startswith('error: ')]
+    assert f'a checkpoint cannot be written to {saved}: File too large; the last one saved is {saved}/' in line
+    assert ('process 1: ' in line) == (full == 1)
+    assert any(path.name.isdigit() for path in saved.glob('*'))
 
 
 @pytest.mark.slow
