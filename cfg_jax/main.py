@@ -52,6 +52,12 @@ def main(argv):
         the_job.joined()
     jobs = [mode, 'sample', 'evaluate'] if mode == 'train' and config.eval.at_end else [mode]
     try:
+        if joined:
+            from cfg_jax import processes  # behind the flags, as the jobs
+
+            if mode == 'train' and processes.is_first():
+                workdir.mkdir(parents=True, exist_ok=True)
+            processes.check_shared(workdir)
         for job in jobs:
             importlib.import_module(f'cfg_jax.{_MODULES.get(job, job)}').run(config, workdir)
     except (NotADirectoryError, FileExistsError, PermissionError) as error:

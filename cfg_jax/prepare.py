@@ -4,8 +4,6 @@ Half-done work lies beside the data set's folder, in <version>.incomplete-<split
 """
 
 import collections
-import contextlib
-import fcntl
 import hashlib
 import math
 import os
@@ -45,7 +43,9 @@ def run(config, workdir):
             print(f'already prepared: {target.folder}', flush=True)
             return target.folder
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with files.locked(
+            folder / 'lock', f'another process is preparing {folder} (config.data.name, config.data.split).'
+        ):
             work = shards.Work(
                 raw, label_ids, target.features, target.name, data.split, folder, target.folder, settings
             )
@@ -107,19 +107,6 @@ def make_settings(config, raw, target):
         'upsample': data.upsample,
         'num_shards': asked or default_shards(len(raw)),
     }
-
-
-@contextlib.contextmanager
-def _locked(folder):
-    """Keeps a second process out of the folder, where its file system can."""
-    with (folder / 'lock').open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f'another process is preparing {folder} (config.data.name, config.data.split).') from None
-        except OSError:
-            pass  # no locks there; then it is the user who sees to it
-        yield
 
 
 def _write_shards(work, num_workers):

@@ -6,11 +6,15 @@ seconds, and those of GPUs keep the device busy. Where process 0 dies, the servi
 
 import itertools
 import json
+import time
+import uuid
 
 import jax
 
 from cfg_jax.errors import UserError
 
+_SHARED = '.seen_by_all_'
+_SEEN_SECONDS = 90  # network file systems remember for up to a minute that a file was not there
 _A_WEEK = 7 * 24 * 3600 * 1000  # in milliseconds
 _numbers = itertools.count()  # of the calls, which all processes make in the same order
 
@@ -62,6 +66,32 @@ def first_alone(work):
     if failed:
         raise UserError('process 0 cannot go on, and says why.')
     return result
+
+
+def check_shared(folder):
+    """Raises UserError unless all processes see what the first one writes into the folder, where it has one."""
+    if jax.process_count() == 1:
+        return
+    name = None
+    if is_first() and folder.is_dir():
+        for old in folder.glob(f'{_SHARED}*'):  # of a job that was killed here
+            old.unlink(missing_ok=True)
+        name = f'{_SHARED}{uuid.uuid4().hex}'
+        (folder / name).touch()
+    name = of_first(name)
+    if name is None:
+        return
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while not (folder / name).exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    seen = of_all((folder / name).exists())
+    if is_first():
+        (folder / name).unlink(missing_ok=True)
+    if not all(seen):
+        raise UserError(
+            f'process {seen.index(False)} does not see what process 0 writes into {of_first(str(folder))}; all need '
+            'the same folder, on a disk that they share (--workdir).'
+        )
 
 
 def _store():

@@ -1,5 +1,6 @@
 """The training job: one loop, from top to bottom."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from cfg_jax import build, figures, optim, processes, sampling, sharding
+from cfg_jax import build, figures, files, optim, processes, sampling, sharding
 from cfg_jax.checkpoints import Checkpoints, config_differences
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import default
@@ -19,6 +20,8 @@ from cfg_jax.errors import UserError
 from cfg_jax.job import Preempted, the_job
 from cfg_jax.train_state import TrainState
 from cfg_jax.writers import MetricWriter, Progress, SilentWriter
+
+_LOCK_SECONDS = 120  # longer than a file server remembers a machine that is gone
 
 
 def quarter_edges(config):
@@ -173,6 +176,15 @@ def run(config, workdir):
     if config.eval.at_end:  # what only the jobs after training would find wrong, days later
         check_judge(config)
         sampling.parse_labels(config.sample.labels, source.class_names)
+    held = f'another job trains in {workdir}; wait for its end, or use another --workdir.'
+    with contextlib.ExitStack() as stack:
+        # One that was killed may hold it for a while still, where the disk is another machine's.
+        processes.first_alone(lambda: stack.enter_context(files.locked(workdir / '.lock', held, seconds=_LOCK_SECONDS)))
+        return _train(config, workdir, mesh, source)
+
+
+def _train(config, workdir, mesh, source):
+    """`run`, once all is checked and nobody else writes into `workdir`."""
     batches = build.train_batches(config, source, mesh)
     _, step_key = jax.random.split(build.training_key(config))
     init, abstract_state, train_step = sharded(config, mesh)

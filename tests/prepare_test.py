@@ -18,7 +18,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cfg_jax import prepare
+from cfg_jax import files, prepare
 from cfg_jax.data import shards, sources, tfds_writer, workers
 from cfg_jax.errors import UserError
 from tests import tfds_layout, tiny
@@ -469,7 +469,7 @@ def test_a_full_disk_is_one_line_and_no_end(pictures, tmp_path):
 def test_one_process_at_a_time(pictures, tmp_path):
     folder = tmp_path / 'my_images' / '1.0.0.incomplete-train'
     folder.mkdir(parents=True)
-    with prepare._locked(folder), pytest.raises(UserError, match='another process is preparing'):
+    with files.locked(folder / 'lock', ''), pytest.raises(UserError, match='another process is preparing'):
         run(pictures, tmp_path, size=8, classes=2)
 
 

@@ -262,6 +262,21 @@ def test_an_error_of_one_process_ends_both(tmp_path):
     assert first[1].splitlines()[-1] == line.replace('[1] error: ', 'error: process 1: ')
 
 
+@pytest.mark.slow  # a minute and a half, for files that come late
+def test_processes_have_to_share_the_workdir(tmp_path):
+    """One line instead of waiting for each other's files for ever."""
+    (tmp_path / 'b').mkdir()
+    processes = [
+        tiny.main(*tiny.flags(), f'--workdir={tmp_path / name}', start=subprocess.Popen, env=environment)
+        for environment, name in zip(environments(2), 'ab')
+    ]
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    line = errors[0].splitlines()[-1]
+    assert line.startswith('error: process 1 does not see') and f'{tmp_path}/a' in line and '--workdir' in line
+    assert not list((tmp_path / 'a').iterdir()) and not list((tmp_path / 'b').iterdir())
+
+
 @pytest.mark.parametrize('full', [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_full_disk_of_one_process_ends_both(tmp_path, full):
     """The checkpoint's other half has been written; the one before it stays."""

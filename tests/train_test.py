@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cfg_jax import build, train
+from cfg_jax import build, files, train
 from cfg_jax.errors import UserError
 from cfg_jax.train_state import TrainState
 from tests import tiny
@@ -79,6 +79,13 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
         for folder in (workdir, tmp_path / 'undisturbed')
     ]
     assert logs[0] == logs[1] and [line['step'] for line in logs[0]] == [*range(7, 300, 7), 300]
+
+
+def test_one_job_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, '_LOCK_SECONDS', 0)
+    with files.locked(tmp_path / '.lock', ''), pytest.raises(UserError, match=r'another job trains in .*--workdir'):
+        train.run(tiny.config(), tmp_path)
+    assert not (tmp_path / 'checkpoints').exists()
 
 
 @pytest.mark.slow
