@@ -141,7 +141,8 @@ def run_curve(config, workdir, folder, model, measuring, before):
 
     costs, rows, grids, same_noise, by_class = build.count_evaluations(config), [], [], [], []
     suffix = curve_suffix(config)
-    for (weight, classifier_weight), images in zip(pairs, sets):
+    # all at once: later the first process judges, and the others would wait for its answer
+    for (weight, classifier_weight), images, missing in zip(pairs, sets, sample_sets.all_missing(sets)):
         name = f'{symbol}={weight if over == "guidance_weight" else classifier_weight:g}'
 
         def draw(units, pair=(weight, classifier_weight)):
@@ -149,7 +150,7 @@ def run_curve(config, workdir, folder, model, measuring, before):
             return drawing(restored.tree, labels, pair[0], seed, pair[1], units=units)
 
         ours = not images.folder.exists()
-        images.draw(draw, name)
+        images.draw(draw, name, missing)
         if measuring is None:
             continue
         judge, real, facts, _ = measuring

@@ -61,6 +61,9 @@ def main(argv):
         for job in jobs:
             importlib.import_module(f'cfg_jax.{_MODULES.get(job, job)}').run(config, workdir)
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        place = Path(error.filename or '/').absolute()
+        if workdir.absolute() not in (place, *place.parents) and place not in workdir.absolute().parents:
+            raise
         raise UserError(f'{workdir} cannot be written: {error.strerror}: {error.filename} (--workdir).') from error
     except OSError as error:
         if error.errno not in _FULL:

@@ -1,7 +1,7 @@
 """What the processes of one job do by turns or together. In a job of one process it costs nothing.
 
-They wait for each other in the store of JAX's coordination service, not in a collective: those of CPUs give up after 30
-seconds, and those of GPUs keep the device busy. Where process 0 dies, the service ends the others.
+They wait for each other in the store of JAX's coordination service, not in a collective: the first of CPUs gives up
+after 30 seconds, and those of GPUs keep the device busy. Where process 0 dies, the service ends the others.
 """
 
 import itertools

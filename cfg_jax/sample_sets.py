@@ -120,6 +120,11 @@ def open_set(config, classifier_config, workdir, digests, ids, count, weight, cl
     )
 
 
+def all_missing(sets):
+    """The missing shards of each set as process 0 sees them, so that all processes share out the same."""
+    return processes.of_first([images.missing() for images in sets] if processes.is_first() else None)
+
+
 class SampleSet:
     """The images of one model, sampler and weight: `folder`/shard_00000.npz and so on, and manifest.json.
 
@@ -163,15 +168,18 @@ class SampleSet:
         """Removes the images."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def draw(self, draw_units, name):
+    def missing(self):
+        """The shards that are not there yet."""
+        return [shard for shard in range(self.num_shards) if not self._is_whole(shard)]
+
+    def draw(self, draw_units, name, missing=None):
         """Draws what is not there yet, each process its part of the shards; returns when all are there.
 
         draw_units: units -> iterator over their images (`sampling.image_batches`); what it does before it returns is
-        not counted in the seconds. name: for the progress line.
+        not counted in the seconds. name: for the progress line. missing: of `all_missing`, if that has been asked.
         """
-        # seen by process 0, so that all share out the same shards
-        shards = range(self.num_shards) if processes.is_first() else ()
-        missing = processes.of_first([shard for shard in shards if not self._is_whole(shard)])
+        if missing is None:
+            (missing,) = all_missing([self])
         if missing:
             if len(missing) < self.num_shards:
                 done = len(self) - sum(stop - start for start, stop in map(self._span, missing))

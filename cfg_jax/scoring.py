@@ -57,8 +57,10 @@ def reference(config, judge, data, folder):
 
     # kept under the images themselves: a path or a name may come to hold others
     digest = hashlib.sha256(f'{judge.identity} {splits} {data.image_shape}'.encode())
-    for images in parts():
+    progress = Progress(count)
+    for number, images in enumerate(parts(), 1):
         digest.update(images)
+        progress.show(min(number * _CHUNK, count), 'data  read')
     path = Path(folder) / f'{judge.name}_{digest.hexdigest()[:12]}.npz'
     if path.exists():
         with contextlib.suppress(UserError):  # damaged: computed anew

@@ -216,6 +216,8 @@ def _train(config, workdir, mesh, source):
         flush=True,
     )
 
+    if first_step >= config.train.num_steps:
+        print(f'nothing to train: config.train.num_steps is {config.train.num_steps}', flush=True)
     grids = config.train.grid_every and config.model.kind == 'unet'
     draw_grid = grid_drawer(config, source.class_names, workdir) if grids and processes.is_first() else None
     writer = MetricWriter(workdir, first_step) if processes.is_first() else SilentWriter()
@@ -241,14 +243,24 @@ def _train(config, workdir, mesh, source):
         if step % config.train.log_every == 0 or step == config.train.num_steps:
             log(step)
 
+    def show_grid(step, state):
+        """At the steps that have one. All processes call it together."""
+        if not grids or (step < config.train.num_steps and step % config.train.grid_every):
+            return
+        ema_params = sharding.gathered(state.ema_params, mesh) if config.train.fsdp else state.ema_params
+        if draw_grid:
+            writer.image(step, 'samples', draw_grid(step, ema_params))
+
     try:
         with the_job.stepping(first_step):
+            if restored and processes.of_first(not _grid_path(workdir, first_step).exists()):
+                show_grid(first_step, state)  # it was stopped before that
             on_devices = sharding.prefetch(batches, mesh)
             pending = None  # the metrics of the step before, fetched once the next one is on its way
             for step in range(first_step + 1, config.train.num_steps + 1):
                 batch, position = next(on_devices)
                 if step == first_step + 1:
-                    # Processes on CPUs wait for each other for 30 s only, and their compilations may differ by more.
+                    # CPUs wait 30 s for each other when they first meet, and compilations may differ by more.
                     train_step.lower(state, batch, step_key).compile()
                     processes.wait_for_all('compiled')
                 state, metrics = train_step(state, batch, step_key)
@@ -269,12 +281,9 @@ def _train(config, workdir, mesh, source):
                         num_images=len(source),
                         metrics=collected,
                     )
-                if grids and (last or step % config.train.grid_every == 0):
-                    ema_params = sharding.gathered(state.ema_params, mesh) if config.train.fsdp else state.ema_params
-                    if draw_grid:
-                        writer.image(step, 'samples', draw_grid(step, ema_params))
                 if stop:
-                    break
+                    break  # without a grid, for which there may be no time
+                show_grid(step, state)
             checkpoints.close()
     except BaseException:
         checkpoints.abandon()
@@ -298,7 +307,11 @@ def grid_drawer(config, class_names, workdir):
     def draw(step, ema_params):
         images = np.concatenate(list(sample(ema_params, labels, build.guidance_weight(config), config.sample.seed)))
         picture = figures.class_grid(images, labels)
-        figures.save_png(workdir / 'samples' / f'step_{step:08d}.png', picture)
+        figures.save_png(_grid_path(workdir, step), picture)
         return picture
 
     return draw
+
+
+def _grid_path(workdir, step):
+    return workdir / 'samples' / f'step_{step:08d}.png'

@@ -106,6 +106,17 @@ def test_a_full_disk(tmp_path):
     assert int(train.run(tiny.config(**{**constant, 'train__num_steps': 4}), tmp_path).step) == 4
 
 
+def test_the_grid_of_a_step_at_which_it_was_stopped(undisturbed, tmp_path):
+    """Drawn when the run goes on; the same picture."""
+    workdir = tmp_path / 'run'
+    shutil.copytree(undisturbed[0], workdir)
+    grid = workdir / 'samples' / 'step_00000012.png'
+    expected = grid.read_bytes()
+    grid.unlink()
+    train.run(tiny.config(train__num_steps=12, train__grid_every=6), workdir)
+    assert grid.read_bytes() == expected
+
+
 def test_a_longer_run_goes_on(tmp_path, capfd):
     """With a constant learning rate, 6 steps and then 12 are the same as 12; a finished run does nothing more."""
     constant = {'optim__decay': 'constant', 'optim__warmup_steps': 0}
