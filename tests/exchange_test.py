@@ -53,21 +53,21 @@ def images_of(workdir):
     return images
 
 
-def test_an_imported_model_samples_and_its_classifier_guides(imported):
+@pytest.mark.parametrize('form', ['eps', pytest.param('mean', marks=pytest.mark.slow)])
+def test_an_imported_model_samples_and_its_classifier_guides(imported, form):
     config = reference_config('unet_new_order')
     sample.run(config, imported / 'unet_new_order')
     plain = images_of(imported / 'unet_new_order')
     assert plain.shape == (4, 16, 16, 3) and plain.std() > 0
-    for form in ('eps', 'mean'):
-        config.guidance.classifier_workdir = str(imported / 'classifier')
-        config.guidance.classifier_form = form
-        config.guidance.classifier_weight = 0.0
-        sample.run(config, imported / 'unet_new_order')
-        # clipping first takes eps through x and back: a grey level may round the other way
-        np.testing.assert_allclose(images_of(imported / 'unet_new_order').astype(int), plain, atol=1)
-        config.guidance.classifier_weight = 5.0
-        sample.run(config, imported / 'unet_new_order')
-        assert np.abs(images_of(imported / 'unet_new_order').astype(int) - plain).max() > 10
+    config.guidance.classifier_workdir = str(imported / 'classifier')
+    config.guidance.classifier_form = form
+    config.guidance.classifier_weight = 0.0
+    sample.run(config, imported / 'unet_new_order')
+    # clipping first takes eps through x and back: a grey level may round the other way
+    np.testing.assert_allclose(images_of(imported / 'unet_new_order').astype(int), plain, atol=1)
+    config.guidance.classifier_weight = 5.0
+    sample.run(config, imported / 'unet_new_order')
+    assert np.abs(images_of(imported / 'unet_new_order').astype(int) - plain).max() > 10
 
 
 def test_export_and_back(imported, tmp_path):

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,12 +175,12 @@ def test_a_killed_job_ends_with_the_images_of_an_undisturbed_one(tmp_path):
         sample__num_images=100,
         sample__batch_size=10,
         sample__shard_images=20,
-        sample__num_steps=400,
+        sample__num_steps=200,
         sample__guidance_weight=1.0,
     )
-    for folder in ('alone', 'disturbed'):
-        trained = tiny.main(*flags, f'--workdir={tmp_path / folder}')
-        assert trained.returncode == 0, trained.stderr
+    trained = tiny.main(*flags, f'--workdir={tmp_path / "alone"}')
+    assert trained.returncode == 0, trained.stderr
+    shutil.copytree(tmp_path / 'alone', tmp_path / 'disturbed')
     alone = tiny.main(*flags, '--mode=sample', f'--workdir={tmp_path / "alone"}')
     assert alone.returncode == 0, alone.stderr
 
