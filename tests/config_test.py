@@ -52,9 +52,13 @@ def test_parameter_counts_are_the_originals(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
 
 
+# So shrunk they are much as others here, or other tests run them.
+LIKE_OTHERS = ('adm128', 'adm256', 'digits', 'digits_classifier', 'folder', 'imagenet64', 'imagenet256')
+
+
 @pytest.mark.parametrize(
     'name',
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in ('adm128', 'adm256'))) for name in CONFIGS],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_OTHERS)) for name in CONFIGS],
 )
 def test_a_shrunk_config_trains_a_step_and_samples(name):
     """Two narrow levels of one block, small images, few steps; kind, dtype, loss and optimizer as they are."""

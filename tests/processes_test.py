@@ -277,7 +277,8 @@ def test_processes_have_to_share_the_workdir(tmp_path):
     assert not list((tmp_path / 'a').iterdir()) and not list((tmp_path / 'b').iterdir())
 
 
-@pytest.mark.parametrize('full', [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize('full', [0, 1])
 def test_a_full_disk_of_one_process_ends_both(tmp_path, full):
     """The checkpoint's other half has been written; the one before it stays."""
     flags = tiny.flags(
