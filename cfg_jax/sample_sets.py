@@ -230,9 +230,11 @@ class SampleSet:
         """Prints in what the newest set of the same name differs: its images might have been expected here."""
         manifests = self.folder.parent.glob(f'{self.name}_*/manifest.json')
         newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None or newest.parent == self.folder:  # the same, of fewer images
+            return
         with contextlib.suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
-            there = json.loads(newest.read_text())['identity']
-            changed = ', '.join(key for key, value in self.identity.items() if there.get(key) != value)
+            there, here = json.loads(newest.read_text())['identity'], json.loads(json.dumps(self.identity))
+            changed = ', '.join(key for key, value in here.items() if there.get(key) != value)
             print(f'{name}  drawn anew: {newest.parent.name} has another {changed or "shard size"}', flush=True)
 
     def shards(self):

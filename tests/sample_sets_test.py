@@ -111,9 +111,11 @@ def test_a_manifest_that_a_kill_left_behind_is_mended(tmp_path):
 
 
 def test_other_settings_are_another_set_and_it_says_which(tmp_path, capsys):
-    one, two = open_set(tmp_path), open_set(tmp_path, identity={'a': 2})
+    one, two = (open_set(tmp_path, identity={'a': number, 'widths': (1, 2)}) for number in (1, 2))
     assert one.folder != two.folder
-    one.draw(drawing([]), 'w=1')
+    few = open_set(tmp_path, LABELS[:4], identity=one.identity)
+    few.draw(drawing([], LABELS[:4]), 'w=1')
+    one.draw(drawing([]), 'w=1')  # the same set, of more images
     assert 'drawn anew' not in capsys.readouterr().out
     two.draw(drawing([]), 'w=1')
     assert f'w=1  drawn anew: {one.folder.name} has another a\n' in capsys.readouterr().out
