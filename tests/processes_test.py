@@ -13,6 +13,14 @@ import pytest
 from cfg_jax import build
 from tests import tfds_layout, tiny
 
+CIFAR10 = {
+    'data__source': 'tfds',
+    'data__name': 'cifar10',
+    'data__image_size': 32,
+    'data__image_channels': 3,
+    'train__batch_size': 12,
+}
+
 
 def free_port():
     with socket.socket() as server:
@@ -67,13 +75,9 @@ def cifar10(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp('tensorflow_datasets')
     tfds_layout.write_cifar10(data_dir, 61)
     return tiny.flags(
-        data__source='tfds',
-        data__name='cifar10',
+        **CIFAR10,
         data__data_dir=data_dir,
-        data__image_size=32,
-        data__image_channels=3,
         data__flip=True,
-        train__batch_size=12,
         train__num_steps=6,
         train__log_every=1,
         train__checkpoint_every=3,
@@ -122,14 +126,11 @@ import sys
 import jax
 import numpy as np
 from cfg_jax import build, runtime, sharding
-from tests import tfds_layout, tiny
+from tests import processes_test, tfds_layout, tiny
 
 runtime.configure()
 runtime.join()
-config = tiny.config(
-    data__source='tfds', data__name='cifar10', data__data_dir=sys.argv[1], data__image_size=32, data__image_channels=3,
-    train__batch_size=12,
-)
+config = tiny.config(**processes_test.CIFAR10, data__data_dir=sys.argv[1])
 # As on a TPU slice, where neighbours of the mesh need not be one process's.
 mesh = sharding.make_mesh([jax.devices()[number] for number in (0, 2, 1, 3)])
 batches = sharding.prefetch(build.train_batches(config, build.source(config), mesh), mesh)
@@ -152,14 +153,7 @@ def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
         assert not seen.keys() & {row[:2] for row in rows}
         seen |= {(position, row): number for position, row, number in rows}
     stream = [seen[key] for key in sorted(seen)]
-    config = tiny.config(
-        data__source='tfds',
-        data__name='cifar10',
-        data__data_dir=data_dir,
-        data__image_size=32,
-        data__image_channels=3,
-        train__batch_size=12,
-    )
+    config = tiny.config(**CIFAR10, data__data_dir=data_dir)
     alone = build.train_batches(config, build.source(config))
     assert stream == [tfds_layout.number_of(image) for _ in range(61) for image in next(alone)['image']]
     epochs = np.array(stream).reshape(12, 61)
