@@ -68,7 +68,8 @@ def memory():
 def memory_child():
     import jax
 
-    from cfg_jax import plan, sharding, train
+    from cfg_jax.jobs import plan, train
+    from cfg_jax.training import sharding
 
     table, digits, imagenet = {}, tiny.load_config('digits'), tiny.load_config('imagenet64')
     for count in (1, 2, 4, 8):
@@ -101,7 +102,8 @@ def sent():
 def sent_child(count, fsdp, channels):
     import jax
 
-    from cfg_jax import build, plan
+    from cfg_jax import build
+    from cfg_jax.jobs import plan
 
     count, fsdp, channels = int(count), bool(int(fsdp)), int(channels)
     topology = f'v5e:{SLICES[count]}'
@@ -132,13 +134,18 @@ def host():
 
 
 def host_child():
+
     from cfg_jax import runtime
+    from cfg_jax.distributed import join
 
     runtime.configure()
-    runtime.join()
+    join.join()
     import jax
 
-    from cfg_jax import build, processes, sharding, train
+    from cfg_jax import build
+    from cfg_jax.distributed import processes
+    from cfg_jax.jobs import train
+    from cfg_jax.training import sharding
 
     mesh = sharding.make_mesh()
     config = tiny.config(train__batch_size=4 * mesh.size, train__fsdp=True)
@@ -175,7 +182,7 @@ def slices():
 
     jax.config.update('jax_platforms', 'cpu')
     from cfg_jax import config as configs
-    from cfg_jax import plan
+    from cfg_jax.jobs import plan
 
     print('| config | FLOP in all | state | slice | images a chip | GiB a chip, estimated | step | days | chip-hours |')
     print('| --- | --- | --- | --- | --- | --- | --- | --- | --- |')

@@ -54,9 +54,10 @@ def measure(model, variant):
     import jax.numpy as jnp
     import numpy as np
 
-    from cfg_jax import build, train
+    from cfg_jax import build
+    from cfg_jax.jobs import train
     from cfg_jax.models import blocks
-    from cfg_jax.train_state import TrainState
+    from cfg_jax.training.train_state import TrainState
 
     jax.config.update('jax_compilation_cache_dir', None)
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import diffusion, guidance, losses, optim, samplers, schedules, sharding
+from cfg_jax import diffusion, guidance, losses, samplers, schedules
 from cfg_jax.data import pipeline, sources
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
+from cfg_jax.training import optim, sharding
 
 # ADM's schedules: λ of each of 1000 timesteps
 TABLES = {'adm_linear': schedules.linear_beta_logsnr, 'adm_cosine': schedules.iddpm_cosine_logsnr}

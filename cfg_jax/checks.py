@@ -3,9 +3,10 @@
 import math
 import pkgutil
 
-from cfg_jax import build, judges
+from cfg_jax import build
 from cfg_jax.data import images
 from cfg_jax.errors import UserError
+from cfg_jax.evaluation import judges
 
 JUDGES = tuple(sorted(module.name for module in pkgutil.iter_modules(judges.__path__)))
 _CHOICES = {

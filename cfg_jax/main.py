@@ -8,8 +8,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cfg_jax import runtime
+from cfg_jax.distributed import join
+from cfg_jax.distributed.job import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, the_job
 from cfg_jax.errors import UserError
-from cfg_jax.job import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, the_job
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -24,11 +25,10 @@ _MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'The job.')
 _COORDINATOR_ADDRESS = flags.DEFINE_string('coordinator_address', None, 'Of several processes: host:port of the first.')
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'How many processes the job has.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this one is, from 0.')
-_JOIN_SECONDS = flags.DEFINE_integer('join_seconds', runtime.JOIN_SECONDS, 'How long to wait for them.', lower_bound=1)
+_JOIN_SECONDS = flags.DEFINE_integer('join_seconds', join.JOIN_SECONDS, 'How long to wait for them.', lower_bound=1)
 
 _ONE_PROCESS = ('prepare', 'inspect', 'convert', 'plan')  # modes that several processes would do several times
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_MODULES = {'convert': 'exchange', 'inspect': 'inspection'}  # modes whose job's module has another name
 
 
 def main(argv):
@@ -41,7 +41,7 @@ def main(argv):
     config, mode = _CONFIG.value, _MODE.value
     # Jobs are imported once the XLA flags stand.
     runtime.configure()
-    joined = runtime.join(
+    joined = join.join(
         coordinator_address=_COORDINATOR_ADDRESS.value,
         num_processes=_NUM_PROCESSES.value,
         process_id=_PROCESS_ID.value,
@@ -53,13 +53,13 @@ def main(argv):
     jobs = [mode, 'sample', 'evaluate'] if mode == 'train' and config.eval.at_end else [mode]
     try:
         if joined:
-            from cfg_jax import processes  # behind the flags, as the jobs
+            from cfg_jax.distributed import processes  # behind the flags, as the jobs
 
             if mode == 'train' and processes.is_first():
                 workdir.mkdir(parents=True, exist_ok=True)
             processes.check_shared(workdir)
         for job in jobs:
-            importlib.import_module(f'cfg_jax.{_MODULES.get(job, job)}').run(config, workdir)
+            importlib.import_module(f'cfg_jax.jobs.{job}').run(config, workdir)
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
         place = Path(error.filename or '/').absolute()
         if workdir.absolute() not in (place, *place.parents) and place not in workdir.absolute().parents:

@@ -16,9 +16,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cfg_jax.data import folders, imagenet
-from cfg_jax.data.archives import open_images, open_plain_images
 from cfg_jax.data.images import ImageError, decode, encode_png
+from cfg_jax.data.preparing import folders, imagenet
+from cfg_jax.data.preparing.archives import open_images, open_plain_images
 from cfg_jax.errors import UserError
 
 TREE = {

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from cfg_jax import train
+from cfg_jax.jobs import train
 from tests import processes_test, tiny
 
 # XLA's sums on the CPU are the same from run to run where each process has one device.

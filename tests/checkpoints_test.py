@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax.checkpoints import Checkpoints, checksums, config_differences, merged
 from cfg_jax.errors import UserError
-from cfg_jax.train_state import TrainState
+from cfg_jax.training.checkpoints import Checkpoints, checksums, config_differences, merged
+from cfg_jax.training.train_state import TrainState
 
 
 def state_of(value):

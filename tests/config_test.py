@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax import build, train
+from cfg_jax import build
 from cfg_jax.checks import check_config
 from cfg_jax.config import default
 from cfg_jax.errors import UserError
-from cfg_jax.train_state import TrainState
+from cfg_jax.jobs import train
+from cfg_jax.training.train_state import TrainState
 from tests import tiny
 
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / 'configs').glob('*.py'))

@@ -11,6 +11,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # The tests spend their time compiling: LLVM without optimisation halves it. The programs that they start inherit it.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 
+
 from cfg_jax import runtime
 
 runtime.configure()

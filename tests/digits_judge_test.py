@@ -3,7 +3,7 @@
 import numpy as np
 
 from cfg_jax.data import sources
-from cfg_jax.judges import digits
+from cfg_jax.evaluation.judges import digits
 
 
 def test_it_tells_digits_apart_and_is_known_by_its_weights(capsys):

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cfg_jax import evaluate
 from cfg_jax.data import sources
 from cfg_jax.errors import UserError
+from cfg_jax.jobs import evaluate
 from tests import tiny
 
 

@@ -4,8 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from cfg_jax import build, convert, exchange, sample, sampling, sharding
+from cfg_jax import build, convert
 from cfg_jax.errors import UserError
+from cfg_jax.jobs import convert as convert_job
+from cfg_jax.jobs import sample
+from cfg_jax.sampling import generate
+from cfg_jax.training import sharding
 from tests import tiny
 
 DATA = tiny.ROOT / 'tests' / 'data'
@@ -41,7 +45,7 @@ def imported(tmp_path_factory):
     """Workdirs of the imported diffusion model and of the imported classifier."""
     folder = tmp_path_factory.mktemp('imported')
     for name in ('unet_new_order', 'classifier'):
-        exchange.run(reference_config(name), folder / name)
+        convert_job.run(reference_config(name), folder / name)
     return folder
 
 
@@ -73,11 +77,11 @@ def test_an_imported_model_samples_and_its_classifier_guides(imported, form):
 def test_export_and_back(imported, tmp_path):
     config = reference_config('unet_new_order')
     config.convert.path, config.convert.to = '', str(tmp_path / 'model.safetensors')
-    exchange.run(config, imported / 'unet_new_order')
+    convert_job.run(config, imported / 'unet_new_order')
     config.convert.path, config.convert.to = str(tmp_path / 'model.safetensors'), ''
-    exchange.run(config, tmp_path / 'again')
+    convert_job.run(config, tmp_path / 'again')
     mesh = sharding.make_mesh()
-    trees = [sampling.load(config, folder, mesh).tree for folder in (imported / 'unet_new_order', tmp_path / 'again')]
+    trees = [generate.load(config, folder, mesh).tree for folder in (imported / 'unet_new_order', tmp_path / 'again')]
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
@@ -85,22 +89,22 @@ def test_what_does_not_fit_is_refused_and_nothing_written(imported, tmp_path):
     config = reference_config('unet_new_order')
     config.model.num_blocks = 2
     with pytest.raises(UserError, match=r'unet_new_order\.pt: the checkpoint is not of this network .* is missing'):
-        exchange.run(config, tmp_path / 'x')
+        convert_job.run(config, tmp_path / 'x')
     assert not (tmp_path / 'x').exists()
     config = reference_config('unet_new_order')
     with pytest.raises(UserError, match='holds checkpoints already, up to step 0'):
-        exchange.run(config, imported / 'unet_new_order')
-    params = sampling.load(config, imported / 'unet_new_order', sharding.make_mesh()).tree
+        convert_job.run(config, imported / 'unet_new_order')
+    params = generate.load(config, imported / 'unet_new_order', sharding.make_mesh()).tree
     for metadata, message in (({'config': json.dumps(build.model_identity(tiny.config()))}, 'of another network'),
                               ({'config': '{'}, 'metadata is damaged')):  # fmt: skip
         convert.save_safetensors(tmp_path / 'other.safetensors', params, metadata)
         config.convert.path = str(tmp_path / 'other.safetensors')
         with pytest.raises(UserError, match=message):
-            exchange.run(config, tmp_path / 'x')
+            convert_job.run(config, tmp_path / 'x')
     convert.save_safetensors(tmp_path / 'other.safetensors', {'conv_in': params['conv_in']}, {})
     with pytest.raises(UserError, match='is missing there'):
-        exchange.run(config, tmp_path / 'x')
+        convert_job.run(config, tmp_path / 'x')
     config = reference_config('classifier')
     config.guidance.classifier_workdir = str(imported / 'unet_new_order')
     with pytest.raises(UserError, match='holds a unet, not a classifier'):
-        sampling.load_classifier(config, sharding.make_mesh())
+        generate.load_classifier(config, sharding.make_mesh())

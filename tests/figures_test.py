@@ -3,7 +3,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from cfg_jax import figures
+from cfg_jax.evaluation import figures
 
 
 def test_a_grid_places_every_image():

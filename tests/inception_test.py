@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cfg_jax.errors import UserError
-from cfg_jax.judges import inception
+from cfg_jax.evaluation.judges import inception
 from tests.convert_test import relative_error, tensor, torch_legacy, torch_zip
 
 DATA = Path(__file__).parent / 'data'

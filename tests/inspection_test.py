@@ -8,8 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cfg_jax import build, inspection
+from cfg_jax import build
 from cfg_jax.errors import UserError
+from cfg_jax.jobs import inspect as inspect_job
 from tests import tfds_layout, tiny
 
 
@@ -39,7 +40,7 @@ def config(folder, **changes):
 
 
 def test_inspect_says_what_a_folder_holds(folder, tmp_path, capsys):
-    inspection.run(config(folder), tmp_path)
+    inspect_job.run(config(folder), tmp_path)
     printed = capsys.readouterr().out
     for line in ('40 images of 16x16x3, 2 classes', 'images a class: 10 to 30, median 20', 'images/s'):
         assert line in printed
@@ -63,7 +64,7 @@ def test_inspect_says_what_a_folder_holds(folder, tmp_path, capsys):
 
 def test_the_rows_show_each_class_and_only_it(folder):
     data = build.source(config(folder))
-    rows, names = inspection.class_rows(data, np.array([data.label(i) for i in range(40)]), seed=0)
+    rows, names = inspect_job.class_rows(data, np.array([data.label(i) for i in range(40)]), seed=0)
     assert [len(row) for row in rows] == [12, 12, 6, 10] and names == ['0 cat', '', '', '1 dog']
     dogs = {data[i]['image'].tobytes() for i in range(30, 40)}
     assert {image.tobytes() for image in rows[3]} == dogs
@@ -80,7 +81,7 @@ def test_class_names_of_all_kinds(tmp_path):
         os.makedirs(folder)
         with open(folder + b'/1.png', 'wb') as file:
             file.write(picture.getvalue())
-    inspection.run(config(root, data__num_classes=4), tmp_path)
+    inspect_job.run(config(root, data__num_classes=4), tmp_path)
     rows = list(csv.DictReader((tmp_path / 'inspect' / 'classes.csv').open()))
     assert [row['class'] for row in rows] == ['$\\frac{ $', 'a\x07', 'caf\\udce9', '猫']
     for name in ('statistics.png', 'images.png'):
@@ -97,7 +98,7 @@ def test_classes_without_images_are_named_once(tmp_path, capsys, source):
         examples = [{'image': tfds_layout.picture(0, 16), 'label': 1}]
         tfds_layout.write(tmp_path, 'mine', examples, version='1.0.0', features=features)
     name = '' if source == 'folder' else 'mine'
-    inspection.run(config(tmp_path, data__source=source, data__name=name), tmp_path / 'runs')
+    inspect_job.run(config(tmp_path, data__source=source, data__name=name), tmp_path / 'runs')
     assert capsys.readouterr().out.count('1 of 2 classes have no image: 0\n') == 1
 
 
@@ -106,7 +107,7 @@ def test_a_split_without_labels(tmp_path):
     examples = [{'image': tfds_layout.picture(0, 16), 'label': -1}]
     tfds_layout.write(tmp_path, 'unlabelled', examples, version='1.0.0', features=features)
     with pytest.raises(UserError, match=r'has label -1, where 0 to 1 are allowed; .*config\.data\.split'):
-        inspection.run(config(tmp_path, data__source='tfds', data__name='unlabelled'), tmp_path / 'runs')
+        inspect_job.run(config(tmp_path, data__source='tfds', data__name='unlabelled'), tmp_path / 'runs')
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_split_without_labels(tmp_path):
 )
 def test_a_folder_that_does_not_fit_the_config(folder, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        inspection.run(config(folder, **changes), tmp_path)
+        inspect_job.run(config(folder, **changes), tmp_path)
     assert not (tmp_path / 'inspect').exists()
 
 

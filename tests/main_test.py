@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg_jax import results, sampling
 from cfg_jax.errors import UserError
+from cfg_jax.evaluation import results
+from cfg_jax.sampling import generate
 from tests import tiny
 
 
@@ -268,15 +269,15 @@ def test_sampling_survives_a_damaged_newest_checkpoint(trained, tmp_path):
 
 
 def test_labels_by_name():
-    assert sampling.parse_labels('dog, cat', ('cat', 'dog')) == [1, 0]
-    assert sampling.parse_labels('', ('cat', 'dog')) == [0, 1]
-    assert sampling.parse_labels('1,1', ('cat', 'dog')) == [1, 1]
-    assert sampling.parse_labels('1', ('2', '1', '0')) == [1]  # a number is an id
+    assert generate.parse_labels('dog, cat', ('cat', 'dog')) == [1, 0]
+    assert generate.parse_labels('', ('cat', 'dog')) == [0, 1]
+    assert generate.parse_labels('1,1', ('cat', 'dog')) == [1, 1]
+    assert generate.parse_labels('1', ('2', '1', '0')) == [1]  # a number is an id
     for text in ('--3', '³', '1.0', 'Cat'):
         with pytest.raises(UserError, match='is not a class; allowed: 0 to 1'):
-            sampling.parse_labels(text, ('cat', 'dog'))
+            generate.parse_labels(text, ('cat', 'dog'))
     with pytest.raises(UserError, match='label 2 is not a class'):
-        sampling.parse_labels('2', ('cat', 'dog'))
+        generate.parse_labels('2', ('cat', 'dog'))
 
 
 def test_the_readmes_own_guidance(trained, tmp_path):

@@ -6,8 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from cfg_jax import build, hlo, plan, sharding, train
+from cfg_jax import build
 from cfg_jax.errors import UserError
+from cfg_jax.jobs import plan, train
+from cfg_jax.planning import hlo
+from cfg_jax.training import sharding
 from tests import tiny
 
 GIB = plan.GIB

@@ -125,11 +125,13 @@ STREAM = """
 import sys
 import jax
 import numpy as np
-from cfg_jax import build, runtime, sharding
+from cfg_jax import build, runtime
+from cfg_jax.distributed import join
+from cfg_jax.training import sharding
 from tests import processes_test, tfds_layout, tiny
 
 runtime.configure()
-runtime.join()
+join.join()
 config = tiny.config(**processes_test.CIFAR10, data__data_dir=sys.argv[1])
 # As on a TPU slice, where neighbours of the mesh need not be one process's.
 mesh = sharding.make_mesh([jax.devices()[number] for number in (0, 2, 1, 3)])
@@ -166,11 +168,13 @@ import shutil, sys
 from pathlib import Path
 import jax
 import numpy as np
-from cfg_jax import checkpoints, runtime, sharding
-from cfg_jax.train_state import TrainState
+from cfg_jax import runtime
+from cfg_jax.distributed import join
+from cfg_jax.training import checkpoints, sharding
+from cfg_jax.training.train_state import TrainState
 
 runtime.configure()
-runtime.join()
+join.join()
 mesh = sharding.make_mesh()
 base = Path(sys.argv[1])
 
@@ -331,9 +335,10 @@ def test_drawing_ends_at_once(tmp_path, mode):
 SILENCE = """
 import os, signal, sys, time
 from cfg_jax import runtime
+from cfg_jax.distributed import join
 
 runtime.configure()
-runtime.join(heartbeat_seconds=10)
+join.join(heartbeat_seconds=10)
 time.sleep(1)
 if os.environ['JAX_PROCESS_ID'] == sys.argv[1]:
     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg_jax import metrics, references
+from cfg_jax import metrics
 from cfg_jax.errors import UserError
+from cfg_jax.evaluation import references
 from tests.tiny import ROOT
 
 RNG = np.random.default_rng(0)
@@ -288,7 +289,7 @@ def test_samples_are_in_memory_once_at_most(tmp_path):
     np.savez(tmp_path / 'plain.npz', images)
     np.savez_compressed(tmp_path / 'compressed.npz', images)
     code = (
-        'import sys\nfrom cfg_jax import references\n'
+        'import sys\nfrom cfg_jax.evaluation import references\n'
         'peak = lambda: int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) * 1024\n'
         'for path in sys.argv[1:]:\n'
         '    before = peak()\n    samples = references.load_samples(path)\n    samples.images[-1].max()\n'

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg_jax import report
-from cfg_jax.report import charts, values
+from cfg_jax.evaluation import report
+from cfg_jax.evaluation.report import charts, values
 from tests import browser
 
 WEIGHTS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from cfg_jax import sample_sets
+from cfg_jax.sampling import sample_sets
 from tests import tiny
 from tests.processes_test import start_together
 

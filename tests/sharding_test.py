@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from cfg_jax import build, hlo, plan, sharding, train
-from cfg_jax.checkpoints import Checkpoints
+from cfg_jax import build
+from cfg_jax.jobs import plan, train
+from cfg_jax.planning import hlo
+from cfg_jax.training import sharding
+from cfg_jax.training.checkpoints import Checkpoints
 from tests import tiny
 
 STEPS, COUNTS = 20, (1, 2, 4, 8)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cfg_jax import build, files, train
+from cfg_jax import build, files
 from cfg_jax.errors import UserError
-from cfg_jax.train_state import TrainState
+from cfg_jax.jobs import train
+from cfg_jax.training.train_state import TrainState
 from tests import tiny
 
 

@@ -5,7 +5,8 @@ import os
 
 import numpy as np
 
-from cfg_jax.data import archives, folders, images, records
+from cfg_jax.data import images, records
+from cfg_jax.data.preparing import archives, folders
 from cfg_jax.errors import UserError
 
 # Whose archive --mode=prepare turns into which of TFDS's data sets

@@ -6,11 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cfg_jax import build, convert, sampling, sharding
-from cfg_jax.checkpoints import Checkpoints, config_differences
+from cfg_jax import build, convert
 from cfg_jax.checks import check_config
 from cfg_jax.errors import UserError
-from cfg_jax.train_state import TrainState
+from cfg_jax.sampling import generate
+from cfg_jax.training import sharding
+from cfg_jax.training.checkpoints import Checkpoints, config_differences
+from cfg_jax.training.train_state import TrainState
 
 
 def run(config, workdir):
@@ -82,7 +84,7 @@ def export_weights(config, to, workdir):
     """Writes the EMA parameters as safetensors, with the part of the config that says what they are."""
     if to.suffix != '.safetensors':
         raise UserError(f'config.convert.to is {str(to)!r}; it must end in .safetensors.')
-    restored = sampling.load(config, workdir, sharding.make_mesh())
+    restored = generate.load(config, workdir, sharding.make_mesh())
     metadata = {'config': json.dumps(build.model_identity(config)), 'step': str(restored.step)}
     convert.save_safetensors(to, restored.tree, metadata)
     print(f'wrote {to}', flush=True)

@@ -16,8 +16,9 @@ import zlib
 import numpy as np
 
 from cfg_jax import files
-from cfg_jax.data import archives, images
-from cfg_jax.data.folders import unusable
+from cfg_jax.data import images
+from cfg_jax.data.preparing import archives
+from cfg_jax.data.preparing.folders import unusable
 from cfg_jax.errors import UserError
 
 REFERENCE_FIELD, SAMPLES_FIELD = 'config.eval.reference', 'config.eval.samples'

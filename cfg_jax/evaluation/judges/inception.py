@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import sharding
 from cfg_jax.errors import UserError
-from cfg_jax.judges import Judge, Outputs
-from cfg_jax.models.inception import IMAGE_SIZE, NUM_LOGITS, POOL_WIDTH, SPATIAL_WIDTH, Inception
+from cfg_jax.evaluation.inception_network import IMAGE_SIZE, NUM_LOGITS, POOL_WIDTH, SPATIAL_WIDTH, Inception
+from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.torch_files import load_openai_state_dict, unreadable
+from cfg_jax.training import sharding
 
 PUBLISHED = 'weights-inception-2015-12-05-6726825d.pth'
 _FIELD = '(config.eval.inception_weights)'

@@ -11,15 +11,20 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from cfg_jax import build, figures, files, optim, processes, sampling, sharding
-from cfg_jax.checkpoints import Checkpoints, config_differences
+from cfg_jax import build, files
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import default
 from cfg_jax.data.sources import spread
+from cfg_jax.distributed import processes
+from cfg_jax.distributed.job import Preempted, the_job
 from cfg_jax.errors import UserError
-from cfg_jax.job import Preempted, the_job
-from cfg_jax.train_state import TrainState
-from cfg_jax.writers import MetricWriter, Progress, SilentWriter
+from cfg_jax.evaluation import figures
+from cfg_jax.progress import Progress
+from cfg_jax.sampling import generate
+from cfg_jax.training import optim, sharding
+from cfg_jax.training.checkpoints import Checkpoints, config_differences
+from cfg_jax.training.train_state import TrainState
+from cfg_jax.training.writers import MetricWriter, SilentWriter
 
 _LOCK_SECONDS = 120  # longer than a file server remembers a machine that is gone
 
@@ -175,7 +180,7 @@ def run(config, workdir):
     source = build.source(config)
     if config.eval.at_end:  # what only the jobs after training would find wrong, days later
         check_judge(config)
-        sampling.parse_labels(config.sample.labels, source.class_names)
+        generate.parse_labels(config.sample.labels, source.class_names)
     held = f'another job trains in {workdir}; wait for its end, or use another --workdir.'
     with contextlib.ExitStack() as stack:
         # One that was killed may hold it for a while still, where the disk is another machine's.
@@ -299,7 +304,7 @@ def _train(config, workdir, mesh, source):
 def grid_drawer(config, class_names, workdir):
     """(step, ema_params) -> uint8 picture, also written to workdir/samples: the same noise and labels every time."""
     a_device = math.ceil(config.train.grid_images / sharding.local_mesh().size)
-    sample = sampling.image_batches(config, batch_size=a_device)
+    sample = generate.image_batches(config, batch_size=a_device)
     # All classes, or as many as give a square picture.
     rows = max(math.isqrt(config.train.grid_images), 1)
     labels = np.resize(spread(len(class_names), rows).astype(np.int32), config.train.grid_images)

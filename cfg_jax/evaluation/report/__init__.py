@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from cfg_jax.report import charts, values
+from cfg_jax.evaluation.report import charts, values
 
 _WIDE, _NARROW = (828, 632), (400, 286)  # the first figure on large screens, and every figure elsewhere
 _FIGURES = (  # columns of x (None: what the curves are drawn over) and y, heading, how to read it

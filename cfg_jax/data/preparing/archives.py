@@ -11,7 +11,8 @@ import zlib
 
 import numpy as np
 
-from cfg_jax.data.folders import (
+from cfg_jax.data.images import first_line
+from cfg_jax.data.preparing.folders import (
     RECOGNISED,
     ImageFolder,
     ImageZip,
@@ -21,8 +22,7 @@ from cfg_jax.data.folders import (
     stamp,
     unusable,
 )
-from cfg_jax.data.imagenet import ImagenetNpz, ImagenetTar, holds_batches, is_npz_name, npz_members
-from cfg_jax.data.images import first_line
+from cfg_jax.data.preparing.imagenet import ImagenetNpz, ImagenetTar, holds_batches, is_npz_name, npz_members
 from cfg_jax.errors import UserError
 
 CIFAR_BATCHES = {'train': [f'data_batch_{number}' for number in range(1, 6)], 'test': ['test_batch']}

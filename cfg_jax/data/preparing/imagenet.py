@@ -10,8 +10,17 @@ import zipfile
 
 import numpy as np
 
-from cfg_jax.data.folders import RECOGNISED, RawImages, ReadAt, check_split, counted, is_image_name, stamp, unusable
 from cfg_jax.data.images import first_line
+from cfg_jax.data.preparing.folders import (
+    RECOGNISED,
+    RawImages,
+    ReadAt,
+    check_split,
+    counted,
+    is_image_name,
+    stamp,
+    unusable,
+)
 from cfg_jax.errors import UserError
 
 NPZ_PREFIXES = {'train': 'train', 'validation': 'val'}

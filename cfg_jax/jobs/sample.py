@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
-from cfg_jax import build, figures, processes, sample_sets, sampling, sharding
+from cfg_jax import build
 from cfg_jax.checks import check_config
+from cfg_jax.distributed import processes
+from cfg_jax.evaluation import figures
+from cfg_jax.sampling import generate, sample_sets
+from cfg_jax.training import sharding
 
 _IN_GRID = 400  # images in the picture, at most
 
@@ -16,11 +20,11 @@ def run(config, workdir):
     """
     check_config(config)
     mesh = sharding.make_mesh()
-    restored = sampling.load(config, workdir, mesh)
+    restored = generate.load(config, workdir, mesh)
     weight, classifier_weight = build.guidance_weight(config), config.guidance.classifier_weight
     ids = sample_sets.classes(config, restored.class_names)
-    classifier = sampling.load_classifier(config, mesh)
-    drawing = sampling.image_batches(config, classifier=classifier)
+    classifier = generate.load_classifier(config, mesh)
+    drawing = generate.image_batches(config, classifier=classifier)
     digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
     count = config.sample.num_images
     images = sample_sets.open_set(config, classifier[0], workdir, digests, ids, count, weight, classifier_weight)

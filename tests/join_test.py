@@ -6,8 +6,8 @@ import re
 import pytest
 from jax._src import clusters
 
+from cfg_jax.distributed.join import job_arguments
 from cfg_jax.errors import UserError
-from cfg_jax.runtime import job_arguments
 from tests import processes_test, tiny
 
 SLURM = {

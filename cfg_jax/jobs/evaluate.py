@@ -10,25 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cfg_jax import (
-    build,
-    figures,
-    files,
-    processes,
-    references,
-    report,
-    results,
-    sample_sets,
-    sampling,
-    scoring,
-    sharding,
-)
+from cfg_jax import build, files
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import changed
 from cfg_jax.data import sources
+from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError
-from cfg_jax.judges import Judge
-from cfg_jax.writers import Progress
+from cfg_jax.evaluation import figures, references, report, results, scoring
+from cfg_jax.evaluation.judges import Judge
+from cfg_jax.progress import Progress
+from cfg_jax.sampling import generate, sample_sets
+from cfg_jax.training import sharding
 
 _ABOUT = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', 'samples_sha256')
 _IN_REPORT = tuple(key for key in results.RESULTS if not key.endswith('_error') and key not in _ABOUT)
@@ -72,10 +64,10 @@ def run(config, workdir):
     if config.eval.samples:
         return processes.first_alone(lambda: run_on_samples(config, workdir, folder))
     curves = groups(config)
-    restored = sampling.load(config, workdir, sharding.make_mesh())
+    restored = generate.load(config, workdir, sharding.make_mesh())
     # All processes draw; the first alone judges, while the others draw on.
     measuring = processes.first_alone(lambda: open_measuring(config, workdir, restored.step))
-    classifier = sampling.load_classifier(config, sharding.make_mesh())
+    classifier = generate.load_classifier(config, sharding.make_mesh())
     digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
     model = restored, classifier, digests
     rows, grids = [], []
@@ -123,11 +115,11 @@ def check_comparable(config, there, here):
 def run_curve(config, workdir, folder, model, measuring, before):
     """Draws and judges the images of one sampler at every weight: (rows, [(row, PNG of its images)]).
 
-    model: the checkpoint, the classifier as `sampling.load_classifier` gives it, and the digests of both's parameters.
+    model: the checkpoint, the classifier as `generate.load_classifier` gives it, and the digests of both's parameters.
     measuring: a `Measuring`, or None in processes that only draw. before: rows of the curves before this one.
     """
     restored, classifier, digests = model
-    drawing = sampling.image_batches(config, classifier=classifier)
+    drawing = generate.image_batches(config, classifier=classifier)
     pairs, over = sweep(config)
     seed, symbol, count = config.sample.seed, figures.SYMBOLS[over], config.eval.num_samples
     ids = sources.spread(config.data.num_classes, count).tolist()
@@ -334,7 +326,7 @@ def curve_name(folder, rows):
 
 def run_bits_per_dim(config, workdir, folder):
     """Writes bits_per_dim.json: the bound on -log2 p(image | label) by dimension, over eval.num_samples real images."""
-    params, step, *_ = sampling.load(config, workdir, sharding.make_mesh())
+    params, step, *_ = generate.load(config, workdir, sharding.make_mesh())
     params = sharding.to_local(params, sharding.local_mesh())
     return processes.first_alone(lambda: measure_bits_per_dim(config, params, step, folder))
 

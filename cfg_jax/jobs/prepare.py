@@ -14,9 +14,9 @@ from pathlib import Path
 
 from cfg_jax import files
 from cfg_jax.checks import check_config
-from cfg_jax.data import archives, folders, shards, tfds_writer, workers
+from cfg_jax.data.preparing import archives, folders, shards, tfds_writer, workers
 from cfg_jax.errors import UserError
-from cfg_jax.writers import Progress, duration
+from cfg_jax.progress import Progress, duration
 
 
 def run(config, workdir):

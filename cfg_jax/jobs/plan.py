@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from cfg_jax import build, files, hlo, sharding, train
+from cfg_jax import build, files
 from cfg_jax.checks import check_config
 from cfg_jax.config import changed
 from cfg_jax.errors import UserError
-from cfg_jax.writers import duration
+from cfg_jax.jobs import train
+from cfg_jax.planning import hlo
+from cfg_jax.progress import duration
+from cfg_jax.training import sharding
 
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16')

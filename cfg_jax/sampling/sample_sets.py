@@ -16,11 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cfg_jax import build, diffusion, files, guidance, processes, samplers, sampling, schedules
+from cfg_jax import build, diffusion, files, guidance, samplers, schedules
 from cfg_jax.config import default
 from cfg_jax.data import sources
+from cfg_jax.distributed import processes
 from cfg_jax.models import blocks, classifier, unet
-from cfg_jax.writers import Progress
+from cfg_jax.progress import Progress
+from cfg_jax.sampling import generate
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -39,7 +41,7 @@ def code_digest(config):
 
     What that module imports in turn is not looked at.
     """
-    modules = [schedules, diffusion, guidance, samplers, blocks, unet, classifier, build, sampling]
+    modules = [schedules, diffusion, guidance, samplers, blocks, unet, classifier, build, generate]
     if ':' in config.guidance.function:
         modules.append(importlib.import_module(config.guidance.function.rpartition(':')[0]))
     digest = hashlib.sha256()
@@ -50,7 +52,7 @@ def code_digest(config):
 
 def classes(config, class_names):
     """The label ids of config.sample.labels; of all classes, where they are more than the images, as many, spread."""
-    ids = sampling.parse_labels(config.sample.labels, class_names)
+    ids = generate.parse_labels(config.sample.labels, class_names)
     return ids if config.sample.labels.strip() else sources.spread(len(ids), config.sample.num_images).tolist()
 
 
@@ -175,7 +177,7 @@ class SampleSet:
     def draw(self, draw_units, name, missing=None):
         """Draws what is not there yet, each process its part of the shards; returns when all are there.
 
-        draw_units: units -> iterator over their images (`sampling.image_batches`); what it does before it returns is
+        draw_units: units -> iterator over their images (`generate.image_batches`); what it does before it returns is
         not counted in the seconds. name: for the progress line. missing: of `all_missing`, if that has been asked.
         """
         if missing is None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import build, figures, files
+from cfg_jax import build, files
 from cfg_jax.checks import check_config
-from cfg_jax.data import folders, sources
-from cfg_jax.writers import Progress
+from cfg_jax.data import sources
+from cfg_jax.data.preparing import folders
+from cfg_jax.evaluation import figures
+from cfg_jax.progress import Progress
 
 _SHOWN_CLASSES, _COLUMNS, _CHUNK = 10, 12, 256
 

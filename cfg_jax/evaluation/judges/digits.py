@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cfg_jax.judges import Judge, Outputs
+from cfg_jax.evaluation.judges import Judge, Outputs
 
 
 class Network(nn.Module):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cfg_jax import processes
+from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from cfg_jax import files
-from cfg_jax.data import images, tfds_writer
+from cfg_jax.data import images
+from cfg_jax.data.preparing import tfds_writer
 from cfg_jax.errors import UserError
 
 # setting -> the field that it comes from

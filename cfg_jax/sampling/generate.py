@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from cfg_jax import build, sharding
-from cfg_jax.checkpoints import Checkpoints
+from cfg_jax import build
 from cfg_jax.config import default
 from cfg_jax.errors import UserError
+from cfg_jax.training import sharding
+from cfg_jax.training.checkpoints import Checkpoints
 
 
 def load(config, workdir, mesh):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import build, metrics, references
+from cfg_jax import build, metrics
 from cfg_jax.data.sources import spread
 from cfg_jax.errors import UserError
-from cfg_jax.judges import Outputs
-from cfg_jax.writers import Progress
+from cfg_jax.evaluation import references
+from cfg_jax.evaluation.judges import Outputs
+from cfg_jax.progress import Progress
 
 _CHUNK = 512  # images that a judge is given at once
 _MANIFOLD = 10_000  # real images of precision and recall
@@ -20,7 +21,7 @@ _MANIFOLD = 10_000  # real images of precision and recall
 
 def open_judge(config, data):
     """The `judges.Judge` that config.eval.judge names. data: a source of real images."""
-    module = importlib.import_module(f'cfg_jax.judges.{config.eval.judge}')
+    module = importlib.import_module(f'cfg_jax.evaluation.judges.{config.eval.judge}')
     settings = {'weights': config.eval.inception_weights, 'num_steps': config.eval.judge_steps}
     return module.open_judge(data, config.data.num_classes, **settings)
 

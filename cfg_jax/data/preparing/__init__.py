@@ -1,0 +1,1 @@
+"""Archives of images, turned into data sets that training reads."""

@@ -1,0 +1,1 @@
+"""One file a job: what each --mode of the command line does."""
