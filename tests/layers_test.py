@@ -19,7 +19,7 @@ LAYERS = [
 # Within a layer, by name.
 ALLOWED_BESIDE = {
     ('guidance', 'diffusion'), ('samplers', 'diffusion'), ('losses', 'diffusion'), ('metrics', 'neighbours'),
-    ('convert', 'torch_files'), ('evaluation', 'torch_files'), ('evaluation', 'data'), ('evaluation', 'training'),
+    ('convert', 'torch_files'), ('evaluation', 'torch_files'), ('evaluation', 'data'),
     ('training', 'distributed'), ('sampling', 'distributed'), ('sampling', 'training'), ('sampling', 'data'),
     ('sampling', 'models'), ('files', 'errors'), ('checks', 'build'),
     ('sampling', 'build'), ('sampling', 'config'), ('evaluation', 'build'), # for now
