@@ -10,7 +10,7 @@ from tests.tiny import ROOT
 
 LAYERS = [
     {'errors', 'files', 'progress', 'runtime'},
-    {'schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics', 'neighbours'},
+    {'schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics'},
     {'models', 'data', 'training', 'sampling', 'evaluation', 'distributed', 'planning', 'convert', 'torch_files'},
     {'config', 'build', 'checks'},
     {'jobs'},
@@ -18,7 +18,7 @@ LAYERS = [
 ]
 # Within a layer, by name.
 ALLOWED_BESIDE = {
-    ('guidance', 'diffusion'), ('samplers', 'diffusion'), ('losses', 'diffusion'), ('metrics', 'neighbours'),
+    ('guidance', 'diffusion'), ('samplers', 'diffusion'), ('losses', 'diffusion'),
     ('convert', 'torch_files'), ('evaluation', 'torch_files'), ('evaluation', 'data'),
     ('training', 'distributed'), ('sampling', 'distributed'), ('sampling', 'training'), ('sampling', 'data'),
     ('sampling', 'models'), ('files', 'errors'), ('checks', 'build'),
