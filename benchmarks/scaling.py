@@ -68,19 +68,21 @@ def memory():
 def memory_child():
     import jax
 
-    from cfg_jax.jobs import plan, train
+    from cfg_jax import build
+    from cfg_jax import config as configs
+    from cfg_jax.jobs import plan
     from cfg_jax.training import sharding
 
     table, digits, imagenet = {}, tiny.load_config('digits'), tiny.load_config('imagenet64')
     for count in (1, 2, 4, 8):
         mesh, row = sharding.make_mesh(jax.devices()[:count]), []
         for fsdp in (False, True):
-            state = train.sharded(plan.changed(digits, {'train.fsdp': fsdp}), mesh)[0]()
+            state = build.sharded_training(configs.changed(digits, {'train.fsdp': fsdp}), mesh)[0]()
             leaves = jax.tree.leaves((state.params, state.ema_params, state.opt_state))
             first = [shard for leaf in leaves for shard in leaf.addressable_shards if shard.device.id == 0]
             row.append(sum(shard.data.nbytes for shard in first))
         for fsdp in (False, True):
-            row.append(sum(plan.state_bytes(plan.changed(imagenet, {'train.fsdp': fsdp}), count).values()))
+            row.append(sum(plan.state_bytes(configs.changed(imagenet, {'train.fsdp': fsdp}), count).values()))
         table[count] = row
     print(json.dumps(table))
 
@@ -104,12 +106,13 @@ def sent_child(count, fsdp, channels):
 
     from cfg_jax import build
     from cfg_jax.jobs import plan
+    from cfg_jax.planning import devices
 
     count, fsdp, channels = int(count), bool(int(fsdp)), int(channels)
     topology = f'v5e:{SLICES[count]}'
     changes = {'model__channels': channels, 'train__batch_size': 4 * count, 'train__fsdp': fsdp}
     config = tiny.config(**SMALL, **changes, plan__topology=topology)
-    aim = plan.target(topology, compiling=True)
+    aim = devices.target(topology, compiling=True)
     aim = aim._replace(count=count, devices=aim.devices[:count])  # two chips: of a slice of four
     made = plan.compiled_for(config, aim)
     params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
@@ -144,12 +147,11 @@ def host_child():
 
     from cfg_jax import build
     from cfg_jax.distributed import processes
-    from cfg_jax.jobs import train
     from cfg_jax.training import sharding
 
     mesh = sharding.make_mesh()
     config = tiny.config(train__batch_size=4 * mesh.size, train__fsdp=True)
-    init, _, step = train.sharded(config, mesh)
+    init, _, step = build.sharded_training(config, mesh)
     batches = build.train_batches(config, build.source(config), mesh)
     on_devices, state, key = sharding.prefetch(batches, mesh), init(), jax.random.key(0)
     step.lower(state, next(on_devices)[0], key).compile()
@@ -183,6 +185,7 @@ def slices():
     jax.config.update('jax_platforms', 'cpu')
     from cfg_jax import config as configs
     from cfg_jax.jobs import plan
+    from cfg_jax.planning import devices, estimate
 
     print('| config | FLOP in all | state | slice | images a chip | GiB a chip, estimated | step | days | chip-hours |')
     print('| --- | --- | --- | --- | --- | --- | --- | --- | --- |')
@@ -192,24 +195,25 @@ def slices():
         state = sum(counted.state[False].values()) / 1e9
         first = f'`{name}.py`'
         for topology in topologies:
-            aim = plan.target(topology, compiling=False)
+            aim = devices.target(topology, compiling=False)
             cost = counted._replace(
                 state={fsdp: plan.state_bytes(configs.changed(config, {'train.fsdp': fsdp}), aim.count)
                        for fsdp in (False, True)}
             )  # fmt: skip
-            changes = next(plan.what_fits(config, cost, aim))
+            changes = next(estimate.what_fits(plan.step_of(config), cost, aim))
             fitting = configs.changed(config, changes)
-            need = sum(plan.memory(fitting, cost, aim.count).values()) / plan.GIB
+            need = sum(estimate.memory(plan.step_of(fitting), cost, aim.count).values()) / devices.GIB
+            rates = {'num_steps': config.train.num_steps, 'utilisation': config.plan.utilisation}
             (row,) = [
                 row
-                for row in plan.variants(fitting, cost, aim)
+                for row in estimate.variants(plan.step_of(fitting), cost, aim, **rates)
                 if (row['fsdp'], row['remat']) == (fitting.train.fsdp, fitting.model.remat)
             ]
             seconds = row['days'] * 86400 / config.train.num_steps
             total = row['flops'] * aim.count * config.train.num_steps
             start = f'{first} | {total:.1e} | {state:.1f} GB' if first else ' | | '
             with_them = ', '.join(f'{field.split(".")[1]}={value}' for field, value in changes.items())
-            memory = f'{need:.1f} of {aim.memory / plan.GIB:.1f}' + (f' with {with_them}' if changes else '')
+            memory = f'{need:.1f} of {aim.memory / devices.GIB:.1f}' + (f' with {with_them}' if changes else '')
             kind, shape = topology.split(':')
             kind = {'v5e': 'v5litepod'}.get(kind, kind)
             print(

@@ -55,7 +55,6 @@ def measure(model, variant):
     import numpy as np
 
     from cfg_jax import build
-    from cfg_jax.jobs import train
     from cfg_jax.models import blocks
     from cfg_jax.training.train_state import TrainState
 
@@ -89,7 +88,7 @@ def measure(model, variant):
 
     figures = {'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params))}
     start = time.perf_counter()
-    step = jax.jit(train.make_train_step(config), donate_argnums=0).lower(state, batch, key).compile()
+    step = jax.jit(build.train_step(config), donate_argnums=0).lower(state, batch, key).compile()
     figures['train_compile'] = time.perf_counter() - start
 
     def train_once():

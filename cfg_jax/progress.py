@@ -1,6 +1,10 @@
 """Progress lines of long work: how far it is, at what rate, and the time left."""
 
+import contextlib
+import threading
 import time
+
+_SHOWN_SECONDS = 20
 
 
 def duration(seconds):
@@ -40,3 +44,19 @@ class Progress:
         rate = (done - self._last_done) / max(now - self._last_time, 1e-9)
         self._last_time, self._last_done = now, done
         return rate, duration((self.total - done) / max(rate, 1e-9))
+
+
+@contextlib.contextmanager
+def shown(what):
+    """Context manager: print every 20 s for how long `what` has been running."""
+    finished, start = threading.Event(), time.monotonic()
+
+    def show():
+        while not finished.wait(_SHOWN_SECONDS):
+            print(f'{what} for {duration(time.monotonic() - start)}', flush=True)
+
+    threading.Thread(target=show, daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()

@@ -9,7 +9,6 @@ from cfg_jax import build
 from cfg_jax.checks import check_config
 from cfg_jax.config import default
 from cfg_jax.errors import UserError
-from cfg_jax.jobs import train
 from cfg_jax.training.train_state import TrainState
 from tests import tiny
 
@@ -89,7 +88,7 @@ def test_a_shrunk_config_trains_a_step_and_samples(name):
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: np.float32(0.1 * random.standard_normal(leaf.shape)), shapes)
     before = TrainState.create(params, build.optimizer(config))
-    after, metrics = jax.jit(train.make_train_step(config))(before, batch, jax.random.key(1))
+    after, metrics = jax.jit(build.train_step(config))(before, batch, jax.random.key(1))
     assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0
     changed = [bool(jnp.any(a != b)) for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params))]
     assert any(changed)

@@ -237,7 +237,7 @@ def test_two_processes_skip_the_same_damaged_checkpoint(tmp_path):
     for status, out, err in run_script(DAMAGE, tmp_path, 2, tmp_path):
         assert status == 0, out + err
         assert [line for line in out.splitlines() if line.startswith('restored')] == ['restored 1 1 2'] * 6
-        assert 'checkpoint 2 is damaged (stale, says process 1); going on from step 1' in out
+        assert 'checkpoint 2 is damaged (stale, in process 1); using step 1' in out
 
 
 def end_of(flags, tmp_path, own=()):
@@ -299,7 +299,7 @@ def test_a_full_disk_of_one_process_ends_both(tmp_path, full):
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], errors
     (line,) = [line for line in errors[0].splitlines() if line.startswith('error: ')]
-    assert f'a checkpoint cannot be written to {saved}: File too large; the last one saved is {saved}/' in line
+    assert f'a checkpoint cannot be written to {saved}: File too large; the last saved checkpoint is {saved}/' in line
     assert ('process 1: ' in line) == (full == 1)
     assert any(path.name.isdigit() for path in saved.glob('*'))
 

@@ -73,7 +73,7 @@ def judging(params, num_classes):
     return lambda images: tuple(np.asarray(out) for out in apply({'params': params}, _to_unit_range(images)))
 
 
-def open_judge(data, num_classes, *, weights='', num_steps=2000):
+def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None):
     """The `Judge`, trained for num_steps on four fifths of `data`, images of one size; weights is not used."""
     examples = data.batch(np.arange(len(data)))
     params, accuracy = train(examples['image'], examples['label'], num_classes, num_steps=num_steps)

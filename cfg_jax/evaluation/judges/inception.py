@@ -143,7 +143,7 @@ def preprocess(images):
 # ---------------------------------------------------------------- the judge
 
 
-def open_judge(data, num_classes, *, weights='', num_steps=0, batch_size=32):
+def open_judge(data, num_classes, *, weights='', num_steps=0, mesh=None, batch_size=32):
     """The `Judge`. weights: path of the public file; batch_size: images a device. The others are not used."""
     params, digest = read_weights(weights)
     mesh = sharding.local_mesh()
