@@ -99,7 +99,7 @@ fi
 
 is_so test -x "$venv/bin/python" || run "$python" -m venv "$venv"
 # The constraints: after a preemption the new workers have to compute as the old ones did.
-run "$venv/bin/pip" install --quiet --constraint "$root/constraints.txt" "${root}[tpu]"
+run "$venv/bin/pip" install --quiet --constraint "$root/constraints/py311.txt" "${root}[tpu]"
 
 # JAX starts faster with them, from v5e on, and warns where they are off.
 pages=/sys/kernel/mm/transparent_hugepage/enabled
