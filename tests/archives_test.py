@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cfg_jax.data.images import ImageError, decode, encode_png
-from cfg_jax.data.preparing import folders, imagenet
+from cfg_jax.data.preparing import imagenet_npz, raw_images
 from cfg_jax.data.preparing.archives import open_images, open_plain_images
 from cfg_jax.errors import UserError
 
@@ -443,7 +443,7 @@ def test_progress_is_shown_when_it_takes_long(tmp_path, monkeypatch, capsys):
     put(tmp_path, TREE)
     open_images(str(tmp_path))
     assert not capsys.readouterr().out
-    monkeypatch.setattr(folders, 'PROGRESS_SECONDS', 0)
+    monkeypatch.setattr(raw_images, 'PROGRESS_SECONDS', 0)
     open_images(str(tmp_path))
     assert f'{tmp_path}: 4 files found so far' in capsys.readouterr().out
 
@@ -646,9 +646,9 @@ def test_one_batch_of_downsampled_imagenet(tmp_path):
 def test_a_batch_is_opened_once(tmp_path, monkeypatch):
     images = open_images(put(tmp_path, npz_batches()))
     opened = []
-    open_batch = imagenet.ImagenetNpz._opened
+    open_batch = imagenet_npz.ImagenetNpz._opened
     monkeypatch.setattr(
-        imagenet.ImagenetNpz, '_opened', lambda self, stem: opened.append(stem) or open_batch(self, stem)
+        imagenet_npz.ImagenetNpz, '_opened', lambda self, stem: opened.append(stem) or open_batch(self, stem)
     )
     for index in range(5):
         images.read(index)
@@ -662,7 +662,7 @@ def test_a_batch_is_opened_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_a_batch_is_never_whole_in_memory(tmp_path, monkeypatch, outer, save):
     """Of 8 MB, opened and read in order and then back, no more than 6 are held; labels lie behind the pixels."""
-    monkeypatch.setattr(imagenet, '_TAIL', 1 << 18)
+    monkeypatch.setattr(imagenet_npz, '_TAIL', 1 << 18)
     monkeypatch.setattr(zipfile.ZipExtFile, 'MAX_SEEK_READ', 1 << 18)  # else 16 MB
     data = np.tile(np.random.default_rng(0).integers(0, 256, (27, 3072), np.uint8), (100, 1))
     batch = npz(np.arange(2700) % 5 + 1, save=save, data=data)
@@ -787,7 +787,7 @@ def test_other_classes_in_the_layout_of_imagenet_train(tmp_path):
 
 def test_imagenet_validation_tar(tmp_path, monkeypatch):
     lists = {'labels.txt': WNIDS, 'validation_labels.txt': [WNIDS[2], WNIDS[0], WNIDS[2]]}
-    monkeypatch.setattr(imagenet, '_tfds_lines', lambda path: lists[os.path.basename(path)])
+    monkeypatch.setattr(imagenet_npz, '_tfds_lines', lambda path: lists[os.path.basename(path)])
     names = [f'ILSVRC2012_val_0000000{number}.JPEG' for number in (1, 2, 3)]
     files = {f'./{names[number]}': jpeg(number) for number in (1, 2, 0)}
     path = put_tar(tmp_path / 'val.tar', files | {'./x.txt': b'x', './._y.JPEG.txt': b'y'})
@@ -798,8 +798,8 @@ def test_imagenet_validation_tar(tmp_path, monkeypatch):
 
 
 def test_tfds_lists_are_as_they_are_taken_to_be(tmp_path):
-    validation = imagenet._tfds_lines('datasets/imagenet2012/validation_labels.txt')
-    names = imagenet._tfds_lines('datasets/imagenet2012/labels.txt')
+    validation = imagenet_npz._tfds_lines('datasets/imagenet2012/validation_labels.txt')
+    names = imagenet_npz._tfds_lines('datasets/imagenet2012/labels.txt')
     assert len(validation) == 50_000 and len(names) == 1000 and set(validation) == set(names)
     path = put_tar(tmp_path / 'val.tar', {'ILSVRC2012_val_00000001.JPEG': jpeg(1)})
     refuses(path, 'holds 1 images', '50,000', split='validation')

@@ -19,8 +19,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cfg_jax import files
-from cfg_jax.data import sources
-from cfg_jax.data.preparing import shards, tfds_writer, workers
+from cfg_jax.data import sources, workers
+from cfg_jax.data.preparing import shards, tfds_writer
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import prepare
 from tests import tfds_layout, tiny

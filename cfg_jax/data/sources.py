@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from cfg_jax.data import images, records
-from cfg_jax.data.preparing import archives, folders
+from cfg_jax.data.preparing import archives, raw_images
 from cfg_jax.errors import UserError
 
 # Whose archive --mode=prepare turns into which of TFDS's data sets
@@ -135,7 +135,7 @@ class FolderSource(EncodedSource):
         self._files = archives.open_plain_images(path, field='config.data.data_dir')
         self.class_names, self._path = self._files.class_names, path
         counts = np.bincount(self._files.labels, minlength=len(self.class_names))
-        for line in folders.notes(self.class_names, counts, self._files.ignored):
+        for line in raw_images.notes(self.class_names, counts, self._files.ignored):
             print(line, flush=True)
 
     def __len__(self):
@@ -145,7 +145,7 @@ class FolderSource(EncodedSource):
         return self._files.read(index), self._files.labels[index]
 
     def name(self, index):
-        return folders.plain(os.path.join(self._path, self._files.names[index]))
+        return raw_images.plain(os.path.join(self._path, self._files.names[index]))
 
     def label(self, index):
         return int(self._files.labels[index])

@@ -18,7 +18,7 @@ import numpy as np
 from cfg_jax import files
 from cfg_jax.data import images
 from cfg_jax.data.preparing import archives
-from cfg_jax.data.preparing.folders import unusable
+from cfg_jax.data.preparing.raw_images import unusable
 from cfg_jax.errors import UserError
 
 REFERENCE_FIELD, SAMPLES_FIELD = 'config.eval.reference', 'config.eval.samples'

@@ -10,7 +10,7 @@ import numpy as np
 from cfg_jax import build, files
 from cfg_jax.checks import check_config
 from cfg_jax.data import sources
-from cfg_jax.data.preparing import folders
+from cfg_jax.data.preparing import raw_images
 from cfg_jax.evaluation import figures
 from cfg_jax.progress import Progress
 
@@ -96,7 +96,7 @@ def run(config, workdir):
     counts = np.bincount(labels, minlength=len(data.class_names))
     print(f'images a class: {counts.min()} to {counts.max()}, median {np.median(counts):g}', flush=True)
     if not isinstance(data, sources.FolderSource):  # which said so as it was opened
-        for line in folders.notes(data.class_names, counts, []):
+        for line in raw_images.notes(data.class_names, counts, []):
             print(line, flush=True)
     statistics = pixel_statistics(data, config.inspect.num_images)
     for key in ('mean', 'std'):

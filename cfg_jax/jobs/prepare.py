@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cfg_jax import files
 from cfg_jax.checks import check_config
-from cfg_jax.data.preparing import archives, folders, shards, tfds_writer, workers
+from cfg_jax.data import workers
+from cfg_jax.data.preparing import archives, raw_images, shards, tfds_writer
 from cfg_jax.errors import UserError
 from cfg_jax.progress import Progress, duration
 
@@ -162,7 +163,7 @@ def _finish(work, target):
         shutil.rmtree(work.folder)
         name, reason = report['skipped'][0]
         raise UserError(
-            f'not one of {len(work.raw)} images can be used; {folders.plain(name)}: {reason}.{_hint(report)}'
+            f'not one of {len(work.raw)} images can be used; {raw_images.plain(name)}: {reason}.{_hint(report)}'
         )
     files.write_json(work.folder / f'prepared-{work.split}.json', report)
     lengths, num_bytes = [result['count'] for result in results], sum(result['num_bytes'] for result in results)
@@ -222,8 +223,8 @@ def _print_report(report, path, seconds):
     for reason, count in collections.Counter(re.split(':', reason)[0] for _, reason in skipped).most_common():
         print(f'skipped {count}: {reason}')
     for name, reason in skipped[:10]:
-        print(f'  {folders.plain(name)}: {reason}')
-    for line in folders.notes(report['classes'], report['classes'].values(), report['ignored']):
+        print(f'  {raw_images.plain(name)}: {reason}')
+    for line in raw_images.notes(report['classes'], report['classes'].values(), report['ignored']):
         print(line)
     if hint := _hint(report):
         print(f'most were skipped:{hint}')

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 from cfg_jax.data.images import first_line
-from cfg_jax.data.preparing.folders import (
+from cfg_jax.data.preparing.raw_images import (
     RECOGNISED,
     ImageFolder,
     ImageZip,
@@ -22,7 +22,7 @@ from cfg_jax.data.preparing.folders import (
     stamp,
     unusable,
 )
-from cfg_jax.data.preparing.imagenet import ImagenetNpz, ImagenetTar, holds_batches, is_npz_name, npz_members
+from cfg_jax.data.preparing.imagenet_npz import ImagenetNpz, ImagenetTar, holds_batches, is_npz_name, npz_members
 from cfg_jax.errors import UserError
 
 CIFAR_BATCHES = {'train': [f'data_batch_{number}' for number in range(1, 6)], 'test': ['test_batch']}

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from cfg_jax.data.images import first_line
-from cfg_jax.data.preparing.folders import (
+from cfg_jax.data.preparing.raw_images import (
     RECOGNISED,
     RawImages,
     ReadAt,
