@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cfg_jax.data.images import ImageError, decode, encode_png
-from cfg_jax.data.preparing import imagenet_npz, raw_images
+from cfg_jax.data.preparing import imagenet_npz, imagenet_tar, labels, raw_images
 from cfg_jax.data.preparing.archives import open_images, open_plain_images
 from cfg_jax.errors import UserError
 
@@ -173,7 +173,7 @@ def test_class_names_order_the_classes_that_labels_name(pack):
         (b'[' * 100_000, ['not JSON']),
         ([1, 2], ['must map file names to labels']),
         ({'a.png': 0}, ['leaves 1 images without a label', 'b.png']),
-        ({'a.png': 0, 'b.png': 1, 'c.png': 0, 'd.png': 0}, ['names 2 images that are not there', 'c.png']),
+        ({'a.png': 0, 'b.png': 1, 'c.png': 0, 'd.png': 0}, ['names 2 images that do not exist', 'c.png']),
         ({'a.png': 0, 'b.png': 'dog'}, ['mixes class names and ids']),
         ({'a.png': 0, 'b.png': 1.5}, ['class name or an id', '"b.png"', '1.5']),
         ({'a.png': 0, 'b.png': True}, ['class name or an id']),
@@ -227,7 +227,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / 'images/cat/loop').symlink_to(tmp_path / 'images')
     images = open_images(str(tmp_path / 'images'))
     assert images.names == ['cat/1.png', 'cat/2.png', 'dog/1.png'] and number_of(images.read(2)) == 5
-    assert images.ignored == [('cat/loop/', 'a link to a folder that it lies in')]
+    assert images.ignored == [('cat/loop/', 'a link to a folder that contains it')]
     (tmp_path / 'images/cat/2.png').unlink()
     with pytest.raises(ImageError, match='unreadable: No such file'):
         images.read(1)
@@ -248,8 +248,8 @@ def test_what_is_no_file_is_left_out(tmp_path, monkeypatch):
     check(images, 'folder', ['cat'], ['cat/1.png'], [0], ignored=[
         'cat/pipe.png', 'labels.json', 'cat/none/', 'cat/gone.png', 'cat/itself.png', 'cat/socket.png'])  # fmt: skip
     reasons = dict(images.ignored)
-    assert reasons['cat/pipe.png'] == reasons['labels.json'] == reasons['cat/socket.png'] == 'not a file'
-    assert reasons['cat/gone.png'] == 'a link to nothing' and reasons['cat/none/'] == 'an empty folder'
+    assert reasons['cat/pipe.png'] == reasons['labels.json'] == reasons['cat/socket.png'] == 'not a regular file'
+    assert reasons['cat/gone.png'] == 'a broken link' and reasons['cat/none/'] == 'an empty folder'
     assert reasons['cat/itself.png'].startswith('a link that cannot be followed: Too many levels')
 
 
@@ -323,7 +323,7 @@ def test_only_folders_and_zips_are_read_as_they_are(tmp_path):
     for path in (cifar, npz_folder, npz_folder + '/val_data.npz', train_tar(tmp_path / 'x.tar')):
         with pytest.raises(UserError) as caught:
             open_plain_images(path, field='config.data.data_dir')
-        for word in (f'{path} is no folder or zip', 'config.data.data_dir', f'--config.prepare.path={path}'):
+        for word in (f'{path} is not a folder or zip', 'config.data.data_dir', f'--config.prepare.path={path}'):
             assert word in str(caught.value)
     put(tmp_path / 'plain', {'cat/1.png': 1})
     assert open_plain_images(str(tmp_path / 'plain'), field='').kind == 'folder'
@@ -432,7 +432,7 @@ def test_zip_files_that_cannot_be_read(tmp_path):
     encrypted[directory + 8] |= 1
     (tmp_path / 'secret.zip').write_bytes(encrypted)
     refuses(tmp_path / 'secret.zip', 'encrypted', 'cat/2.PNG')
-    refuses(put_zip(tmp_path / 'lzma.zip', TREE, zipfile.ZIP_LZMA), 'compressed otherwise than by deflate')
+    refuses(put_zip(tmp_path / 'lzma.zip', TREE, zipfile.ZIP_LZMA), 'compressed by a method other than deflate')
     broken_labels = bytearray(pathlib.Path(put_zip(tmp_path / 'l.zip', {'labels.json': {}, 'a.png': 1})).read_bytes())
     broken_labels[42] ^= 255
     (tmp_path / 'l.zip').write_bytes(broken_labels)
@@ -457,7 +457,7 @@ def test_what_is_not_there_or_not_known(tmp_path):
             tmp_path / name, name, 'zip file of images', 'cifar-10-python.tar.gz', 'ILSVRC2012_img_train.tar', 'npz'
         )
     os.mkfifo(tmp_path / 'pipe')  # reading it would wait for ever
-    refuses(tmp_path / 'pipe', 'nothing that is recognised')
+    refuses(tmp_path / 'pipe', 'is not recognised')
 
 
 # CIFAR-10.
@@ -565,7 +565,7 @@ def test_cifar10_that_cannot_be_read(tmp_path):
         {b'labels': [0, 1, 0.5]},
     ]:
         bad = whole | {'data_batch_1': pickle.dumps(good | change, 2)}
-        refuses(put_cifar(tmp_path / 'c', bad, False), 'data_batch_1', 'not as CIFAR-10')
+        refuses(put_cifar(tmp_path / 'c', bad, False), 'data_batch_1', 'differs from the published layout of CIFAR-10')
     bad = whole | {'data_batch_1': pickle.dumps(good | {b'labels': [0, 1, 3]}, 2)}
     refuses(put_cifar(tmp_path / 'c', bad, False), 'labels outside 0 to 2')
     for data in [b'', b'text', whole['data_batch_1'][:500], pickle.dumps([1]), pickle.dumps({})]:
@@ -582,7 +582,7 @@ def test_cifar10_that_cannot_be_read(tmp_path):
     path.write_bytes(flipped)
     refuses(path, path.name, 'damaged', 'CRC')
     other = put_tar(tmp_path / 'other.tgz', {'cifar-100-python/train': b'x'}, 'w:gz')
-    refuses(other, 'nothing that is recognised', 'cifar-10-python.tar.gz')
+    refuses(other, 'is not recognised', 'cifar-10-python.tar.gz')
 
 
 # Downsampled ImageNet.
@@ -787,7 +787,7 @@ def test_other_classes_in_the_layout_of_imagenet_train(tmp_path):
 
 def test_imagenet_validation_tar(tmp_path, monkeypatch):
     lists = {'labels.txt': WNIDS, 'validation_labels.txt': [WNIDS[2], WNIDS[0], WNIDS[2]]}
-    monkeypatch.setattr(imagenet_npz, '_tfds_lines', lambda path: lists[os.path.basename(path)])
+    monkeypatch.setattr(imagenet_tar, 'tfds_lines', lambda path: lists[os.path.basename(path)])
     names = [f'ILSVRC2012_val_0000000{number}.JPEG' for number in (1, 2, 3)]
     files = {f'./{names[number]}': jpeg(number) for number in (1, 2, 0)}
     path = put_tar(tmp_path / 'val.tar', files | {'./x.txt': b'x', './._y.JPEG.txt': b'y'})
@@ -798,8 +798,8 @@ def test_imagenet_validation_tar(tmp_path, monkeypatch):
 
 
 def test_tfds_lists_are_as_they_are_taken_to_be(tmp_path):
-    validation = imagenet_npz._tfds_lines('datasets/imagenet2012/validation_labels.txt')
-    names = imagenet_npz._tfds_lines('datasets/imagenet2012/labels.txt')
+    validation = labels.tfds_lines('datasets/imagenet2012/validation_labels.txt')
+    names = labels.tfds_lines('datasets/imagenet2012/labels.txt')
     assert len(validation) == 50_000 and len(names) == 1000 and set(validation) == set(names)
     path = put_tar(tmp_path / 'val.tar', {'ILSVRC2012_val_00000001.JPEG': jpeg(1)})
     refuses(path, 'holds 1 images', '50,000', split='validation')
@@ -814,7 +814,7 @@ def test_other_tar_files(tmp_path):
         'empty': {},
     }.items():
         path = put_tar(tmp_path / f'{name}.tar', files)
-        refuses(path, f'{name}.tar', 'nothing that is recognised', 'ILSVRC2012_img_train.tar')
+        refuses(path, f'{name}.tar', 'is not recognised', 'ILSVRC2012_img_train.tar')
     refuses(put_tar(tmp_path / 'x.tar', {'n01440764.tar': tar_bytes({'x.txt': b'x'})}), 'without images')
 
 

@@ -9,6 +9,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from cfg_jax.errors import first_line
+
 try:
     import pyspng  # PNGs in two thirds of Pillow's time, where it has wheels
 except ImportError:
@@ -45,11 +47,6 @@ class TooSmall(ImageError):
 
 class HasColour(ImageError):
     """A colour image, where gray ones are asked for."""
-
-
-def first_line(error):
-    """The first line of what an exception says, or its kind if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def decode(data, channels):

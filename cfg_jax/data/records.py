@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import google_crc32c
 import numpy as np
 
-from cfg_jax.data.images import first_line
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, first_line
 
 _HEADER, _FOOTER = 12, 4  # a record: its length, uint64, and that number's checksum; the data; their checksum
 _THREADS = 16  # opening waits for the disk: for one small read a record, or a file

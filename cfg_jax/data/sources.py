@@ -7,7 +7,7 @@ import numpy as np
 
 from cfg_jax.data import images, records
 from cfg_jax.data.preparing import archives, raw_images
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, first_line, printable
 
 # Whose archive --mode=prepare turns into which of TFDS's data sets
 _ARCHIVES = {
@@ -145,7 +145,7 @@ class FolderSource(EncodedSource):
         return self._files.read(index), self._files.labels[index]
 
     def name(self, index):
-        return raw_images.plain(os.path.join(self._path, self._files.names[index]))
+        return printable(os.path.join(self._path, self._files.names[index]))
 
     def label(self, index):
         return int(self._files.labels[index])
@@ -174,7 +174,7 @@ class TfdsSource(EncodedSource):
         except Exception as error:  # TFDS raises a different kind for each way of not being a split
             raise UserError(
                 f'{info.full_name} has no split {split!r}, but {", ".join(map(repr, info.splits))} '
-                f'(config.data.split): {images.first_line(error)}'
+                f'(config.data.split): {first_line(error)}'
             ) from None
         if not instructions:
             raise UserError(f'{self._label_of}, has no images (config.data.split).')
@@ -215,7 +215,7 @@ def _dataset_info(name, data_dir):
         there = os.path.isfile(os.path.join(builder.data_dir, 'dataset_info.json'))
         reason = f'no dataset_info.json in {builder.data_dir}'
     except Exception as error:  # TFDS raises a different kind for each way of not being there
-        there, reason = False, images.first_line(error)
+        there, reason = False, first_line(error)
     if not there:
         archive = _ARCHIVES.get(name.split('/')[0], 'a folder or zip of images, or ILSVRC2012_img_train.tar')
         raise UserError(

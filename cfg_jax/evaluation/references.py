@@ -18,8 +18,7 @@ import numpy as np
 from cfg_jax import files
 from cfg_jax.data import images
 from cfg_jax.data.preparing import archives
-from cfg_jax.data.preparing.raw_images import unusable
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, first_line, unusable
 
 REFERENCE_FIELD, SAMPLES_FIELD = 'config.eval.reference', 'config.eval.samples'
 _STATISTICS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
@@ -115,7 +114,7 @@ def _facts(npz):
             'judge': facts['judge'],
         }
     except (ValueError, KeyError, TypeError) as error:
-        raise npz.unusable(f'is damaged: facts: {images.first_line(error)}') from error
+        raise npz.unusable(f'is damaged: facts: {first_line(error)}') from error
 
 
 def _is_finite(array):
@@ -241,9 +240,9 @@ def _open(path, field):
     except zipfile.BadZipFile as error:
         raise unusable(where, 'is no npz file, or a truncated one', field) from error
     except _DAMAGED as error:
-        raise unusable(where, f'is damaged: {images.first_line(error)}', field) from error
+        raise unusable(where, f'is damaged: {first_line(error)}', field) from error
     except OSError as error:
-        raise unusable(where, f'cannot be read: {error.strerror or images.first_line(error)}', field) from error
+        raise unusable(where, f'cannot be read: {error.strerror or first_line(error)}', field) from error
 
 
 class _Npz:
@@ -276,17 +275,15 @@ class _Npz:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name, error):
-        return self.unusable(f'is damaged: {name}: {images.first_line(error)}')
+        return self.unusable(f'is damaged: {name}: {first_line(error)}')
 
     def _read_header(self, stream, name):
         """(dtype, shape, whether Fortran's order, bytes of the header); refuses objects and wrong sizes."""
         try:
-            version = np.lib.format.read_magic(stream)
-            reader = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-            shape, fortran, dtype = reader(stream)
+            dtype, shape, fortran = files.read_npy_header(stream)
             start = stream.tell()
-        except KeyError:
-            raise self.unusable(f'has {name} in a format of .npy that is not read here') from None
+        except NotImplementedError as error:
+            raise self.unusable(f'has {name} in {error}') from None
         except (*_DAMAGED, OSError) as error:
             raise self._damaged(name, error) from error
         if dtype.hasobject:
@@ -304,9 +301,9 @@ class _Npz:
             order = 'F' if fortran else 'C'
             if mapped and info.compress_type == zipfile.ZIP_STORED:
                 with open(self._path, 'rb') as file:
-                    file.seek(info.header_offset + 26)
-                    lengths = np.frombuffer(file.read(4), '<u2')  # of the name, of what the local header adds
-                offset = info.header_offset + 30 + int(lengths.sum()) + start
+                    file.seek(info.header_offset)
+                    header = file.read(files.ZIP_HEADER_BYTES)
+                offset = info.header_offset + files.zip_header_size(header) + start
                 try:
                     return np.memmap(self._path, dtype, 'r', offset, shape, order)
                 except ValueError as error:  # longer than the file

@@ -16,7 +16,7 @@ from cfg_jax import files
 from cfg_jax.checks import check_config
 from cfg_jax.data import workers
 from cfg_jax.data.preparing import archives, raw_images, shards, tfds_writer
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, printable
 from cfg_jax.progress import Progress, duration
 
 
@@ -162,9 +162,7 @@ def _finish(work, target):
     if not report['written']:
         shutil.rmtree(work.folder)
         name, reason = report['skipped'][0]
-        raise UserError(
-            f'not one of {len(work.raw)} images can be used; {raw_images.plain(name)}: {reason}.{_hint(report)}'
-        )
+        raise UserError(f'not one of {len(work.raw)} images can be used; {printable(name)}: {reason}.{_hint(report)}')
     files.write_json(work.folder / f'prepared-{work.split}.json', report)
     lengths, num_bytes = [result['count'] for result in results], sum(result['num_bytes'] for result in results)
     settings = work.settings
@@ -223,7 +221,7 @@ def _print_report(report, path, seconds):
     for reason, count in collections.Counter(re.split(':', reason)[0] for _, reason in skipped).most_common():
         print(f'skipped {count}: {reason}')
     for name, reason in skipped[:10]:
-        print(f'  {raw_images.plain(name)}: {reason}')
+        print(f'  {printable(name)}: {reason}')
     for line in raw_images.notes(report['classes'], report['classes'].values(), report['ignored']):
         print(line)
     if hint := _hint(report):

@@ -1,42 +1,31 @@
-"""ImageNet in the two forms that it is published in: downsampled, as NumPy archives, and whole, as tar files."""
+"""Downsampled ImageNet: batches of pixels in npz files, as they are or packed into zip files."""
 
 import contextlib
 import io
 import os
 import re
-import tarfile
 import threading
 import zipfile
 
 import numpy as np
 
-from cfg_jax.data.images import first_line
-from cfg_jax.data.preparing.raw_images import (
-    RECOGNISED,
-    RawImages,
-    ReadAt,
-    check_split,
-    counted,
-    is_image_name,
-    stamp,
-    unusable,
-)
-from cfg_jax.errors import UserError
+from cfg_jax.data.preparing.labels import tfds_lines
+from cfg_jax.data.preparing.raw_images import RawImages, check_split, is_image_name, stamp
+from cfg_jax.errors import UserError, first_line, unusable
+from cfg_jax.files import read_npy_header
 
-NPZ_PREFIXES = {'train': 'train', 'validation': 'val'}
+_PREFIXES = {'train': 'train', 'validation': 'val'}  # of the names of a split's batches
 _BATCH = re.compile(r'(train_data_batch_|val_data).*\.npz', re.IGNORECASE)
-_TAIL = 4 << 20  # bytes; a batch's labels take one
-BLOCK = 512  # bytes of a tar header; one of zeros ends the archive
-
-# Downsampled ImageNet: NumPy archives of pixels.
+_TAIL = 4 << 20  # bytes; the labels of a batch take 1 MiB
 
 
 def is_npz_name(name):
+    """Return True if a file is an npz file by its name."""
     return name.lower().endswith('.npz')
 
 
 def npz_members(path, field):
-    """The .npz files in a zip file; none count beside images."""
+    """Return the names of the npz files in a zip file, or none if it also holds images."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -46,7 +35,7 @@ def npz_members(path, field):
 
 
 def holds_batches(folder):
-    """Whether a batch of downsampled ImageNet is in the folder, or a zip file of such."""
+    """Return True if the folder holds a batch of downsampled ImageNet, or a zip file of batches."""
     names = os.listdir(folder)
     return any(map(_is_batch, (os.path.join(folder, name) for name in names if is_npz_name(name)))) or any(
         _is_zip_of_batches(os.path.join(folder, name)) for name in names if name.lower().endswith('npz.zip')
@@ -54,7 +43,7 @@ def holds_batches(folder):
 
 
 def _is_batch(path):
-    """Whether an .npz file is one by its name or, where that may be any, by its arrays."""
+    """Return True if an npz file is a batch by its name, or else by its arrays."""
     if not os.path.isfile(path):
         return False
     if _BATCH.fullmatch(os.path.basename(path)):
@@ -65,30 +54,32 @@ def _is_batch(path):
 
 
 def _is_zip_of_batches(path):
+    """Return True if a zip file holds a batch, or if it is damaged: reading it then says so."""
     if not os.path.isfile(path):
         return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(_BATCH.fullmatch(os.path.basename(name)) for name in archive.namelist())
     except zipfile.BadZipFile:
-        return True  # by its name it is, and what is wrong with it will be said
+        return True
 
 
 def _natural(text):
-    """A key that sorts batch 2 before batch 10."""
+    """Return a sort key that puts batch 2 before batch 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', text)]
 
 
 class ImagenetNpz(RawImages):
-    """Downsampled ImageNet as published. A process that reads holds few pixels at once, for batches may be compressed.
+    """Downsampled ImageNet as published. Each process keeps few pixels in memory, for batches may be compressed.
 
-    Reading is quick in order of index; a change of batch reads a whole one for its checksum, a step back up to one.
+    Reading is quick in the order of index. A change of batch reads the whole new batch for its checksum, and a step
+    back reads up to a whole batch.
     """
 
     _lock = threading.Lock()
 
     def __init__(self, path, split, field):
-        check_split(split, NPZ_PREFIXES, path)
+        check_split(split, _PREFIXES, path)
         self._path, self._field = path, field
         self._files = self._find(split)
         labels, shapes = zip(*(self._read_labels(stem) for stem in self._files))
@@ -96,13 +87,13 @@ class ImagenetNpz(RawImages):
             raise unusable(path, 'holds images of several sizes', field)
         self._side = round((shapes[0][1] / 3) ** 0.5)
         if 3 * self._side**2 != shapes[0][1]:
-            raise unusable(path, f'has rows of {shapes[0][1]} numbers, which is no square RGB image', field)
+            raise unusable(path, f'has rows of {shapes[0][1]} numbers, which is not a square RGB image', field)
         self._starts = np.cumsum([0, *(shape[0] for shape in shapes)])
         self._pixels = None
         names = [f'{stem}/{row}' for stem, shape in zip(self._files, shapes) for row in range(shape[0])]
         labels = np.concatenate(labels)
         if len(np.unique(labels)) == labels.max() == 1000:
-            class_names = _tfds_lines('image_classification/imagenet_resized_labels.txt')
+            class_names = tfds_lines('image_classification/imagenet_resized_labels.txt')
         else:
             class_names = [str(label) for label in range(1, labels.max() + 1)]
         super().__init__('imagenet_npz', class_names, names, labels - 1)
@@ -126,7 +117,7 @@ class ImagenetNpz(RawImages):
         return (stamp(path) for path in dict.fromkeys(path for path, _ in self._files.values()))
 
     def _find(self, split):
-        """{stem: (file, member of that zip file or None)} of the split's batches, in their order."""
+        """Return {stem: (file, member of that zip file or None)} of the split's batches, in order."""
         paths = [self._path]
         if os.path.isdir(self._path):
             paths = [os.path.join(self._path, name) for name in sorted(os.listdir(self._path))]
@@ -138,7 +129,7 @@ class ImagenetNpz(RawImages):
             for member in [None] if is_npz_name(path) else npz_members(path, self._field):
                 stem = os.path.splitext(os.path.basename(member or path))[0]
                 other = member is not None and not _BATCH.fullmatch(os.path.basename(member))
-                if other or not stem.startswith(NPZ_PREFIXES[split]):
+                if other or not stem.startswith(_PREFIXES[split]):
                     others.append(stem)
                 elif stem in found:
                     raise unusable(self._path, f'holds {stem}.npz twice, in {found[stem][0]} and {path}', self._field)
@@ -147,24 +138,25 @@ class ImagenetNpz(RawImages):
         if not found:
             has = f'; it has {others[0]}.npz' if others else ''
             raise UserError(
-                f'{self._path} holds no {NPZ_PREFIXES[split]}*.npz for the split {split!r}{has} '
+                f'{self._path} holds no {_PREFIXES[split]}*.npz for the split {split!r}{has} '
                 f'({self._field}, or config.data.split: train, validation).'
             )
         return {stem: found[stem] for stem in sorted(found, key=_natural)}
 
     @contextlib.contextmanager
     def _errors(self, stem):
+        """Turn whatever goes wrong in reading a batch into a UserError."""
         try:
             yield
         except UserError:
             raise
-        except Exception as error:  # damage shows as errors of zip files, of zlib, of NumPy
+        except Exception as error:  # zipfile, zlib and NumPy each raise their own kinds for damage
             path = self._files[stem][0]
             raise unusable(path, f'has a {stem}.npz that cannot be read: {first_line(error)}', self._field) from error
 
     @contextlib.contextmanager
     def _opened(self, stem):
-        """(the batch as NumPy opens it, arrays unread; whether a checksum of it all was compared)."""
+        """Yield (the batch as NumPy opens it, arrays unread; True if the checksum of the whole was compared)."""
         path, member = self._files[stem]
         with contextlib.ExitStack() as stack:
             file = path
@@ -175,32 +167,27 @@ class ImagenetNpz(RawImages):
             yield stack.enter_context(np.load(file, allow_pickle=False)), member is not None
 
     def _read_labels(self, stem):
-        """(labels int [n], the shape of the pixels), without decoding these."""
+        """Return (labels int [n], the shape of the pixels), without decoding the pixels."""
         with self._errors(stem), self._opened(stem) as (batch, _):
             labels = batch['labels'].ravel()
             with batch.zip.open('data.npy') as file:
-                shape, dtype = _read_header(file)
+                dtype, shape, _ = read_npy_header(file)
             if dtype != np.uint8 or len(shape) != 2 or shape[0] != len(labels) or not len(labels):
                 raise unusable(
-                    self._path, f'has a {stem}.npz whose data are {dtype} {shape}, labels {labels.shape}', self._field
+                    self._path,
+                    f'has a {stem}.npz with data {dtype} {shape} and labels {labels.shape}; needed are uint8 [n, 3 HW] '
+                    'and [n]',
+                    self._field,
                 )
             if labels.dtype.kind not in 'iu' or labels.min() < 1 or labels.max() > 1000:
                 raise unusable(self._path, f'has a {stem}.npz with labels that are not 1 to 1000', self._field)
             return labels.astype(np.int32), shape
 
 
-def _read_header(file):
-    """(shape, dtype) of an .npy file, which is left where the numbers begin."""
-    version = np.lib.format.read_magic(file)
-    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    shape, _, dtype = read[version[0]](file)
-    return shape, dtype
-
-
 class _Pixels:
-    """The rows of one batch's array `data`, read one by one once its checksum was found to be right.
+    """The rows of one batch's array `data`, read one by one after its checksum was found to be right.
 
-    opened: a context manager, as ImagenetNpz has it.
+    opened: a context manager, as of `ImagenetNpz._opened`.
     """
 
     def __init__(self, stem, opened):
@@ -208,15 +195,15 @@ class _Pixels:
         batch, compared = self._stack.enter_context(opened)
         if not compared:
             with batch.zip.open('data.npy') as file:
-                while file.read(1 << 20):  # to the end, where zipfile compares
+                while file.read(1 << 20):  # zipfile compares the checksum at the end
                     pass
         self._file = self._stack.enter_context(batch.zip.open('data.npy'))
-        (_, self._width), _ = _read_header(self._file)
+        _, (_, self._width), _ = read_npy_header(self._file)
         self._start = self._file.tell()
 
     def row(self, number):
-        """uint8 [numbers a row]."""
-        self._file.seek(self._start + number * self._width)  # forwards it skips, backwards it begins anew
+        """Return a row, uint8 [3 HW]."""
+        self._file.seek(self._start + number * self._width)  # a seek backwards decompresses from the start again
         return np.frombuffer(self._file.read(self._width), np.uint8)
 
     def close(self):
@@ -224,16 +211,17 @@ class _Pixels:
 
 
 class _Member(io.RawIOBase):
-    """A member of a zip file, read through once, for its checksum, and its end kept.
+    """A member of a zip file that is itself a zip file. It is read through once for its checksum, and its end kept.
 
-    There a zip file within it has its index, and perhaps labels; without it each look there would decompress all.
+    The inner zip file's index, and perhaps the labels, are at that end: without it, each look at them would decompress
+    the whole member.
     """
 
     def __init__(self, file, size):
         self._file, self._position = file, 0
-        self._size, self._end = size, max(size - _TAIL, 0)  # from where it is kept
+        self._size, self._end = size, max(size - _TAIL, 0)  # bytes from `_end` on are kept
         left = self._end
-        while left:  # not `seek`, which may compare no checksum
+        while left:  # `seek` may skip the checksum
             left -= len(file.read(min(left, 1 << 20))) or left
         self._kept = file.read()
 
@@ -263,106 +251,3 @@ class _Member(io.RawIOBase):
     def close(self):
         self._file.close()
         super().close()
-
-
-# ImageNet itself: tar files of JPEGs.
-
-
-def _tfds_lines(path):
-    """The lines of a list that comes with TFDS."""
-    import tensorflow_datasets as tfds
-
-    return tfds.core.tfds_path(path).read_text().split()
-
-
-class ImagenetTar(RawImages):
-    """ILSVRC2012's tar files as published, neither unpacked nor copied: each image is read from where it lies."""
-
-    def __init__(self, path, split, field):
-        check_split(split, ('train', 'validation'), path)
-        size = os.path.getsize(path)
-        with open(path, 'rb') as file:
-            members = list(counted(_tar_members(file, 0, size, path, field), path))
-            inner = [member for member in members if member[0].endswith('.tar')]
-            images, ignored = _images_among([member for member in members if not member[0].endswith('.tar')])
-            is_train = bool(inner) and not images
-            if not is_train and (inner or not images or len({os.path.dirname(name) for name, _, _ in images}) > 1):
-                raise unusable(path, f'is nothing that is recognised: {RECOGNISED}', field)
-            if is_train != (split == 'train'):
-                raise UserError(
-                    f'{path} is of the split {"train" if is_train else "validation"!r}, not {split!r} '
-                    f'({field}, config.data.split).'
-                )
-            if is_train:
-                images, more = _images_among(counted(_train_members(file, inner, path, field), path))
-                ignored += more
-        images.sort()
-        class_names, labels = (_train_labels if is_train else _validation_labels)(images, path, field)
-        super().__init__('imagenet_tar', class_names, [name for name, _, _ in images], labels, ignored)
-        self._offsets = np.array([offset for _, offset, _ in images], np.int64)
-        self._sizes = np.array([size for _, _, size in images], np.int64)
-        self._read_at = ReadAt(path)
-
-    def read(self, index):
-        return self._read_at(int(self._offsets[index]), int(self._sizes[index]))
-
-    def stamps(self):
-        return [stamp(self._read_at.path)]
-
-
-def _tar_members(file, start, end, path, field):
-    """(name, offset, bytes) of the files in the tar archive from byte `start` to `end` of a file."""
-    file.seek(start)
-    try:
-        archive = tarfile.TarFile(fileobj=file)
-        for member in archive:
-            if member.offset_data + member.size > end:
-                raise tarfile.ReadError(f'it ends within {member.name}')
-            if member.isfile():
-                yield member.name.removeprefix('./'), member.offset_data, member.size
-        # tarfile takes a broken header for the end, which two blocks of zeros are
-        if archive.offset + BLOCK > end or any(os.pread(file.fileno(), BLOCK, archive.offset)):
-            raise tarfile.ReadError(f'it breaks off at byte {archive.offset}')
-    except tarfile.TarError as error:
-        raise unusable(path, f'is a damaged or truncated tar file: {first_line(error)}', field) from error
-
-
-def _train_members(file, inner, path, field):
-    """The files within tar files within the tar file, each named with its tar file's stem as folder."""
-    for name, offset, size in inner:
-        folder = os.path.splitext(os.path.basename(name))[0]
-        for member, *place in _tar_members(file, offset, offset + size, path, field):
-            yield f'{folder}/{os.path.basename(member)}', *place
-
-
-def _images_among(members):
-    """(the members that are images by their names, [(name, reason)] of the others)."""
-    images, ignored = [], []
-    for member in members:
-        if is_image_name(member[0]):
-            images.append(member)
-        else:
-            ignored.append((member[0], 'not an image by its name'))
-    return images, ignored
-
-
-def _train_labels(images, path, field):
-    if not images:
-        raise unusable(path, 'holds tar files without images', field)
-    folders = [name.partition('/')[0] for name, _, _ in images]
-    class_names = _tfds_lines('datasets/imagenet2012/labels.txt')
-    if not set(folders) <= set(class_names):
-        class_names = sorted(set(folders))
-    ids = {name: index for index, name in enumerate(class_names)}
-    return class_names, [ids[folder] for folder in folders]
-
-
-def _validation_labels(images, path, field):
-    class_names = _tfds_lines('datasets/imagenet2012/labels.txt')
-    labels = _tfds_lines('datasets/imagenet2012/validation_labels.txt')
-    if len(images) != len(labels):
-        raise unusable(
-            path, f'holds {len(images):,} images; ImageNet validation has {len(labels):,}, labelled by order', field
-        )
-    ids = {name: index for index, name in enumerate(class_names)}
-    return class_names, [ids[label] for label in labels]
