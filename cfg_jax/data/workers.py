@@ -1,97 +1,97 @@
-"""A list of tasks, shared out among processes that say how far they are."""
+"""Worker processes: they share out tasks, and they end with their parent."""
 
 import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import time
+import threading
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 
 from cfg_jax.errors import UserError
 
 _REPORT_SECONDS = 0.25
-_ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
+_ENVIRONMENT = {
+    **dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1'),  # NumPy: a core each
+    'PYTHONWARNINGS': 'ignore:resource_tracker',  # after SIGKILL or SIGTERM it cleans up, and need not say so
+}
 
 
 def run(do, tasks, num_workers, report):
-    """Calls do(task, report) for every task, in `num_workers` spawned processes, each taking the next when it is free.
+    """Call do(task, report) for every task, in `num_workers` spawned processes.
 
-    do: picklable. report(done, skipped): counts, which are added up in the process and reach the caller's own `report`
-    a few times a second. A UserError of `do` is raised here; so is one where a process dies.
+    do: picklable. report(done, skipped): counts. The workers' counts are added up, and reach the caller's own `report`
+    a few times a second. An exception of `do` ends the other workers and is raised here. Raises UserError if a worker
+    dies.
     """
-    processes, waiting = {}, list(reversed(tasks))
+    context, others = multiprocessing.get_context('spawn'), set(multiprocessing.active_children())
+    with _environment():
+        counts, reported = context.Array('q', 2), (0, 0)  # done, skipped
+    pool = ProcessPoolExecutor(num_workers, context, _begin, (do, counts))
     try:
-        for _ in range(min(num_workers, len(tasks))):
-            connection, process = _start(do)
-            processes[connection] = process
-            connection.send(waiting.pop())
-        busy = set(processes)
-        while busy:
-            for connection in multiprocessing.connection.wait(list(busy)):
-                message = connection.recv()
-                if isinstance(message, str):
-                    raise UserError(message)
-                if message is not None:
-                    report(*message)
-                elif waiting:
-                    connection.send(waiting.pop())
-                else:
-                    busy.remove(connection)
-    except (EOFError, ConnectionError):
-        time.sleep(0.1)  # until the system knows how it ended
-        statuses = [process.exitcode for process in processes.values() if process.exitcode is not None]
+        with _environment():
+            pending = {pool.submit(_work, task) for task in tasks}  # which starts the workers
+        processes = set(multiprocessing.active_children()) - others
+        while pending:
+            finished, pending = wait(pending, _REPORT_SECONDS, FIRST_EXCEPTION)
+            total = tuple(counts.get_obj())  # without the lock: a worker may have died with it
+            report(total[0] - reported[0], total[1] - reported[1])
+            reported = total
+            for future in finished:
+                future.result()
+    except BrokenProcessPool:
+        pool.shutdown()  # it has terminated the others, and knows now how each ended
+        codes = [p.exitcode for p in processes if p.exitcode not in (None, 0, -signal.SIGTERM)]
         raise UserError(
-            f'a process that prepares images died (exit status {statuses[0] if statuses else "unknown"}; -9 is often '
-            'a lack of memory: try a smaller config.prepare.num_workers); the same command goes on from there.'
+            f'a process that prepares images died (exit status {codes[0] if codes else "unknown"}; -9 is often a lack '
+            'of memory: try a smaller config.prepare.num_workers); rerun the same command to resume.'
         ) from None
     finally:
-        for process in processes.values():
+        for process in set(multiprocessing.active_children()) - others:
             process.kill()
+        pool.shutdown()
 
 
-def _start(do):
-    """(our end of its pipe, a process that waits for tasks), whose NumPy keeps to the core that it has."""
-    context = multiprocessing.get_context('spawn')
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, do), daemon=True)
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(_ONE_THREAD)
+@contextlib.contextmanager
+def _environment():
+    """Set `_ENVIRONMENT` for the processes that are started within."""
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
     try:
-        process.start()
+        yield
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-    theirs.close()
-    return ours, process
 
 
-def _work(connection, do):
-    """A process's life: it ends with its parent, whose pipe breaks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            task, counts = connection.recv(), _Counts(connection)
-            try:
-                do(task, counts.add)
-            except UserError as error:
-                connection.send(str(error))
-                return
-            counts.send()
-            connection.send(None)
+def _begin(do, counts):
+    """Prepare a worker; what it needs for all tasks is sent once."""
+    global _do, _counts
+    _do, _counts = do, counts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    end_with_parent()
 
 
-class _Counts:
-    def __init__(self, connection):
-        self._connection, self._done, self._skipped, self._last = connection, 0, 0, time.monotonic()
+def _work(task):
+    _do(task, _count)
 
-    def add(self, done, skipped):
-        self._done, self._skipped = self._done + done, self._skipped + skipped
-        if time.monotonic() - self._last > _REPORT_SECONDS:
-            self.send()
 
-    def send(self):
-        self._connection.send((self._done, self._skipped))
-        self._done, self._skipped, self._last = 0, 0, time.monotonic()
+def _count(done, skipped):
+    with _counts.get_lock():
+        _counts[0] += done
+        _counts[1] += skipped
+
+
+def end_with_parent():
+    """Make this worker exit once its parent is gone, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+
+    def end():
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()

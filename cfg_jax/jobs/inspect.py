@@ -1,4 +1,4 @@
-"""The job of --mode=inspect: what a data set holds, as numbers and pictures, and how fast the pipeline reads it."""
+"""The job of --mode=inspect: show a data set as numbers and pictures, and measure how fast the pipeline reads it."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ _SHOWN_CLASSES, _COLUMNS, _CHUNK = 10, 12, 256
 
 
 def count_labels(data):
-    """The label of every image, int32 [N], without decoding any."""
+    """Return the label of every image, int32 [N], without decoding any."""
     labels, progress = np.empty(len(data), np.int32), Progress(len(data))
     for index in range(len(data)):
         labels[index] = data.label(index)
@@ -27,9 +27,9 @@ def count_labels(data):
 
 
 def pixel_statistics(data, count):
-    """{'mean', 'std', 'min', 'max' (each [C], of 0 .. 255), 'histogram' [C, 256], 'gray_images' (share), 'images'}.
+    """Return statistics of `count` images spread evenly over the data set, as plain values.
 
-    Over `count` images spread evenly over the data set.
+    {'mean', 'std', 'min', 'max' (each [C], of 0 .. 255), 'histogram' [C, 256], 'gray_images' (share), 'images'}.
     """
     indices = sources.spread(len(data), count)
     channels = data.image_shape[-1]
@@ -54,9 +54,9 @@ def pixel_statistics(data, count):
 
 
 def pipeline_rate(config, data):
-    """(images/s, uint8 megabytes/s) of the training pipeline of this process, with no model behind it.
+    """Return (images/s, uint8 megabytes/s) of this process's training pipeline, without a model.
 
-    The first batch, which waits for threads and workers to start, is not counted.
+    The first batch is not counted, because it waits for threads and workers to start.
     """
     batches = build.train_batches(config, data)
     next(batches)
@@ -69,7 +69,7 @@ def pipeline_rate(config, data):
 
 
 def class_rows(data, labels, seed):
-    """(rows of images, a name for each row): images of up to ten classes, drawn at random, for `figures.grid`."""
+    """Return (rows of images, a name for each row) for `figures.grid`: random images of up to ten classes."""
     present = np.unique(labels)
     shown = present[sources.spread(len(present), _SHOWN_CLASSES)]
     rows_each = max(_SHOWN_CLASSES // len(shown), 1)
@@ -79,13 +79,13 @@ def class_rows(data, labels, seed):
         images = data.batch(chosen)['image']
         for start in range(0, len(chosen), _COLUMNS):
             rows.append(images[start : start + _COLUMNS])
-            number_and_name = dict.fromkeys([str(label), data.class_names[label]])  # once where they are the same
+            number_and_name = dict.fromkeys([str(label), data.class_names[label]])  # once if they are equal
             names.append(' '.join(number_and_name) if start == 0 else '')
     return rows, names
 
 
 def run(config, workdir):
-    """Writes `workdir`/inspect: images.png, classes.csv, statistics.json and statistics.png; prints a summary."""
+    """Write images.png, classes.csv, statistics.json and statistics.png into `workdir`/inspect; print a summary."""
     check_config(config)
     data = build.source(config)
     folder = Path(workdir) / 'inspect'
@@ -95,7 +95,7 @@ def run(config, workdir):
     labels = count_labels(data)
     counts = np.bincount(labels, minlength=len(data.class_names))
     print(f'images a class: {counts.min()} to {counts.max()}, median {np.median(counts):g}', flush=True)
-    if not isinstance(data, sources.FolderSource):  # which said so as it was opened
+    if not isinstance(data, sources.FolderSource):  # it printed them when it was opened
         for line in raw_images.notes(data.class_names, counts, []):
             print(line, flush=True)
     statistics = pixel_statistics(data, config.inspect.num_images)
