@@ -289,7 +289,7 @@ def test_a_second_split_joins_the_first(pictures, tmp_path, capsys):
 
     run(pictures, tmp_path, **validation)
     assert f'already prepared: {folder}\n' in capsys.readouterr().out
-    with pytest.raises(UserError, match=r'resampling was .box. and is now .adm.; use the old settings, or delete'):
+    with pytest.raises(UserError, match=r'resampling was .box. and is now .adm.; change that back, or delete'):
         run(pictures, tmp_path, **validation, data__resampling='adm')
     with pytest.raises(UserError, match=r'are \(8, 8, 3\), not \(9, 9, 3\) \(config\.data\.image_size'):
         run(pictures, tmp_path, **{**validation, 'size': 9, 'data__split': 'test'})
@@ -324,7 +324,7 @@ def test_other_settings_do_not_resume_it(pictures, tmp_path, changes, message):
         (pictures / 'b' / '0.png').unlink()
     begun = tmp_path / 'my_images' / '1.0.0.incomplete-train'
     with pytest.raises(
-        UserError, match=rf'^{begun} was made with other settings: .*{message}; use the old settings, or delete'
+        UserError, match=rf'^{begun} was made with other settings: .*{message}; change that back, or delete'
     ):
         run(pictures, tmp_path, **{**settings, **changes})
     assert not begun.with_name('1.0.0').exists() and len(shard_bytes(begun)) == 3
@@ -342,7 +342,7 @@ def test_files_that_changed_are_not_taken_for_the_same(pictures, tmp_path, packe
     if packed:
         shutil.make_archive(tmp_path / 'pictures', 'zip', pictures)
     message = (
-        r'1\.0\.0 was made .*: sizes or times of files of config\.prepare\.path have changed; .*delete that folder'
+        r'1\.0\.0 was made .*: the sizes or times of files of config\.prepare\.path have changed; .*delete that folder'
     )
     with pytest.raises(UserError, match=message):
         run(path, tmp_path, size=8, classes=2)
@@ -365,7 +365,7 @@ def test_class_names_that_tfds_cannot_store(tmp_path, name):
 def test_images_that_do_not_fit(pictures, tmp_path, capsys):
     with pytest.raises(UserError, match=r'num_classes is 10, but my_images/1\.0\.0 from .*/pictures has 2 classes'):
         run(pictures, tmp_path, size=8, classes=10)
-    small = r'none of the 13 images can be used; a/0\.png: smaller than 32x32: 20x24\. 12 are too small: set .*upsample=True'
+    small = r'none of the 13 images .*; a/0\.png: smaller than 32x32: 20x24\. 12 are too small: set .*upsample=True'
     with pytest.raises(UserError, match=small):
         run(pictures, tmp_path, size=32, classes=2)
     assert not list((tmp_path / 'my_images').iterdir())
@@ -398,10 +398,10 @@ def test_images_that_do_not_fit(pictures, tmp_path, capsys):
     [
         ({'data__name': ''}, r"config\.data\.name is ''"),
         ({'data__name': '../x'}, r'config\.data\.name is'),
-        ({'data__name': 'cifar100'}, r'features id, image, label, coarse_label, .*config\.data\.name'),
+        ({'data__name': 'cifar100'}, r'features id, image, label, coarse_label; .*config\.data\.name'),
         ({'data__name': 'cifar10'}, r'images of cifar10/3\.0\.2 .* are \(32, 32, 3\), not \(8, 8, 3\)'),
         ({'data__split': 'train[:10%]'}, r"config\.data\.split is 'train\[:10%\]'"),
-        ({'prepare__num_shards': 14}, r'config\.prepare\.num_shards is 14; allowed: up to 13, the images of'),
+        ({'prepare__num_shards': 14}, r'config\.prepare\.num_shards is 14; allowed: up to 13, the images in'),
         ({'prepare__path': ''}, r'config\.prepare\.path is not set'),
     ],
     ids=str,
@@ -433,7 +433,7 @@ def test_what_lies_there_from_elsewhere(pictures, tmp_path):
     stray = tmp_path / 'my_images' / '1.0.0' / 'mine.txt'
     stray.parent.mkdir(parents=True)
     stray.write_text('Mine.')
-    with pytest.raises(UserError, match=r'my_images/1\.0\.0 is not a data set: it has no dataset_info\.json'):
+    with pytest.raises(UserError, match=r'my_images/1\.0\.0 holds files but no dataset_info\.json'):
         run(pictures, tmp_path, size=8, classes=2)
 
 

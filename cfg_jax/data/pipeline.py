@@ -1,4 +1,4 @@
-"""From a source to batches: a deterministic Grain pipeline whose position can be saved."""
+"""A deterministic Grain pipeline from a source to batches, whose position can be saved."""
 
 import math
 import multiprocessing

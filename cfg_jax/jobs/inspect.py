@@ -17,6 +17,48 @@ from cfg_jax.progress import Progress
 _SHOWN_CLASSES, _COLUMNS, _CHUNK = 10, 12, 256
 
 
+def run(config, workdir):
+    """Write images.png, classes.csv, statistics.json and statistics.png into `workdir`/inspect; print a summary."""
+    check_config(config)
+    data = build.source(config)
+    folder = Path(workdir) / 'inspect'
+    print(
+        f'{len(data):,} images of {"x".join(map(str, data.image_shape))}, {len(data.class_names)} classes', flush=True
+    )
+    labels = count_labels(data)
+    counts = np.bincount(labels, minlength=len(data.class_names))
+    print(f'images a class: {counts.min()} to {counts.max()}, median {np.median(counts):g}', flush=True)
+    if not isinstance(data, sources.FolderSource):  # it printed them when it was opened
+        for line in raw_images.notes(data.class_names, counts, []):
+            print(line, flush=True)
+    statistics = pixel_statistics(data, config.inspect.num_images)
+    for key in ('mean', 'std'):
+        print(f'{key} of the pixels, 0 to 255: {", ".join(f"{value:.2f}" for value in statistics[key])}', flush=True)
+    print(f'{100 * statistics["gray_images"]:.1f}% of {statistics["images"]:,} images are gray', flush=True)
+    rate, megabytes = pipeline_rate(config, data)
+    how = f'{config.data.num_threads} threads, {config.data.num_workers} workers'
+    print(f'pipeline  {rate:.0f} images/s  {megabytes:.1f} MB/s  ({how})', flush=True)
+
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator='\n')
+    writer.writerow(('label', 'class', 'images'))
+    writer.writerows((label, name, counts[label]) for label, name in enumerate(data.class_names))
+    summary = {
+        'images': len(data),
+        'image_shape': list(data.image_shape),
+        'classes': len(data.class_names),
+        'pixels': statistics,
+        'pipeline': {'images_per_second': rate, 'megabytes_per_second': megabytes, 'read_with': how},
+    }
+    files.write(folder / 'classes.csv', table.getvalue().encode(errors='backslashreplace'))
+    files.write_json(folder / 'statistics.json', summary)
+    title = f'{config.data.name or config.data.data_dir or config.data.source}: {len(data):,} images'
+    picture = figures.data_statistics(counts, data.class_names, statistics, title=title)
+    files.write(folder / 'statistics.png', picture)
+    figures.save_png(folder / 'images.png', figures.grid(*class_rows(data, labels, config.seed)))
+    print(f'wrote images.png, statistics.png, classes.csv and statistics.json in {folder}', flush=True)
+
+
 def count_labels(data):
     """Return the label of every image, int32 [N], without decoding any."""
     labels, progress = np.empty(len(data), np.int32), Progress(len(data))
@@ -82,45 +124,3 @@ def class_rows(data, labels, seed):
             number_and_name = dict.fromkeys([str(label), data.class_names[label]])  # once if they are equal
             names.append(' '.join(number_and_name) if start == 0 else '')
     return rows, names
-
-
-def run(config, workdir):
-    """Write images.png, classes.csv, statistics.json and statistics.png into `workdir`/inspect; print a summary."""
-    check_config(config)
-    data = build.source(config)
-    folder = Path(workdir) / 'inspect'
-    print(
-        f'{len(data):,} images of {"x".join(map(str, data.image_shape))}, {len(data.class_names)} classes', flush=True
-    )
-    labels = count_labels(data)
-    counts = np.bincount(labels, minlength=len(data.class_names))
-    print(f'images a class: {counts.min()} to {counts.max()}, median {np.median(counts):g}', flush=True)
-    if not isinstance(data, sources.FolderSource):  # it printed them when it was opened
-        for line in raw_images.notes(data.class_names, counts, []):
-            print(line, flush=True)
-    statistics = pixel_statistics(data, config.inspect.num_images)
-    for key in ('mean', 'std'):
-        print(f'{key} of the pixels, 0 to 255: {", ".join(f"{value:.2f}" for value in statistics[key])}', flush=True)
-    print(f'{100 * statistics["gray_images"]:.1f}% of {statistics["images"]:,} images are gray', flush=True)
-    rate, megabytes = pipeline_rate(config, data)
-    how = f'{config.data.num_threads} threads, {config.data.num_workers} workers'
-    print(f'pipeline  {rate:.0f} images/s  {megabytes:.1f} MB/s  ({how})', flush=True)
-
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator='\n')
-    writer.writerow(('label', 'class', 'images'))
-    writer.writerows((label, name, counts[label]) for label, name in enumerate(data.class_names))
-    summary = {
-        'images': len(data),
-        'image_shape': list(data.image_shape),
-        'classes': len(data.class_names),
-        'pixels': statistics,
-        'pipeline': {'images_per_second': rate, 'megabytes_per_second': megabytes, 'read_with': how},
-    }
-    files.write(folder / 'classes.csv', table.getvalue().encode(errors='backslashreplace'))
-    files.write_json(folder / 'statistics.json', summary)
-    title = f'{config.data.name or config.data.data_dir or config.data.source}: {len(data):,} images'
-    picture = figures.data_statistics(counts, data.class_names, statistics, title=title)
-    files.write(folder / 'statistics.png', picture)
-    figures.save_png(folder / 'images.png', figures.grid(*class_rows(data, labels, config.seed)))
-    print(f'wrote images.png, statistics.png, classes.csv and statistics.json in {folder}', flush=True)

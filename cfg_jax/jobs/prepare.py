@@ -69,9 +69,7 @@ def is_prepared(target, split, settings):
         shards.check_same(settings, report['settings'], target.folder)
         return True
     if not target.prepared_splits() and target.folder.exists() and any(target.folder.iterdir()):
-        raise UserError(
-            f'{target.folder} is not a data set: it has no dataset_info.json; delete it (config.data.data_dir).'
-        )
+        raise UserError(f'{target.folder} holds files but no dataset_info.json; delete it (config.data.data_dir).')
     return False
 
 
@@ -83,7 +81,7 @@ def locate(config, raw):
 
 
 def default_shards(num_images):
-    """Return the number of files: one for 10,000 images, but up to 16 of at least 250, so that 16 processes can work."""
+    """Return the number of files: one per 10,000 images, but up to 16 of at least 250, for as many processes."""
     return max(math.ceil(num_images / 10_000), min(16, math.ceil(num_images / 250)))
 
 
@@ -92,7 +90,7 @@ def make_settings(config, raw, target):
     data, asked = config.data, config.prepare.num_shards
     if asked > len(raw):
         raise UserError(
-            f'config.prepare.num_shards is {asked}; allowed: up to {len(raw)}, the images of {config.prepare.path}.'
+            f'config.prepare.num_shards is {asked}; allowed: up to {len(raw)}, the images in {config.prepare.path}.'
         )
     listing = hashlib.sha256(repr(target.class_names).encode())
     for name, label in zip(raw.names, raw.labels):
