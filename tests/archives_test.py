@@ -40,7 +40,7 @@ def png(number):
 
 
 def content_of(value):
-    """An image's number becomes a PNG, None some text; bytes are themselves, all else JSON."""
+    """Return a PNG of a number, some text for None, bytes unchanged, and JSON of anything else."""
     if value is None or isinstance(value, bytes):
         return value or b'no image'
     return png(value) if isinstance(value, int) else json.dumps(value).encode()
@@ -72,7 +72,7 @@ def put_tar(path, files, mode='w'):
 
 @pytest.fixture(params=['folder', 'zip', 'zip with a top folder', 'stored zip'])
 def pack(request, tmp_path):
-    """A function that packs {name: content} in each way that must look the same."""
+    """A function that packs {name: content} in one of the ways that must all look the same."""
 
     def packed(files):
         root = tmp_path / 'images'
@@ -88,12 +88,12 @@ def pack(request, tmp_path):
 
 
 def number_of(read):
-    """What a PNG was made from."""
+    """Return the number that a PNG was made from."""
     return int(decode(read, 1)[0, 0, 0])
 
 
 def check(images, kind, class_names, names, labels, *, ignored=()):
-    """What every archive must hold to, and these expectations."""
+    """Check the properties of every archive, and these expectations."""
     assert images.kind == kind and images.class_names == tuple(class_names) and list(images.names) == list(names)
     assert images.labels.dtype == np.int32 and images.labels.tolist() == list(labels)
     assert len(images) == len(images.names) == len(images.labels) == len(set(images.names))
@@ -107,7 +107,7 @@ def check(images, kind, class_names, names, labels, *, ignored=()):
 
 
 def refuses(path, *words, **settings):
-    """open_images(path) raises a UserError of one line with all of these words."""
+    """Check that open_images(path) raises a UserError of one line with all of these words."""
     with pytest.raises(UserError) as caught:
         open_images(str(path), **settings)
     message = str(caught.value)
@@ -153,7 +153,7 @@ def test_labels_by_id(pack):
 
 @pytest.mark.parametrize('file', ['labels.json', 'dataset.json'])
 def test_labels_as_pairs(pack, file):
-    """StyleGAN's and ADM's form; images may lie in folders."""
+    """This is StyleGAN's and ADM's form; images may be in folders."""
     labels = {'labels': [['00/b.png', 1], ['00/a.png', 0]], 'class_names': ['cat', 'dog', 'bird']}
     images = open_images(pack({'00/a.png': 1, '00/b.png': 2, 'x.md': None, file: labels}))
     check(images, pack.kind, ['cat', 'dog', 'bird'], ['00/a.png', '00/b.png'], [0, 1], ignored=['x.md'])
@@ -234,7 +234,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 
 def test_what_is_no_file_is_left_out(tmp_path, monkeypatch):
-    """Reading a pipe would wait for ever, and one broken link must not stop everything."""
+    """Reading a pipe would block for ever, and one broken link must not stop everything."""
     put(tmp_path, {'cat/1.png': 1})
     monkeypatch.chdir(tmp_path / 'cat')  # a socket's path must be short
     os.mkfifo('pipe.png')
@@ -296,7 +296,7 @@ def test_the_top_folder_of_a_zip(tmp_path, files, classes, names, ignored):
 
 
 def test_names_in_utf8_that_a_zip_does_not_mark_as_such(tmp_path):
-    """As macOS's Finder writes them; and names that are in the old code page."""
+    """macOS's Finder writes such names; names in the old code page are read as well."""
 
     class Unmarked(zipfile.ZipInfo):
         def _encodeFilenameFlags(self):
@@ -317,7 +317,7 @@ def test_classes_without_a_name(tmp_path):
 
 
 def test_only_folders_and_zips_are_read_as_they_are(tmp_path):
-    """Archives have splits, which a folder has not; they are prepared."""
+    """Archives have splits, which folders lack; archives must be prepared."""
     cifar = put_cifar(tmp_path, {name: pickle.dumps(content) for name, content in cifar_files().items()}, True)
     npz_folder = put(tmp_path / 'npz', npz_batches())
     for path in (cifar, npz_folder, npz_folder + '/val_data.npz', train_tar(tmp_path / 'x.tar')):
@@ -344,7 +344,7 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('form', ['folder', 'zip', 'cifar10', 'npz'])
 def test_stamps_differ_once_a_file_does(tmp_path, form):
-    """A zip file's members tell by their checksums, whatever becomes of the file's time; other files by theirs."""
+    """A zip file is compared by its members' checksums, whatever its time; other files by their times."""
     files = {'cat/1.png': 1, 'cat/2.png': 2}
     if form == 'cifar10':
         path = put_cifar(tmp_path, {name: pickle.dumps(value) for name, value in cifar_files().items()}, True)
@@ -372,7 +372,7 @@ def test_paths_at_home(tmp_path, monkeypatch):
 
 
 def test_windows_zip_files_and_later_versions(tmp_path):
-    """Backslashes for slashes; of two members of one name the later counts, as when unpacked."""
+    """Backslashes count as slashes; of two members of one name the later counts, as in unpacking."""
     with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
         archive.writestr('cat\\1.png', png(0))
         archive.writestr('dog\\1.png', png(1))
@@ -466,7 +466,7 @@ CIFAR_CLASSES = [b'airplane', b'automobile', b'bird']
 
 
 def cifar_files(per_batch=3):
-    """{name: dictionary} as unpickled with encoding='bytes', of few images."""
+    """Return {name: dictionary} of a few images, as unpickled with encoding='bytes'."""
     rng = np.random.default_rng(0)
     names = [*(f'data_batch_{number}' for number in range(1, 6)), 'test_batch']
     files = {
@@ -482,7 +482,7 @@ def cifar_files(per_batch=3):
 
 
 def python2_pickle(value):
-    """Protocol 2 as Python 2 wrote it: byte strings as its str, NumPy by the names of its time."""
+    """Pickle by protocol 2 as Python 2 did: byte strings as str, NumPy by its old names."""
     if isinstance(value, dict):
         items = b''.join(python2_pickle(key) + python2_pickle(item) for key, item in value.items())
         return b'}(' + items + b'u'
@@ -589,7 +589,7 @@ def test_cifar10_that_cannot_be_read(tmp_path):
 
 
 def npz(labels, side=4, *, first=0, save=np.savez_compressed, **changes):
-    """A batch whose image i is filled with first + i, but for its top left pixel, which is 1, 2, 3."""
+    """Return a batch whose image i is filled with first + i, except its top left pixel, which is 1, 2, 3."""
     labels = np.array(labels)
     data = np.repeat(np.arange(first, first + len(labels), dtype=np.uint8)[:, None], 3 * side * side, 1)
     data[:, [0, side * side, 2 * side * side]] = [1, 2, 3]
@@ -661,7 +661,7 @@ def test_a_batch_is_opened_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize('outer', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_a_batch_is_never_whole_in_memory(tmp_path, monkeypatch, outer, save):
-    """Of 8 MB, opened and read in order and then back, no more than 6 are held; labels lie behind the pixels."""
+    """Reading 8 MB in order and then back takes at most 6 MB of memory; the labels follow the pixels."""
     monkeypatch.setattr(imagenet_npz, '_TAIL', 1 << 18)
     monkeypatch.setattr(zipfile.ZipExtFile, 'MAX_SEEK_READ', 1 << 18)  # else 16 MB
     data = np.tile(np.random.default_rng(0).integers(0, 256, (27, 3072), np.uint8), (100, 1))
@@ -679,7 +679,7 @@ def test_a_batch_is_never_whole_in_memory(tmp_path, monkeypatch, outer, save):
 
 
 def test_a_thousand_classes_are_imagenets(tmp_path):
-    """Labels of downsampled ImageNet count TFDS's own list for it, which is not in the order of the names."""
+    """Labels of downsampled ImageNet index TFDS's own list for it, which is not sorted by name."""
     labels = np.random.default_rng(0).permutation(1000) + 1
     images = open_images(put(tmp_path, {'val_data.npz': npz(labels, 1)}), split='validation')
     assert len(images.class_names) == len(set(images.class_names)) == 1000
@@ -762,7 +762,7 @@ def tar_bytes(files):
 
 
 def train_tar(path, wnids=WNIDS):
-    """In the reverse of all orders, as tar files keep the order of adding."""
+    """Write a tar file whose members are in reverse order: tar files keep the order of adding."""
     return put_tar(path, {
         f'{wnid}.tar': tar_bytes({f'{wnid}_{number}.JPEG': jpeg(3 * index + number) for number in (2, 1)})
         for index, wnid in reversed(list(enumerate(wnids)))

@@ -16,7 +16,7 @@ from tests import tfds_layout, tiny
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """30 cats of 20x30, 10 dogs of 16x16 and an empty class in labels.json's stead: a folder a class."""
+    """Class folders of 30 cats of 20x30 and 10 dogs of 16x16."""
     root = tmp_path_factory.mktemp('pets')
     for name, count, (height, width) in (('cat', 30, (20, 30)), ('dog', 10, (16, 16))):
         (root / name).mkdir()
@@ -72,7 +72,7 @@ def test_the_rows_show_each_class_and_only_it(folder):
 
 @pytest.mark.filterwarnings('error::UserWarning')
 def test_class_names_of_all_kinds(tmp_path):
-    """TeX, letters that fonts lack, control characters, and bytes that are no text."""
+    """Names may hold TeX, letters that fonts lack, control characters, and bytes that are not text."""
     root = tmp_path / 'Prices in $ and $ \\x'
     picture = io.BytesIO()
     Image.fromarray(tfds_layout.picture(0, 16)).save(picture, 'png')

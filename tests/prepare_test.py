@@ -26,7 +26,7 @@ from tests import tfds_layout, tiny
 
 
 def config(path, data_dir, *, size, classes, **changes):
-    """To prepare `path` in this process."""
+    """Return a config that prepares `path` in this process."""
     changes = {'prepare__num_workers': 1, 'data__name': 'my_images', 'data__image_channels': 3, **changes}
     return tiny.config(
         data__source='tfds',
@@ -43,12 +43,12 @@ def run(*arguments, **options):
 
 
 def stock(name, data_dir, split='train'):
-    """The data set as TFDS itself reads it."""
+    """Open the data set with TFDS itself."""
     return tfds.builder(name, data_dir=data_dir).as_data_source(split)
 
 
 def noise(rng, height, width, channels=3):
-    """Smooth random pixels."""
+    """Return smooth random pixels."""
     small = rng.integers(0, 256, (8, 8, channels), dtype=np.uint8)
     small = Image.fromarray(small.squeeze())
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).reshape(height, width, channels)
@@ -61,7 +61,7 @@ def encoded(image, kind='jpeg', **options):
 
 
 def write_folder(folder, files):
-    """files: {relative name: bytes}."""
+    """Write files, {relative name: bytes}."""
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -69,7 +69,7 @@ def write_folder(folder, files):
 
 
 def write_cifar10(path, numbers):
-    """CIFAR-10's archive: image i of batch b is picture(numbers[b][i], 32), of class 3 number mod 10."""
+    """Write CIFAR-10's archive: image i of batch b is picture(numbers[b][i], 32), of class 3 number mod 10."""
 
     def add(archive, name, content):
         data = pickle.dumps(content, protocol=2)
@@ -86,7 +86,7 @@ def write_cifar10(path, numbers):
 
 
 def test_cifar10_as_tfds_has_it(tmp_path):
-    """Both splits of the archive, read back by TFDS and by us: ids, pixels and labels by name, without TensorFlow."""
+    """TFDS and `sources` read both splits back without TensorFlow: ids, pixels and labels by name."""
     batches = {f'data_batch_{b + 1}': range(6 * b, 6 * b + 6) for b in range(5)}
     archive = write_cifar10(tmp_path / 'cifar-10-python.tar.gz', {**batches, 'test_batch': range(100, 108)})
     (tmp_path / 'cifar10' / '3.0.2').mkdir(parents=True)  # an empty folder is as good as none
@@ -106,7 +106,7 @@ def test_cifar10_as_tfds_has_it(tmp_path):
 
 
 def test_imagenet_resized_as_tfds_has_it(tmp_path):
-    """Downsampled ImageNet's train split from its two zip files of batches, labels from 1, to TFDS's ids from 0."""
+    """Two zip files of batches become TFDS's train split: labels from 1 become ids from 0."""
     labels = np.random.default_rng(0).permutation(1000)
     parts = np.split(np.arange(1000), [400, 700])
     for part, members in (('part1', (0, 1)), ('part2', (2,))):
@@ -129,7 +129,7 @@ def test_imagenet_resized_as_tfds_has_it(tmp_path):
 
 
 def test_labels_go_to_a_known_data_set_by_name(tmp_path):
-    """TFDS's imagenet_resized does not order its classes by name, a folder does."""
+    """A folder sorts its classes by name, TFDS's imagenet_resized does not."""
     rng, wnids = np.random.default_rng(0), ['n01440764', 'n02100735', 'n02119789']
     folder = write_folder(tmp_path / 'in', {f'{wnid}/x.png': encoded(noise(rng, 8, 8), 'png') for wnid in wnids})
     name = 'imagenet_resized/8x8'
@@ -153,7 +153,7 @@ BAD = {  # name: (bytes from those of a sound JPEG, the reason that the report g
 
 @pytest.fixture(scope='module')
 def two_thousand(tmp_path_factory):
-    """2,000 files of four classes, most of them JPEGs between 70 and 200 pixels a side; and notes.txt."""
+    """2,000 images of four classes, most of them JPEGs of 70 to 200 pixels a side, and notes.txt."""
     rng, files = np.random.default_rng(0), {}
     for i in range(2000):
         files[f'class_{i % 4}/{i:04d}.jpg'] = encoded(noise(rng, *rng.integers(70, 201, 2)))
@@ -177,20 +177,20 @@ def two_thousand(tmp_path_factory):
 
 
 def shard_bytes(folder):
-    """{file name: contents}."""
+    """Return {file name: contents}."""
     return {path.name: path.read_bytes() for path in folder.glob('*.array_record-*')}
 
 
 @pytest.fixture(scope='module')
 def undisturbed(two_thousand, tmp_path_factory):
-    """The folder of the data set that one process makes of the 2,000 without a break."""
+    """The folder of the data set that one uninterrupted process makes of the 2,000 images."""
     data_dir = tmp_path_factory.mktemp('undisturbed')
     settings = {'data__resampling': 'adm', 'prepare__num_shards': 20}
     return run(two_thousand[0], data_dir, size=64, classes=4, **settings)
 
 
 def test_two_thousand_files_survive_a_kill(two_thousand, undisturbed, tmp_path):
-    """Two processes, killed in the middle: nothing looks finished. The same command then makes the very same files."""
+    """Killed in the middle, two workers leave nothing that looks finished; rerunning makes identical files."""
     flags = tiny.flags(
         data__source='tfds',
         data__name='my_images',
@@ -253,7 +253,7 @@ def test_the_report_and_the_records_agree(two_thousand, undisturbed):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder of two classes, each of three gray and three coloured images of 20x24; and one that is broken."""
+    """A folder of two classes, each of three gray and three colour images of 20x24, and one broken file."""
     rng = np.random.default_rng(0)
     files = {
         f'{c}/{i}.png': encoded(noise(rng, 20, 24, 1 + 2 * (i % 2)).squeeze(), 'png') for c in 'ab' for i in range(6)
@@ -332,7 +332,7 @@ def test_other_settings_do_not_resume_it(pictures, tmp_path, changes, message):
 
 @pytest.mark.parametrize('packed', [False, True], ids=['folder', 'zip'])
 def test_files_that_changed_are_not_taken_for_the_same(pictures, tmp_path, packed):
-    """Of the same names, after all is prepared."""
+    """A finished data set is not taken for one of changed files with the same names."""
     path, changed = pictures, pictures / 'a' / '0.png'
     if packed:
         path = Path(shutil.make_archive(tmp_path / 'pictures', 'zip', pictures))
@@ -416,7 +416,7 @@ def test_settings_that_cannot_be(pictures, tmp_path, changes, message):
 
 
 def test_what_lies_there_from_elsewhere(pictures, tmp_path):
-    """A split is added to what TFDS itself prepared, which is never replaced."""
+    """A split can be added to a data set that TFDS itself prepared, but none of its splits is replaced."""
     tfds_layout.write_cifar10(tmp_path, 4)
     archive = write_cifar10(
         tmp_path / 'cifar.tar.gz', {f'data_batch_{b}': [b] for b in range(1, 6)} | {'test_batch': [7]}
@@ -438,7 +438,7 @@ def test_what_lies_there_from_elsewhere(pictures, tmp_path):
 
 
 def test_file_names_of_any_bytes(tmp_path, capsys):
-    """Two images whose names are no UTF-8, one of them broken, in a data set that stores the names."""
+    """Two images, one broken, have names that are not UTF-8; the data set stores file names."""
     folder = tmp_path / 'in' / 'n01443537'
     folder.mkdir(parents=True)
     image = noise(np.random.default_rng(0), 8, 8)
@@ -458,7 +458,7 @@ def test_the_number_of_files():
 
 
 def test_a_full_disk_is_one_line_and_no_end(pictures, tmp_path):
-    """A limit on the size of files stands in for a full disk: the library meets both the same way."""
+    """A limit on the size of files stands for a full disk: the library fails in the same way."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, limits[1]))
     try:

@@ -99,7 +99,7 @@ def skewed():
 
 
 class Evil:
-    """Pickled into a file, it would touch another one when it is read."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -160,7 +160,7 @@ def test_pickles_are_not_read(tmp_path):
 
 
 def damaged(path):
-    """Writes the file in `path` with one byte changed, again and again."""
+    """Rewrite the file with one byte changed, and yield the position, for many positions."""
     whole = path.read_bytes()
     for position in range(0, len(whole), 13):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x5A]) + whole[position + 1 :])
@@ -175,7 +175,7 @@ def loaded_or_refused(path):
 
 
 def test_damaged_files_of_ours(tmp_path):
-    """Cut anywhere, a file is refused; with any byte changed it is refused in one line, or is what it was."""
+    """A file cut anywhere is refused; with any byte changed it is refused in one line, or reads as before."""
     path = tmp_path / 'reference.npz'
     references.save(path, dataclasses.replace(full(), images=IMAGES))
     expected, whole, refusals = references.load(str(path)).hash, path.read_bytes(), []
@@ -192,7 +192,7 @@ def test_damaged_files_of_ours(tmp_path):
 
 @pytest.mark.parametrize('saver', [np.savez, np.savez_compressed])
 def test_damaged_files_of_adm(saver, tmp_path):
-    """They have no hash, but checksums: statistics are what they were, or are refused."""
+    """They have checksums but no hash: statistics read as before, or the file is refused."""
     path, refusals = tmp_path / 'reference.npz', []
     saver(path, **ADM)
     for _ in damaged(path):
@@ -284,7 +284,7 @@ def test_bad_folders(tmp_path):
 
 
 def test_samples_are_in_memory_once_at_most(tmp_path):
-    """Of 100 MB, a compressed file takes that much memory; a plain one what is looked at."""
+    """Of 100 MB, a compressed file takes about that much memory, a plain one only the parts that are used."""
     images = np.zeros((33_000, 32, 32, 3), np.uint8)
     np.savez(tmp_path / 'plain.npz', images)
     np.savez_compressed(tmp_path / 'compressed.npz', images)
