@@ -1,4 +1,4 @@
-"""Which job a process joins, in made-up environments: JAX is asked, whose own detection does a part of it."""
+"""The job that a process joins in made-up environments, as JAX sees it, whose own detection does a part of the work."""
 
 import os
 import re
@@ -39,7 +39,7 @@ ALL = None  # of the GPUs that a process sees
 
 @pytest.fixture
 def joined(monkeypatch):
-    """What JAX joins in an environment: (address of process 0, processes, this one's index, its GPUs)."""
+    """Return the job that JAX joins in an environment: (address of process 0, processes, own index, own GPUs)."""
     gpus = []
     monkeypatch.setattr(distributed.State, 'initialize_preemption_sync_manager', lambda self: None)
     monkeypatch.setattr(distributed.config, 'update', lambda name, value: 'cuda' in name and gpus.append(value))
@@ -49,21 +49,21 @@ def joined(monkeypatch):
             monkeypatch.delenv(name)
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
-        told, started = [], []
+        clients, services = [], []
 
         def client(address, index, **options):
-            told.append((address, index))
+            clients.append((address, index))
             return SimpleNamespace(connect=lambda: None)
 
         def service(address, count, **options):
-            started.append((address, count))
+            services.append((address, count))
 
         runtime = SimpleNamespace(get_distributed_runtime_client=client, get_distributed_runtime_service=service)
         monkeypatch.setattr(distributed, '_jax', runtime)
         gpus.clear()
         state = distributed.State()
         state.initialize(**job_arguments(dict(os.environ), **flags))
-        assert told == [(state.coordinator_address, state.process_id)] and bool(started) == (state.process_id == 0)
+        assert clients == [(state.coordinator_address, state.process_id)] and bool(services) == (state.process_id == 0)
         return state.coordinator_address, state.num_processes, state.process_id, *(gpus or [ALL])
 
     return result
@@ -118,7 +118,7 @@ def test_a_tpu_pod(joined, monkeypatch, environ, expected):
     ],
 )
 def test_only_jax_knows_a_tpu_pod(environ, tpu_hosts):
-    """Where it does not, it fails; the hosts of a pod do not each work alone."""
+    """If JAX does not, it fails: the hosts of a pod do not each work alone."""
     assert job_arguments(environ, tpu_hosts=tpu_hosts) == {}
 
 

@@ -330,7 +330,7 @@ def test_local_restarts(local, tmp_path):
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_local_stopped_between_two_starts(local, tmp_path, number, code):
     # basename looks at the checkpoints, before the second start
-    waits = 'touch "$STARTS/../looks"; until [ -e "$STARTS/../told" ]; do sleep 0.05; done'
+    waits = 'touch "$STARTS/../looks"; until [ -e "$STARTS/../signalled" ]; do sleep 0.05; done'
     program(
         tmp_path / 'bin' / 'basename',
         f'if [ -e "$STARTS/0" ]; then {waits}; fi\nexec {shutil.which("basename")} "$@"',
@@ -340,7 +340,7 @@ def test_local_stopped_between_two_starts(local, tmp_path, number, code):
     while not (tmp_path / 'looks').exists():
         time.sleep(0.05)
     running.send_signal(number)
-    (tmp_path / 'told').touch()
+    (tmp_path / 'signalled').touch()
     _, err = running.communicate(timeout=20)
     assert running.returncode == code and starts(tmp_path) == {'0': 1}, err
 
