@@ -157,7 +157,7 @@ def test_flags_come_before_variables(joined):
         ({}, '3'),
         ({'CUDA_VISIBLE_DEVICES': '0,1,2,3,4,5,6,7'}, '6,7'),
         ({'JAX_COORDINATOR_ADDRESS': 'b:7'}, '3'),
-        # dealt out by the launcher, or by hand
+        # assigned by the launcher, or by hand
         ({'CUDA_VISIBLE_DEVICES': '0'}, ALL),
         ({'SLURM_GPUS_PER_TASK': '2'}, ALL),
         ({'JAX_LOCAL_DEVICE_IDS': '1'}, '1'),
@@ -216,6 +216,13 @@ def test_others_that_do_not_come(tmp_path, index, message):
     assert len(lines) == 1 and 'waited 2 s for the job' in lines[0], done.stderr
     assert re.search(message, lines[0])
     assert 'Traceback' not in done.stderr and 'stack trace' not in done.stderr
+
+
+def test_a_launcher_without_the_variables_that_jax_needs(tmp_path):
+    half = {name: value for name, value in SLURM.items() if name != 'SLURM_STEP_NODELIST'}
+    done = tiny.main(*tiny.flags(), f'--workdir={tmp_path}', env={**tiny.environment(), **half}, timeout=60)
+    assert done.returncode == 2
+    assert re.match(r"error: cannot join the job .*process_id 2.*'SLURM_STEP_NODELIST'", done.stderr.splitlines()[-1])
 
 
 def test_work_for_one_process_does_not_wait_for_others(tmp_path):

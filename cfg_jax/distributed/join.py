@@ -55,7 +55,7 @@ def join(*, join_seconds=JOIN_SECONDS, heartbeat_seconds=HEARTBEAT_SECONDS, for_
         # JAX's own timeout aborts with a stack trace, so it comes later than ours.
         timeouts = {'initialization_timeout': join_seconds + 60, 'heartbeat_timeout_seconds': heartbeat_seconds}
         jax.distributed.initialize(**arguments, **timeouts)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError) as error:  # KeyError: a variable that JAX misses
         reason = ' '.join(str(error).split())
         raise UserError(f'cannot join the job ({_described(arguments)}): {reason[:300]}.') from error
     finally:
@@ -97,7 +97,7 @@ def job_arguments(environ, *, coordinator_address=None, num_processes=None, proc
         names = ' or '.join(_BY_HAND['process_id'])
         raise UserError(f'there is no process {index} among {count}; they count from 0 to {count - 1} ({names}).')
     if _BY_HAND.keys() <= arguments.keys():
-        arguments['cluster_detection_method'] = 'deactivate'  # nothing is left to detect but devices to leave out
+        arguments['cluster_detection_method'] = 'deactivate'  # JAX would only restrict the devices
     return arguments
 
 
@@ -155,14 +155,14 @@ def _detected(environ, tpu_hosts, by_hand):
 def _own_gpus(environ, local, processes_here):
     """Return {'local_device_ids': this process's equal share of the GPUs that it sees}, an empty list for all of them.
 
-    JAX by itself takes one GPU a process. That leaves seven of eight idle where a node has one process, and finds none
-    where the launcher has dealt out the GPUs already.
+    JAX by itself gives each process the GPU of its local index. This leaves seven of eight idle if a node has one
+    process, and finds none if the launcher has assigned GPUs already.
     """
     if 'JAX_LOCAL_DEVICE_IDS' in environ:
         return {}  # JAX reads it
     visible = [name for name in environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
-    dealt_out = 'SLURM_GPUS_PER_TASK' in environ or (visible and len(visible) < processes_here)
-    if processes_here < 2 or dealt_out:
+    assigned = 'SLURM_GPUS_PER_TASK' in environ or (visible and len(visible) < processes_here)
+    if processes_here < 2 or assigned:
         return {'local_device_ids': []}
     share = len(visible) // processes_here or 1
     return {'local_device_ids': list(range(local * share, (local + 1) * share))}
