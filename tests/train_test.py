@@ -87,7 +87,7 @@ def test_one_job_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(train, '_LOCK_SECONDS', 0)
     with (
         files.locked(tmp_path / '.lock', ''),
-        pytest.raises(UserError, match=r'another job is training in .*--workdir'),
+        pytest.raises(UserError, match=r'another job is training in .*workdir'),
     ):
         train.run(tiny.config(), tmp_path)
     assert not (tmp_path / 'checkpoints').exists()
