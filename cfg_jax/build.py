@@ -1,4 +1,4 @@
-"""From a config to the parts it names: model, schedule, loss, optimizer, data, sampler."""
+"""From a config to the parts that it names: data, schedule, network, loss, optimizer, training step, sampler."""
 
 import importlib
 import inspect
@@ -13,44 +13,45 @@ from cfg_jax.data import pipeline, sources
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
-from cfg_jax.training import optim, sharding
+from cfg_jax.training import optim, sharding, step
+from cfg_jax.training.train_state import TrainState
 
 # ADM's schedules: λ of each of 1000 timesteps
 TABLES = {'adm_linear': schedules.linear_beta_logsnr, 'adm_cosine': schedules.iddpm_cosine_logsnr}
 
 
 def model_identity(config):
-    """The part of the config that fixes what a checkpoint's parameters mean, as a nested dict of plain values."""
+    """Return the part of the config that fixes the meaning of a checkpoint's parameters: a nested dict."""
     plain = config.to_dict()
     data = {key: plain['data'][key] for key in ('image_size', 'image_channels', 'num_classes')}
-    how = ('dropout', 'remat', 'dtype')  # how the network is computed and trained, not what it is
-    model = {key: value for key, value in plain['model'].items() if key not in how}
+    computing = ('dropout', 'remat', 'dtype')  # they change how the network is computed and trained, not what it is
+    model = {key: value for key, value in plain['model'].items() if key not in computing}
     return {'data': data, 'diffusion': plain['diffusion'], 'model': model}
 
 
 def run_identity(config):
-    """The part of the config that a resumed run shares with the one it resumes, as a nested dict of plain values.
+    """Return the part of the config that may not change when a run is resumed: a nested dict of plain values.
 
-    How long it runs, the learning rate, clipping, dropout and precision, where the data lies, how it is read, logged
-    and sampled may change.
+    Free to change are the number of steps, the learning rate, clipping, dropout, precision, the data's place, and how
+    the data is read, logged and sampled.
     """
     plain, model = config.to_dict(), model_identity(config)
-    which = ('source', 'name', 'split', 'resampling', 'upsample', 'flip', 'random_crop')
-    data = {key: plain['data'][key] for key in which}
+    data_keys = ('source', 'name', 'split', 'resampling', 'upsample', 'flip', 'random_crop')
+    data = {key: plain['data'][key] for key in data_keys}
     update = {key: plain['train'][key] for key in ('batch_size', 'accumulation_steps')}
-    # what one changes to rescue a run that diverged
+    # learning_rate and clip_norm are what one changes to rescue a run that diverged
     optim = {key: value for key, value in plain['optim'].items() if key not in ('learning_rate', 'clip_norm')}
-    ours = {'seed': plain['seed'], 'loss': plain['loss'], 'optim': optim, 'train': update}
-    return {**model, **ours, 'data': data | model['data']}
+    run = {'seed': plain['seed'], 'loss': plain['loss'], 'optim': optim, 'train': update}
+    return {**model, **run, 'data': data | model['data']}
 
 
 def training_key(config):
-    """The key of all randomness in training, apart from every image's fold_in(seed, index) whatever the seeds are."""
+    """Return the key of all randomness in training; it differs from every image's fold_in(seed, index)."""
     return jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
 
 
 def guidance_weight(config):
-    """The paper's w, from config.sample.guidance_weight or guidance_scale = 1 + w, of which one may be set."""
+    """Return the paper's w, from config.sample.guidance_weight or guidance_scale = 1 + w; at most one may be set."""
     weight, scale = config.sample.guidance_weight, config.sample.guidance_scale
     if weight is not None and scale is not None:
         raise UserError(
@@ -63,23 +64,28 @@ def guidance_weight(config):
 
 
 def image_shape(config):
-    """(H, W, C)."""
+    """Return (H, W, C)."""
     return (config.data.image_size, config.data.image_size, config.data.image_channels)
 
 
 def null_label(config):
-    """The label id of the unconditional model."""
+    """Return the label id of the unconditional model."""
     return config.data.num_classes
 
 
+def data_name(config):
+    """Return the name of the data set for titles and tables."""
+    return config.data.name or config.data.data_dir or config.data.source
+
+
 def source(config):
-    """The data set, checked against the config's image shape and number of classes."""
+    """Return the data set, a `data.sources.Source`, checked against the config's image shape and number of classes."""
     place, resampling = config.data.data_dir, {key: config.data[key] for key in ('resampling', 'upsample')}
     if config.data.source == 'digits':
         data = sources.digits()
     elif config.data.source == 'folder':
         if not place:
-            raise UserError('config.data.data_dir is not set; give the folder of images, or the zip file of one.')
+            raise UserError('config.data.data_dir is not set; give a folder of images or a zip file of one.')
         data = sources.FolderSource(place, image_shape(config), **resampling)
     else:
         data = sources.TfdsSource(config.data.name, config.data.split, place, image_shape(config), **resampling)
@@ -90,8 +96,8 @@ def source(config):
         )
     if len(data.class_names) != config.data.num_classes:
         raise UserError(
-            f'the data ({config.data.name or place or config.data.source}) has {len(data.class_names)} classes, not '
-            f'{config.data.num_classes} (config.data.num_classes).'
+            f'the data ({data_name(config)}) has {len(data.class_names)} classes, not {config.data.num_classes} '
+            '(config.data.num_classes).'
         )
     if not len(data):
         raise UserError('the data set has no images (config.data.data_dir, config.data.split).')
@@ -99,7 +105,7 @@ def source(config):
 
 
 def train_batches(config, data, mesh=None):
-    """This process's endless iterator over batches of the source `data`: the rows that its devices of `mesh` have."""
+    """Return the endless iterator over this process's part of the batches: the rows that its devices in `mesh` hold."""
     return pipeline.train_batches(
         data,
         batch_size=config.train.batch_size,
@@ -112,24 +118,14 @@ def train_batches(config, data, mesh=None):
     )
 
 
-def to_unit_range(images):
-    """uint8 [0, 255] -> float32 [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(x):
-    """float [-1, 1] -> uint8 [0, 255], rounded; values outside are clipped."""
-    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
-
-
 def table(config):
-    """λ of every timestep, float64 [T], of one of ADM's schedules; None for the continuous one."""
+    """Return λ of every timestep of one of ADM's schedules, float64 [T]; None for the continuous schedule."""
     tabulated = TABLES.get(config.diffusion.schedule)
     return tabulated() if tabulated else None
 
 
 def schedule(config):
-    """u -> λ."""
+    """Return the function u -> λ."""
     tabulated = table(config)
     if tabulated is not None:
         return schedules.table_logsnr(tabulated)
@@ -139,7 +135,7 @@ def schedule(config):
 
 
 def sampling_logsnrs(config):
-    """The grid of λ that a sampler walks, float32, increasing."""
+    """Return the grid of λ that a sampler walks, float32 [T], increasing."""
     tabulated = table(config)
     if tabulated is not None:
         return schedules.spaced_grid(tabulated, config.sample.spacing or str(config.sample.num_steps))
@@ -147,7 +143,7 @@ def sampling_logsnrs(config):
 
 
 def network(config):
-    """The network, a flax module: a `UNet` or a `NoisyClassifier`."""
+    """Return the network, a flax module: a `UNet` or a `NoisyClassifier`."""
     tabulated = table(config)
     encoder = {
         'channels': config.model.channels,
@@ -170,7 +166,7 @@ def network(config):
 
 
 def init_params(config, key):
-    """Fresh parameters of the network."""
+    """Return fresh parameters of the network."""
     arguments = [jnp.zeros((1, *image_shape(config))), jnp.zeros((1,))]
     if config.model.kind == 'unet':
         arguments.append(jnp.zeros((1,), jnp.int32))
@@ -178,9 +174,10 @@ def init_params(config, key):
 
 
 def loss(config):
-    """(params, x [B, H, W, C], labels [B], key) -> `losses.Loss`.
+    """Return the function (params, x [B, H, W, C], labels [B], key) -> `losses.Loss`.
 
-    The paper's Algorithm 1; with a learned variance Improved DDPM's hybrid loss; of a classifier the cross-entropy.
+    It is the paper's Algorithm 1; with a learned variance, Improved DDPM's hybrid loss; for a classifier, the
+    cross-entropy.
     """
     module = network(config)
 
@@ -208,7 +205,7 @@ def loss(config):
 
 
 def learning_rate(config):
-    """step -> learning rate."""
+    """Return the function step -> learning rate."""
     return optim.learning_rate(
         config.optim.learning_rate,
         warmup_steps=config.optim.warmup_steps,
@@ -218,7 +215,7 @@ def learning_rate(config):
 
 
 def optimizer(config):
-    """The optax chain."""
+    """Return the optimizer, an optax chain."""
     return optim.make_optimizer(
         learning_rate(config),
         name=config.optim.name,
@@ -230,18 +227,51 @@ def optimizer(config):
     )
 
 
-def guidance_function(config):
-    """The function config.guidance.function names: of cfg_jax.guidance, or 'module:function' of the user's own.
+def quarter_edges(config):
+    """Return λ at u = 1, 3/4, 1/2, 1/4, 0: [5], increasing. Training draws the four quarters equally often."""
+    return schedule(config)(jnp.array([1.0, 0.75, 0.5, 0.25, 0.0]))
 
-    It has the signature of `guidance.classifier_free`.
+
+def train_step(config, mesh=None):
+    """Return the training step, as `training.step.make_train_step` gives it. mesh: needed if config.train.fsdp."""
+    loss_of_x = loss(config)
+
+    def loss_of_images(params, images, labels, key):
+        return loss_of_x(params, diffusion.to_unit_range(images), labels, key)
+
+    return step.make_train_step(
+        loss_of_images,
+        optimizer(config),
+        learning_rate=learning_rate(config),
+        ema_decay=config.optim.ema_decay,
+        quarter_edges=quarter_edges(config),
+        accumulation_steps=config.train.accumulation_steps,
+        split_over=mesh if config.train.fsdp else None,
+    )
+
+
+def sharded_training(config, mesh):
+    """Return (init, abstract state, training step), jitted for `mesh`, as `training.step.sharded` gives them."""
+    init_key, _ = jax.random.split(training_key(config))
+
+    def init():
+        return TrainState.create(init_params(config, init_key), optimizer(config))
+
+    return step.sharded(init, train_step(config, mesh), mesh, fsdp=config.train.fsdp)
+
+
+def guidance_function(config):
+    """Return the function that config.guidance.function names: of cfg_jax.guidance, or a user's 'module:function'.
+
+    It has the signature of `guidance.classifier_free`. Raises UserError if there is no such function.
     """
     name = config.guidance.function
-    ours = {f.__name__: f for f in (guidance.classifier_free, guidance.conditional, guidance.unconditional)}
-    allowed = f"allowed: {', '.join(map(repr, ours))} or one's own 'module:function'"
+    known = {f.__name__: f for f in (guidance.classifier_free, guidance.conditional, guidance.unconditional)}
+    allowed = f"allowed: {', '.join(map(repr, known))} or 'module:function' of your own"
     if ':' not in name:
-        if name not in ours:
+        if name not in known:
             raise UserError(f'config.guidance.function is {name!r}; {allowed}.')
-        return ours[name]
+        return known[name]
     module_name, _, function_name = name.rpartition(':')
     try:
         function = getattr(importlib.import_module(module_name), function_name)
@@ -252,7 +282,7 @@ def guidance_function(config):
 
 
 def model(config, params):
-    """The trained network as guidance sees it: (z, λ, labels) -> Prediction."""
+    """Return the trained network as guidance sees it: (z, λ, labels) -> Prediction."""
     module = network(config)
 
     def predict(z, logsnr, labels):
@@ -265,7 +295,7 @@ def model(config, params):
 
 
 def log_prob(config, params):
-    """A trained noisy classifier as guidance sees it: (z, λ, labels) -> log p(label | z, λ), [B]."""
+    """Return a trained noisy classifier as guidance sees it: (z, λ, labels) -> log p(label | z, λ), [B]."""
     module = network(config)
 
     def predict(z, logsnr, labels):
@@ -275,9 +305,9 @@ def log_prob(config, params):
 
 
 def sampler(config, classifier_config=None):
-    """(params, seed, image indices [B], labels [B], weight) -> x [B, H, W, C] in [-1, 1]; all of them traced.
+    """Return the function (params, seed, image indices [B], labels [B], weight) -> x [B, H, W, C] in [-1, 1].
 
-    With a classifier's config, two more arguments: its parameters and its weight.
+    All arguments are traced. With a classifier's config it takes two more: the classifier's parameters and weight.
     """
     guide = guidance_function(config)
     shape, logsnrs = image_shape(config), sampling_logsnrs(config)
@@ -306,7 +336,7 @@ def sampler(config, classifier_config=None):
 
 
 def count_evaluations(config):
-    """What one image costs: {'network_evaluations', 'classifier_gradients'}, counted by calling the guidance once."""
+    """Return the cost of one image, {'network_evaluations', 'classifier_gradients'}; calls the guidance once."""
     steps, images = len(sampling_logsnrs(config)), []
 
     def counting(z, logsnr, labels):
@@ -320,14 +350,17 @@ def count_evaluations(config):
 
 
 def bits_per_dim(config):
-    """Jitted (params, uint8 images, labels, image indices, seed) -> `losses.bits_per_dim_terms` of the sampler's λ."""
+    """Return the jitted function (params, uint8 images, labels, image indices, seed) -> `losses.bits_per_dim_terms`.
+
+    Its timesteps are the sampler's grid of λ.
+    """
     logsnrs = sampling_logsnrs(config)[::-1]
 
     @jax.jit
     def bound(params, images, labels, indices, seed):
         keys = samplers.image_keys(seed, indices)
         denoise = guidance.conditional(model(config, params), labels, 0.0, null_label=null_label(config))
-        x, options = to_unit_range(images), {'v': config.sample.v, 'clip_x': config.sample.clip_x}
+        x, options = diffusion.to_unit_range(images), {'v': config.sample.v, 'clip_x': config.sample.clip_x}
         return losses.bits_per_dim_terms(denoise, x, keys, logsnrs=logsnrs, **options)
 
     return bound

@@ -1,4 +1,4 @@
-"""What a config may say: every job checks it before it begins, and names the first field that is wrong."""
+"""Checks of a config: every job makes them before it begins; an error names the first field that is wrong."""
 
 import math
 import pkgutil
@@ -65,17 +65,18 @@ _BELOW_1 = ('model.dropout', 'optim.b1', 'optim.b2', 'optim.ema_decay')
 
 
 def check_config(config):
-    """Raises UserError for the first value that is not allowed, with the field's name."""
+    """Raise UserError for the first value that is not allowed, naming its field."""
     _check_values(config)
     _check_combinations(config)
     if config.diffusion.schedule in build.TABLES:
         build.sampling_logsnrs(config)
     _check_network(config)
     build.guidance_weight(config)
+    build.guidance_function(config)
 
 
 def check_judge(config):
-    """Raises UserError unless config.eval names a judge."""
+    """Raise UserError unless config.eval names a judge."""
     if not config.eval.judge:
         raise UserError(f'config.eval.judge is not set; allowed: {", ".join(map(repr, JUDGES))}.')
 
@@ -93,7 +94,7 @@ def _require(holds, config, name, allowed):
 
 
 def _check_values(config):
-    """Each value by itself."""
+    """Check each value by itself."""
     for name, allowed in _CHOICES.items():
         if _get(config, name) not in allowed:
             raise UserError(f'config.{name} is {_get(config, name)!r}; allowed: {", ".join(map(repr, allowed))}.')
@@ -107,25 +108,27 @@ def _check_values(config):
         _require(0 <= _get(config, name) < 1, config, name, 'at least 0 and below 1')
     for name in ('guidance_weights', 'classifier_weights'):
         finite = all(map(math.isfinite, config.eval[name]))
-        _require(finite, config, f'eval.{name}', 'of finite numbers')
+        _require(finite, config, f'eval.{name}', 'a tuple of finite numbers')
     _require(math.isfinite(build.guidance_weight(config)), config, 'sample.guidance_weight', 'a finite number')
     _require(0 < config.plan.utilisation <= 1, config, 'plan.utilisation', 'above 0 and at most 1')
-    _require(0 <= config.plan.price < math.inf, config, 'plan.price', 'at least 0, 0 if not known')
+    _require(0 <= config.plan.price < math.inf, config, 'plan.price', 'at least 0 (0 if it is not known)')
     _require(config.data.image_channels in (1, 3), config, 'data.image_channels', '1 or 3')
     _require(len(config.eval.guidance_weights) > 0, config, 'eval.guidance_weights', 'a tuple of at least one number')
 
 
 def _check_combinations(config):
-    """Values that have to go together."""
+    """Check values that have to agree with each other."""
     samples, neighbours = config.eval.num_samples, config.eval.nearest_k
-    _require(samples >= neighbours + 1, config, 'eval.num_samples', f'at least {neighbours + 1}')
+    _require(samples > neighbours, config, 'eval.num_samples', f'above config.eval.nearest_k, {neighbours}')
     samplers = config.eval.samplers
-    _require(set(samplers) <= set(_CHOICES['sample.sampler']), config, 'eval.samplers', "of 'ancestral' and 'ddim'")
-    _require(min(config.eval.num_steps, default=1) >= 1, config, 'eval.num_steps', 'of whole numbers from 1 on')
+    names = _CHOICES['sample.sampler']
+    of_names = f'a tuple of names from {", ".join(map(repr, names))}'
+    _require(set(samplers) <= set(names), config, 'eval.samplers', of_names)
+    _require(min(config.eval.num_steps, default=1) >= 1, config, 'eval.num_steps', 'a tuple of whole numbers above 0')
     spaced = not config.eval.num_steps or not config.sample.spacing
-    _require(spaced, config, 'eval.num_steps', '() where config.sample.spacing is set')
+    _require(spaced, config, 'eval.num_steps', '() because config.sample.spacing is set')
     increasing = config.diffusion.logsnr_min < config.diffusion.logsnr_max
-    _require(increasing, config, 'diffusion.logsnr_min', 'below logsnr_max')
+    _require(increasing, config, 'diffusion.logsnr_min', 'below config.diffusion.logsnr_max')
     adamw = config.optim.name == 'adamw'
     _require(
         adamw or not config.optim.weight_decay, config, 'optim.weight_decay', "0 unless config.optim.name is 'adamw'"
@@ -136,42 +139,42 @@ def _check_combinations(config):
     _require(tabulated or not config.model.learn_variance, config, 'model.learn_variance', f'False {tables}')
     _require(tabulated or not config.sample.spacing, config, 'sample.spacing', f"'' {tables}")
     eps = config.diffusion.prediction == 'eps'
-    learned = "'eps' where config.model.learn_variance is set"
+    learned = "'eps' because config.model.learn_variance is set"
     _require(eps or not config.model.learn_variance, config, 'diffusion.prediction', learned)
 
     null, free = config.model.labels == 'null', config.guidance.function == 'classifier_free'
     _require(null or not config.loss.p_uncond, config, 'loss.p_uncond', "0 unless config.model.labels is 'null'")
-    unguided = "'conditional' or 'unconditional' where config.model.labels is not 'null'"
+    unguided = "'conditional' or 'unconditional' because config.model.labels is not 'null'"
     _require(null or not free or config.model.kind != 'unet', config, 'guidance.function', unguided)
     form = config.guidance.classifier_form == 'eps' or config.sample.sampler == 'ancestral'
     _require(form, config, 'guidance.classifier_form', "'eps' unless config.sample.sampler is 'ancestral'")
     weights = config.guidance.classifier_weight or len(config.eval.classifier_weights)
     guided = config.guidance.classifier_workdir or not weights
     workdir = (
-        'the workdir of a trained classifier where config.guidance.classifier_weight is not 0, or '
-        'config.eval.classifier_weights are given'
+        'the workdir of a trained classifier because config.guidance.classifier_weight is not 0 or '
+        'config.eval.classifier_weights are set'
     )
     _require(guided, config, 'guidance.classifier_workdir', workdir)
 
 
 def _check_network(config):
-    """The sizes of the network's levels, their heads and their groups."""
+    """Check the sizes of the network's levels, their heads and their groups."""
     model, levels = config.model, len(config.model.channel_mult)
     _require(levels, config, 'model.channel_mult', 'a tuple of at least one number')
     reduction = 2 ** (levels - 1)
     multiple = (
-        f'a multiple of {reduction}: the {levels} levels of config.model.channel_mult halve it {levels - 1} times'
+        f'a multiple of {reduction}: config.model.channel_mult has {levels} levels, which halve it {levels - 1} times'
     )
     _require(config.data.image_size % reduction == 0, config, 'data.image_size', multiple)
     sizes = [config.data.image_size // 2**level for level in range(levels)]
-    has = f'of image sizes that the levels have: {", ".join(map(str, sizes))}'
-    _require(set(model.attention_resolutions) <= set(sizes), config, 'model.attention_resolutions', has)
-    _require(min(model.channel_mult) >= 1, config, 'model.channel_mult', 'of whole numbers from 1 on')
+    of_sizes = f'a tuple of image sizes from those of the levels: {", ".join(map(str, sizes))}'
+    _require(set(model.attention_resolutions) <= set(sizes), config, 'model.attention_resolutions', of_sizes)
+    _require(min(model.channel_mult) >= 1, config, 'model.channel_mult', 'a tuple of whole numbers above 0')
     field = 'num_heads' if model.head_channels is None else 'head_channels'
     for level, mult in enumerate(model.channel_mult):
         width = model.channels * mult
         if sizes[level] in model.attention_resolutions or level == levels - 1:  # the middle always attends
             divides = model[field] >= 1 and width % model[field] == 0
             _require(divides, config, f'model.{field}', f'a divisor of the width {width}')
-        groups = f'a divisor of every width, {width} among them'
+        groups = f'a divisor of every width, such as {width}'
         _require(width % model.num_groups == 0, config, 'model.num_groups', groups)

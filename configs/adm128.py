@@ -7,8 +7,8 @@ r"""ADM's class-conditional ImageNet 128x128 model, 421.5M parameters (Dhariwal 
 
 Data: none to sample with OpenAI's published weights. To train: --mode=prepare with
 --config.prepare.path=ILSVRC2012_img_train.tar makes `imagenet128_adm`, scaled as ADM does.
-Hardware: sampling runs on a CPU too, in minutes an image; training needs accelerators, in bfloat16.
-Expect, of the published weights and 50k samples in 250 steps: FID 5.91, sFID 5.09, precision 0.70, recall 0.65; with
+Hardware: sampling runs on a CPU too, at minutes per image; training needs accelerators, in bfloat16.
+Expect, with the published weights and 50k samples in 250 steps: FID 5.91, sFID 5.09, precision 0.70, recall 0.65; with
 the classifier at 0.5: 2.97, 5.09, 0.78, 0.59.
 Learned variances, linear schedule of 1000 steps, sampled in 250. It has no null label: a classifier guides it.
 """

@@ -7,8 +7,8 @@ r"""ADM's class-conditional ImageNet 64x64 model, 295.9M parameters (Dhariwal & 
 
 Data: none to sample with OpenAI's published weights. To train: --mode=prepare with
 --config.prepare.path=ILSVRC2012_img_train.tar makes `imagenet64_adm`, scaled as ADM does.
-Hardware: sampling runs on a CPU too, in minutes an image; training needs accelerators, in bfloat16.
-Expect, of the published weights and 50k samples in 250 steps: FID 2.07, sFID 4.29, precision 0.74, recall 0.63 (the
+Hardware: sampling runs on a CPU too, at minutes per image; training needs accelerators, in bfloat16.
+Expect, with the published weights and 50k samples in 250 steps: FID 2.07, sFID 4.29, precision 0.74, recall 0.63 (the
 published samples score 2.61). Classifier guidance makes the FID at this size worse.
 Learned variances, cosine schedule of 1000 steps, sampled in 250. It has no null label: a classifier guides it.
 """

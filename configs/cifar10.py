@@ -4,11 +4,11 @@
     python -m cfg_jax.main --config=configs/cifar10.py
     python -m cfg_jax.main --config=configs/cifar10.py --mode=sample --config.sample.guidance_weight=1
 
-Data: the archive of 170 MB from https://www.cs.toronto.edu/~kriz/cifar.html, which the first command makes TFDS's
-`cifar10` of: 50,000 images, 113 MB, in 15 seconds. Its test images: --config.data.split=test.
+Data: the archive of 170 MB from https://www.cs.toronto.edu/~kriz/cifar.html, from which the first command makes TFDS's
+`cifar10`: 50,000 images, 113 MB, in 15 seconds. Its test images: --config.data.split=test.
 Hardware: one accelerator; bfloat16. Parameters, EMA and Adam take 0.9 GB on each.
-Cost: 6.7 TFLOP an update (XLA counts 17.4 GFLOP a forward pass and image), 3.3e18 FLOP in all 500,000: 0.4 chip-days at
-110 TFLOP/s a chip, a rate that is assumed and not measured.
+Cost: 6.7 TFLOP per update (XLA counts 17.4 GFLOP per forward pass and image), 3.3e18 FLOP for all 500,000: 0.4
+chip-days at 110 TFLOP/s per chip, a rate that is assumed, not measured.
 Expect: not measured, and the paper has no such experiment. Width, blocks, dropout, batch and updates are Improved
 DDPM's for CIFAR-10, whose unconditional model has FID 2.94.
 """

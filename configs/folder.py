@@ -1,4 +1,4 @@
-r"""Classifier-free guidance on one's own images, in a folder a class or in a zip file of such folders; 64x64.
+r"""Classifier-free guidance on your own images, one folder per class or a zip file of such folders; 64x64.
 
     python -m cfg_jax.main --config=configs/folder.py --config.data.data_dir=DIR --config.data.num_classes=N
     python -m cfg_jax.main --config=configs/folder.py --config.data.data_dir=DIR --config.data.num_classes=N \
@@ -15,9 +15,9 @@ that:
         --config.data.name=mine --config.data.data_dir=OUT --config.data.num_classes=N
 
 Hardware: one accelerator; bfloat16. 100.3M parameters; they, EMA and Adam take 1.6 GB on each.
-Cost: 26 TFLOP an update (XLA counts 67 GFLOP a forward pass and image), 5.2e18 FLOP in all 200,000: half a chip-day at
-110 TFLOP/s, a rate that is assumed and not measured.
-Expect: not measured. Some thousand images a class are where such models begin to do more than repeat them.
+Cost: 26 TFLOP per update (XLA counts 67 GFLOP per forward pass and image), 5.2e18 FLOP for all 200,000: half a chip-day
+at 110 TFLOP/s, a rate that is assumed, not measured.
+Expect: not measured. Below some thousand images per class such models mostly repeat their training images.
 """
 
 from cfg_jax.config import default

@@ -7,8 +7,8 @@ Data: image-net.org's ILSVRC2012_img_train.tar (138 GB), area-averaged and cropp
 1,281,167 images, 37 GB, 1.1 hours on two cores and less on more (325 images/s). Under --config.data.data_dir, or
 ~/tensorflow_datasets.
 Hardware: accelerators whose number divides the batch of 256; bfloat16. Parameters, EMA and Adam take 6.7 GB on each.
-Cost: 0.46 PFLOP an update (XLA counts 599 GFLOP a forward pass and image), 1.24e21 FLOP in all 2.7M: 131 chip-days
-at 110 TFLOP/s a chip, a rate that is assumed and not measured.
+Cost: 0.46 PFLOP per update (XLA counts 599 GFLOP per forward pass and image), 1.24e21 FLOP for all 2.7M: 131 chip-days
+at 110 TFLOP/s per chip, a rate that is assumed, not measured.
 Expect (50k samples; T = 128/256/1024): FID 8.11/7.27/7.22, IS 81/82/82 at w=0; 3.04/2.43/2.43, 156/158/156 at w=0.3;
 7.88/7.86/7.80, 295/298/295 at w=1; 21.6/21.5/21.5, 422/421/419 at w=4. ADM-G's FID at this size is 2.97.
 Not all settings are in the paper; the rest are its authors' public ones for this model.

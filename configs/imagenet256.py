@@ -7,8 +7,8 @@ Data: image-net.org's ILSVRC2012_img_train.tar (138 GB), area-averaged and cropp
 1,281,167 images, 136 GB, 3 hours on two cores and less on more (130 images/s). Under --config.data.data_dir, or
 ~/tensorflow_datasets.
 Hardware: accelerators whose number divides the batch of 256; bfloat16. Parameters, EMA and Adam take 8.9 GB on each.
-Cost: 1.7 PFLOP an update (XLA counts 2.2 TFLOP a forward pass and image), 3.4e21 FLOP in all 1.98M: 354 chip-days at
-110 TFLOP/s a chip, a rate that is assumed and not measured.
+Cost: 1.7 PFLOP per update (XLA counts 2.2 TFLOP per forward pass and image), 3.4e21 FLOP for all 1.98M: 354 chip-days
+at 110 TFLOP/s per chip, a rate that is assumed, not measured.
 Expect: not measured, and the paper ends at 128x128. ADM's FID at this size is 10.94, 4.59 with its classifier.
 """
 

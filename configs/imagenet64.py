@@ -6,12 +6,12 @@ r"""The paper's class-conditional ImageNet 64x64 model, 295.9M parameters (Ho & 
 
 Data: TFDS's `imagenet_resized/64x64` (area-averaged), 1,281,167 images, 10 GB. FOLDER holds image-net.org's
 Imagenet64_train_part1_npz.zip and Imagenet64_train_part2_npz.zip (12 GB); 15 minutes on two cores. Data that TFDS
-prepared itself do as well, --config.data.data_dir says where they lie.
+prepared itself works too; --config.data.data_dir says where it is.
 Those images were squeezed to a square. From ILSVRC2012_img_train.tar, cropped as the authors' public code does, in an
 hour: --config.prepare.path=ILSVRC2012_img_train.tar --config.data.name=imagenet64, with that name also to train.
 Hardware: accelerators whose number divides the batch of 2048; bfloat16. Parameters, EMA and Adam take 4.7 GB on each.
-Cost: 1.3 PFLOP an update (XLA counts 211 GFLOP a forward pass and image), 5.2e20 FLOP in all 400,000: 55 chip-days
-at 110 TFLOP/s a chip, a rate that is assumed and not measured.
+Cost: 1.3 PFLOP per update (XLA counts 211 GFLOP per forward pass and image), 5.2e20 FLOP for all 400,000: 55 chip-days
+at 110 TFLOP/s per chip, a rate that is assumed, not measured.
 Expect (p_uncond 0.1, 50k samples, T=256): FID 1.80, IS 53.7 at w=0; 1.55, 66.1 at w=0.1; 3.03, 92.8 at w=0.3;
 12.6, 170 at w=1; 26.2, 260 at w=4. The paper also has p_uncond 0.2 and 0.5 (--config.loss.p_uncond).
 Not all settings are in the paper; the rest are its authors' public ones for this model.

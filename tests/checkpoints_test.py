@@ -80,16 +80,16 @@ def test_a_saved_state_is_the_one_at_its_step(tmp_path):
 
 
 def test_another_config_is_refused_by_field(saved):
-    with pytest.raises(UserError, match=r'config\.b\.c is \[1, 3\] here and \[1, 2\] there'):
+    with pytest.raises(UserError, match=r'config\.b\.c is \[1, 3\] now and was \[1, 2\] when saved'):
         Checkpoints(saved[0], {'a': 1, 'b': {'c': (1, 3)}}).restore(ABSTRACT)
     assert config_differences({'a': 1, 'b': {'c': 2}}, {'a': 1, 'b': {'c': 2, 'd': 3}, 'e': 4}) == []
-    assert config_differences({'a': None}, {'a': 2}) == ['config.a is None here and 2 there']
+    assert config_differences({'a': None}, {'a': 2}) == ['config.a is None now and was 2 when saved']
 
 
 def test_a_field_that_is_younger_than_a_checkpoint_stood_at_its_default(saved):
     identity = {'a': 1, 'b': {'c': (1, 2), 'young': False}}
     assert Checkpoints(saved[0], identity, defaults={'b': {'young': False}}).restore(ABSTRACT).step == 4
-    with pytest.raises(UserError, match=r'config\.b\.young is False here and True there'):
+    with pytest.raises(UserError, match=r'config\.b\.young is False now and was True when saved'):
         Checkpoints(saved[0], identity, defaults={'b': {'young': True}}).restore(ABSTRACT)
     assert merged({'a': {'b': 1, 'c': 2}, 'd': 3}, {'a': {'b': 4}, 'e': 5}) == {'a': {'b': 4, 'c': 2}, 'd': 3, 'e': 5}
 

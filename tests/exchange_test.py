@@ -1,14 +1,15 @@
+"""The convert job: OpenAI's weights into a workdir that samples, and our own into a file and back."""
+
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from cfg_jax import build, convert
+from cfg_jax import build, convert, trained
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import convert as convert_job
 from cfg_jax.jobs import sample
-from cfg_jax.sampling import generate
 from cfg_jax.training import sharding
 from tests import tiny
 
@@ -81,30 +82,30 @@ def test_export_and_back(imported, tmp_path):
     config.convert.path, config.convert.to = str(tmp_path / 'model.safetensors'), ''
     convert_job.run(config, tmp_path / 'again')
     mesh = sharding.make_mesh()
-    trees = [generate.load(config, folder, mesh).tree for folder in (imported / 'unet_new_order', tmp_path / 'again')]
+    trees = [trained.load(config, folder, mesh).params for folder in (imported / 'unet_new_order', tmp_path / 'again')]
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
 def test_what_does_not_fit_is_refused_and_nothing_written(imported, tmp_path):
     config = reference_config('unet_new_order')
     config.model.num_blocks = 2
-    with pytest.raises(UserError, match=r'unet_new_order\.pt: the checkpoint is not of this network .* is missing'):
+    with pytest.raises(UserError, match=r'unet_new_order\.pt: the checkpoint does not fit this network .* is missing'):
         convert_job.run(config, tmp_path / 'x')
     assert not (tmp_path / 'x').exists()
     config = reference_config('unet_new_order')
-    with pytest.raises(UserError, match='holds checkpoints already, up to step 0'):
+    with pytest.raises(UserError, match='already holds checkpoints, up to step 0'):
         convert_job.run(config, imported / 'unet_new_order')
-    params = generate.load(config, imported / 'unet_new_order', sharding.make_mesh()).tree
-    for metadata, message in (({'config': json.dumps(build.model_identity(tiny.config()))}, 'of another network'),
+    params = trained.load(config, imported / 'unet_new_order', sharding.make_mesh()).params
+    for metadata, message in (({'config': json.dumps(build.model_identity(tiny.config()))}, 'holds another network'),
                               ({'config': '{'}, 'metadata is damaged')):  # fmt: skip
         convert.save_safetensors(tmp_path / 'other.safetensors', params, metadata)
         config.convert.path = str(tmp_path / 'other.safetensors')
         with pytest.raises(UserError, match=message):
             convert_job.run(config, tmp_path / 'x')
     convert.save_safetensors(tmp_path / 'other.safetensors', {'conv_in': params['conv_in']}, {})
-    with pytest.raises(UserError, match='is missing there'):
+    with pytest.raises(UserError, match='is missing in the file'):
         convert_job.run(config, tmp_path / 'x')
     config = reference_config('classifier')
     config.guidance.classifier_workdir = str(imported / 'unet_new_order')
     with pytest.raises(UserError, match='holds a unet, not a classifier'):
-        generate.load_classifier(config, sharding.make_mesh())
+        trained.load_classifier(config, sharding.make_mesh())

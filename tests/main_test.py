@@ -9,7 +9,7 @@ from PIL import Image
 
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import results
-from cfg_jax.sampling import generate
+from cfg_jax.sampling.labels import parse_labels
 from tests import tiny
 
 
@@ -162,11 +162,11 @@ BAD = {
     ),
     "another config's checkpoints": (
         ['--config.model.channels=12'],
-        r"holds another config's checkpoints: config\.model\.channels is 12 here and 8 there",
+        r"holds another config's checkpoints: config\.model\.channels is 12 now and was 8 when saved",
     ),
     'sampling with another model': (
         ['--mode=sample', '--config.diffusion.prediction=v'],
-        r"another config's checkpoints: config\.diffusion\.prediction is 'v' here and 'eps' there",
+        r"another config's checkpoints: config\.diffusion\.prediction is 'v' now and was 'eps' when saved",
     ),
     'no sampling steps': (
         ['--mode=sample', '--config.sample.num_steps=0'],
@@ -269,15 +269,15 @@ def test_sampling_survives_a_damaged_newest_checkpoint(trained, tmp_path):
 
 
 def test_labels_by_name():
-    assert generate.parse_labels('dog, cat', ('cat', 'dog')) == [1, 0]
-    assert generate.parse_labels('', ('cat', 'dog')) == [0, 1]
-    assert generate.parse_labels('1,1', ('cat', 'dog')) == [1, 1]
-    assert generate.parse_labels('1', ('2', '1', '0')) == [1]  # a number is an id
+    assert parse_labels('dog, cat', ('cat', 'dog')) == [1, 0]
+    assert parse_labels('', ('cat', 'dog')) == [0, 1]
+    assert parse_labels('1,1', ('cat', 'dog')) == [1, 1]
+    assert parse_labels('1', ('2', '1', '0')) == [1]  # a number is an id
     for text in ('--3', '³', '1.0', 'Cat'):
         with pytest.raises(UserError, match='is not a class; allowed: 0 to 1'):
-            generate.parse_labels(text, ('cat', 'dog'))
+            parse_labels(text, ('cat', 'dog'))
     with pytest.raises(UserError, match='label 2 is not a class'):
-        generate.parse_labels('2', ('cat', 'dog'))
+        parse_labels('2', ('cat', 'dog'))
 
 
 def test_the_readmes_own_guidance(trained, tmp_path):

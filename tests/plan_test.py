@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from cfg_jax import build
+from cfg_jax.config import changed
 from cfg_jax.errors import UserError
-from cfg_jax.jobs import plan, train
-from cfg_jax.planning import hlo
+from cfg_jax.jobs import plan
+from cfg_jax.planning import compiling, devices, estimate, hlo
+from cfg_jax.planning.devices import GIB, Target
 from cfg_jax.training import sharding
 from tests import tiny
-
-GIB = plan.GIB
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +27,7 @@ def planned(tmp_path_factory):
 def test_the_bytes_are_those_of_the_real_arrays(planned):
     """The state's by its arrays; what the compiled step is given, by those, a batch, its key and the step's number."""
     found, config = planned
-    state = jax.eval_shape(train.sharded(config, sharding.make_mesh())[0])
+    state = jax.eval_shape(build.sharded_training(config, sharding.make_mesh())[0])
 
     def size(tree):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -62,7 +62,7 @@ def test_flops_are_those_of_the_convolutions(planned):
     assert 3 * forward < 1.02 * found['estimates'][0]['flops'] / 16 < 1.5 * 3 * forward
 
 
-COSTS = plan.Costs(
+COSTS = estimate.Costs(
     parameters=GIB // 4,
     state={False: {'parameters': GIB, 'EMA': GIB, 'optimizer': 2 * GIB},
            True: {'parameters': GIB // 8, 'EMA': GIB // 8, 'optimizer': GIB // 4}},
@@ -72,9 +72,9 @@ COSTS = plan.Costs(
 )  # fmt: skip
 
 
-def aim(memory):
+def target(memory):
     """Eight devices with so many GiB to fill, nine tenths of what they have."""
-    return plan.Target('hand-made', 8, memory * GIB / 0.9, 100e12)
+    return Target('hand-made', 8, memory * GIB / 0.9, 100e12)
 
 
 def hand_made(**changes):
@@ -84,13 +84,14 @@ def hand_made(**changes):
 
 
 def test_the_largest_batch():
-    assert plan.largest_batch(10 * GIB, 4 * GIB, GIB) == 6
-    assert plan.largest_batch(10 * GIB - 1, 4 * GIB, GIB) == 5
-    assert plan.largest_batch(3 * GIB, 4 * GIB, GIB) == 0
+    assert estimate.largest_batch(10 * GIB, 4 * GIB, GIB) == 6
+    assert estimate.largest_batch(10 * GIB - 1, 4 * GIB, GIB) == 5
+    assert estimate.largest_batch(3 * GIB, 4 * GIB, GIB) == 0
 
 
 def test_a_plan_by_hand():
-    rows = plan.variants(hand_made(), COSTS, aim(11))
+    given = {'num_steps': 1000, 'utilisation': 0.5}
+    rows = estimate.variants(plan.step_of(hand_made()), COSTS, target(11), **given)
     images = 2 * 16 * 64 / GIB
     # state, gradients, with fsdp the whole parameters in float32, 16 images
     expected = [4 + 1 + 16, 4 + 1 + 4, 0.5 + 1 / 8 + 1 + 16, 0.5 + 1 / 8 + 1 + 4]
@@ -103,7 +104,7 @@ def test_a_plan_by_hand():
     hours = 8 * np.array(flops) * 1000 / 50e12 / 3600
     np.testing.assert_allclose([row['hours'] for row in rows], hours)
     assert [row['cost'] for row in rows] == [None] * 4
-    rows = plan.variants(hand_made(plan__price=1.5), COSTS, aim(11))
+    rows = estimate.variants(plan.step_of(hand_made()), COSTS, target(11), price=1.5, **given)
     np.testing.assert_allclose([row['cost'] for row in rows], 1.5 * hours)
 
 
@@ -119,10 +120,10 @@ def test_a_plan_by_hand():
     ],
 )
 def test_what_makes_it_fit(memory, changes):
-    assert next(plan.what_fits(hand_made(), COSTS, aim(memory)), None) == changes
+    assert next(estimate.what_fits(plan.step_of(hand_made()), COSTS, target(memory)), None) == changes
     if changes:
-        with_them = plan.changed(hand_made(), changes)
-        assert sum(plan.memory(with_them, COSTS, 8).values()) <= memory * GIB
+        with_them = changed(hand_made(), changes)
+        assert sum(estimate.memory(plan.step_of(with_them), COSTS, 8).values()) <= memory * GIB
 
 
 @pytest.mark.parametrize('topology', ['v5e', 'v5e:3x3', 'v5e:2x2x2', 'v4:4x4', 'v9:2x2', 'tpu', ':', 'V5E:2x2'])
@@ -135,7 +136,7 @@ def test_a_wrong_topology(topology, tmp_path):
 
 def test_a_slice_is_estimated_without_libtpu(tmp_path, monkeypatch, capsys):
     """A batch that 16 devices do not divide is refused; compiling says what is missing."""
-    monkeypatch.setattr(plan, 'find_spec', lambda name: None)
+    monkeypatch.setattr(devices, 'find_spec', lambda name: None)
     monkeypatch.setattr(plan, 'costs', lambda config, count: COSTS)
     config = tiny.config(plan__topology='v5e:4x4', plan__compile=False)  # an image a device
     plan.run(config, tmp_path)
@@ -145,18 +146,18 @@ def test_a_slice_is_estimated_without_libtpu(tmp_path, monkeypatch, capsys):
     }  # fmt: skip
     assert found['compiled'] is None and 'it fits' in capsys.readouterr().out
     with pytest.raises(UserError, match=r'a batch of 24 images does not divide over 16 devices'):
-        plan.run(plan.changed(config, {'train.batch_size': 24}), tmp_path)
+        plan.run(changed(config, {'train.batch_size': 24}), tmp_path)
     with pytest.raises(UserError, match=r"needs libtpu: pip install -e '\.\[tpu\]'.*--config.plan.compile=False"):
-        plan.run(plan.changed(config, {'plan.compile': True}), tmp_path)
+        plan.run(changed(config, {'plan.compile': True}), tmp_path)
 
 
 def test_what_xla_refuses_is_not_said_to_fit(tmp_path, monkeypatch, capsys):
     """The next change that the estimate lets fit is compiled, until one does; or none is."""
     monkeypatch.setattr(plan, 'costs', lambda config, count: COSTS)
-    monkeypatch.setattr(plan, 'target', lambda topology, compiling: aim(7.5))
+    monkeypatch.setattr(devices, 'target', lambda topology, compiling: target(7.5))
     parts_that_fit = 16
 
-    def compiled_for(config, aim):
+    def compiled_for(config, target):
         if config.train.accumulation_steps < parts_that_fit or config.model.remat:
             return {'seconds': 1.0, 'refused': 'RESOURCE_EXHAUSTED: too much'}
         return {'seconds': 1.0, 'bytes': {}, 'total': GIB, 'sent': {}}
@@ -181,8 +182,8 @@ def test_the_peaks_of_other_cards_and_number_types_are_not_guessed(tmp_path, mon
         ('NVIDIA H100 PCIe', 'bfloat16', False),
         ('TPU v5 lite', 'float32', True),
     ):
-        at_hand = aim(30)._replace(name=f'{name} (at hand)', peak=plan._PEAKS.get(name))
-        monkeypatch.setattr(plan, 'target', lambda topology, compiling, at_hand=at_hand: at_hand)
+        here = target(30)._replace(name=f'{name} (this machine)', peak=devices._PEAKS.get(name))
+        monkeypatch.setattr(devices, 'target', lambda topology, compiling, here=here: here)
         plan.run(hand_made(model__dtype=dtype, plan__compile=False), tmp_path)
         found = json.loads((tmp_path / 'plan.json').read_text())
         assert (found['estimates'][0]['days'] is not None) is days, (name, dtype)
@@ -196,11 +197,10 @@ def test_a_program_that_does_not_fit_is_said_to():
         def compile(self):
             raise jax.errors.JaxRuntimeError(self.reason)
 
-    assert (
-        plan.compiled(Lowered('RESOURCE_EXHAUSTED: used 20G\nof 16G'), 8)['refused'] == 'RESOURCE_EXHAUSTED: used 20G'
-    )
+    refused = compiling.compiled(Lowered('RESOURCE_EXHAUSTED: used 20G\nof 16G'), 8)['refused']
+    assert refused == 'RESOURCE_EXHAUSTED: used 20G'
     with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
-        plan.compiled(Lowered('INTERNAL: something else'), 8)
+        compiling.compiled(Lowered('INTERNAL: something else'), 8)
 
 
 # As libtpu writes them: a gather beside other work, in two fusions of one channel; a reduce-scatter; a loop.
@@ -266,7 +266,7 @@ def test_the_table_of_slices():
         kind, *sizes = re.search(r'`(\w+)-(\d+)` \((\d+)x(\d+)\)', cells[3]).groups()
         chips, width, height = map(int, sizes)
         assert width * height == chips
-        tpu = plan.TPUS[{'v5litepod': 'v5e'}.get(kind, kind)]
+        tpu = devices.TPUS[{'v5litepod': 'v5e'}.get(kind, kind)]
         need, there = map(float, re.match(r'([\d.]+) of ([\d.]+)', cells[5]).groups())
         assert need <= 0.9 * there and abs(there - tpu.memory) <= 0.051
         seconds, days = float(cells[6].removesuffix(' s')), float(cells[7])

@@ -11,7 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from cfg_jax import trained
 from cfg_jax.sampling import sample_sets
+from cfg_jax.sampling.labels import make_labels
+from cfg_jax.trained import Trained, Wanted
 from tests import tiny
 from tests.processes_test import start_together
 
@@ -27,7 +30,7 @@ def image(index):
     return np.full((2, 2, 1), 3 * index, np.uint8)
 
 
-def drawing(drawn, labels=LABELS):
+def drawer(drawn, labels=LABELS):
     """Stands in for the sampler: notes which units it was asked for."""
 
     def draw(units):
@@ -47,10 +50,10 @@ EVERY = np.stack([image(index) for index in range(25)])
 
 def test_a_set_holds_every_image_in_order(tmp_path):
     images, drawn = open_set(tmp_path), []
-    images.draw(drawing(drawn), 'test')
+    images.draw(drawer(drawn), 'test')
     assert drawn == [0, 1, 2, 3, 4, 5, 6]
     again = open_set(tmp_path)
-    again.draw(drawing(drawn), 'test')
+    again.draw(drawer(drawn), 'test')
     assert len(drawn) == 7 and again.sha256 == images.sha256
     assert sorted(path.name for path in images.folder.iterdir()) == [
         'manifest.json', 'shard_00000.npz', 'shard_00001.npz', 'shard_00002.npz', 'shard_00003.npz',
@@ -71,7 +74,7 @@ def test_a_set_holds_every_image_in_order(tmp_path):
 @pytest.mark.parametrize('damage', ['missing', 'cut short', 'empty', 'garbage', 'other labels'])
 def test_only_what_is_missing_or_damaged_is_drawn_again(tmp_path, damage):
     images, drawn = open_set(tmp_path), []
-    images.draw(drawing([]), 'test')
+    images.draw(drawer([]), 'test')
     shard = images.folder / 'shard_00001.npz'
     content = shard.read_bytes()
     if damage == 'missing':
@@ -80,20 +83,20 @@ def test_only_what_is_missing_or_damaged_is_drawn_again(tmp_path, damage):
         np.savez(shard, arr_0=EVERY[8:16], arr_1=LABELS[:8], seconds=1.0)
     else:
         shard.write_bytes({'cut short': content[:-40], 'empty': b'', 'garbage': b'x' * len(content)}[damage])
-    images.draw(drawing(drawn), 'test')
+    images.draw(drawer(drawn), 'test')
     assert drawn == [2, 3]
     np.testing.assert_array_equal(all_images(images), EVERY)
 
 
 def test_more_images_keep_the_shards_that_are_whole(tmp_path):
     few = open_set(tmp_path, LABELS[:20])
-    few.draw(drawing([], LABELS[:20]), 'test')
+    few.draw(drawer([], LABELS[:20]), 'test')
     many, drawn = open_set(tmp_path), []
     assert many.folder == few.folder
-    many.draw(drawing(drawn), 'test')
+    many.draw(drawer(drawn), 'test')
     assert drawn == [4, 5, 6]
     np.testing.assert_array_equal(all_images(many), EVERY)
-    open_set(tmp_path, LABELS[:20]).draw(drawing(drawn), 'test')
+    open_set(tmp_path, LABELS[:20]).draw(drawer(drawn), 'test')
     assert drawn == [4, 5, 6]
     np.testing.assert_array_equal(all_images(few), EVERY[:20])
     assert json.loads((few.folder / 'manifest.json').read_text())['num_images'] == 20
@@ -102,11 +105,11 @@ def test_more_images_keep_the_shards_that_are_whole(tmp_path):
 def test_a_manifest_that_a_kill_left_behind_is_mended(tmp_path):
     """Killed between the last shard and the manifest."""
     images = open_set(tmp_path)
-    images.draw(drawing([]), 'test')
+    images.draw(drawer([]), 'test')
     manifest = images.folder / 'manifest.json'
     whole = manifest.read_text()
     manifest.write_text(json.dumps({**json.loads(whole), 'complete': False}))
-    open_set(tmp_path).draw(drawing([]), 'test')
+    open_set(tmp_path).draw(drawer([]), 'test')
     assert manifest.read_text() == whole
 
 
@@ -114,17 +117,17 @@ def test_other_settings_are_another_set_and_it_says_which(tmp_path, capsys):
     one, two = (open_set(tmp_path, identity={'a': number, 'widths': (1, 2)}) for number in (1, 2))
     assert one.folder != two.folder
     few = open_set(tmp_path, LABELS[:4], identity=one.identity)
-    few.draw(drawing([], LABELS[:4]), 'w=1')
-    one.draw(drawing([]), 'w=1')  # the same set, of more images
-    assert 'drawn anew' not in capsys.readouterr().out
-    two.draw(drawing([]), 'w=1')
-    assert f'w=1  drawn anew: {one.folder.name} has another a\n' in capsys.readouterr().out
+    few.draw(drawer([], LABELS[:4]), 'w=1')
+    one.draw(drawer([]), 'w=1')  # the same set, of more images
+    assert 'drawer again' not in capsys.readouterr().out
+    two.draw(drawer([]), 'w=1')
+    assert f'w=1  drawer again: {one.folder.name} differs in a\n' in capsys.readouterr().out
 
 
 def test_labels_of_an_image_do_not_depend_on_their_number():
     names = tuple('abcdefghij')
     for order in ('balanced', 'random'):
-        few, many = (sample_sets.make_labels(range(10), number, order=order, seed=0) for number in (30, 1000))
+        few, many = (make_labels(range(10), number, order=order, seed=0) for number in (30, 1000))
         np.testing.assert_array_equal(few, many[:30])
         counts = np.bincount(many)
         if order == 'balanced':
@@ -132,16 +135,17 @@ def test_labels_of_an_image_do_not_depend_on_their_number():
         else:
             assert counts.min() > 60 and counts.max() < 140 and not np.array_equal(many[:10], np.arange(10))
     config = tiny.config(sample__labels='b,7', sample__num_images=4)
-    assert sample_sets.classes(config, names) == [1, 7]
-    assert sample_sets.make_labels([1, 7], 4, order='balanced', seed=0).tolist() == [1, 7, 1, 7]
-    assert sample_sets.classes(tiny.config(sample__num_images=4), names) == [0, 3, 6, 9]
+    assert trained.wanted(config, names).ids == (1, 7)
+    assert make_labels([1, 7], 4, order='balanced', seed=0).tolist() == [1, 7, 1, 7]
+    assert trained.wanted(tiny.config(sample__num_images=4), names).ids == (0, 3, 6, 9)
 
 
 def test_a_set_grows_in_its_own_folder_whatever_its_labels(tmp_path):
     """Of labels in random order, the first of few need not be the first of many."""
     config, folders = tiny.config(sample__label_order='random'), set()
+    model = Trained(config, params=None, step=1, class_names=(), digest='a')
     for count in (5, 100):
-        images = sample_sets.open_set(config, None, tmp_path, ('a', 'b'), range(10), count, 1.0, 0.0)
+        images = trained.open_set(model, tmp_path, Wanted(tuple(range(10)), count, 1.0, 0.0))
         folders.add(images.folder)
     assert len(folders) == 1 and len(set(images.labels.tolist())) == 10
 
@@ -149,8 +153,8 @@ def test_a_set_grows_in_its_own_folder_whatever_its_labels(tmp_path):
 def test_parameters_are_told_apart():
     tree = {'a': jax.numpy.ones(3), 'b': {'c': jax.numpy.zeros((2, 2))}}
     changed = {**tree, 'a': tree['a'].at[1].set(2)}
-    digests = [sample_sets.params_digest(each) for each in (tree, changed, None)]
-    assert len(set(digests)) == 3
+    digests = [sample_sets.params_digest(each) for each in (tree, changed)]
+    assert len(set(digests)) == 2
     assert sample_sets.params_digest(jax.tree.map(np.asarray, tree)) == digests[0]
 
 
@@ -164,10 +168,10 @@ def test_another_guidance_under_the_same_name_is_another_set(tmp_path, monkeypat
             'def guide(model, labels, weight, *, null_label):\n'
             f'    return guidance.classifier_free(model, labels, {factor} * weight, null_label=null_label)\n'
         )
-        digests.append(sample_sets.code_digest(config))
+        digests.append(trained.code_digest(config))
         sys.modules.pop('edited_guidance')
     assert len(set(digests)) == 2
-    assert sample_sets.code_digest(tiny.config()) == sample_sets.code_digest(tiny.config(seed=1))
+    assert trained.code_digest(tiny.config()) == trained.code_digest(tiny.config(seed=1))
 
 
 def test_a_killed_job_ends_with_the_images_of_an_undisturbed_one(tmp_path):
@@ -207,7 +211,7 @@ def test_a_killed_job_ends_with_the_images_of_an_undisturbed_one(tmp_path):
 
 def test_names_tell_what_is_unusual():
     def name(**changes):
-        return sample_sets.describe(tiny.config(**changes), 0.3, 2.0)
+        return trained.describe(tiny.config(**changes), Wanted((), 1, 0.3, 2.0))
 
     assert name() == 'ancestral3_v1_w0.3_seed0'  # digits' v; the usual one is 0.3
     assert name(sample__v=0.3) == 'ancestral3_w0.3_seed0'

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax import build, samplers
-from cfg_jax.sampling import generate
+from cfg_jax import build, samplers, trained
 from cfg_jax.training import sharding
 from tests import tiny
 
@@ -75,7 +74,7 @@ def test_weights_labels_and_seeds_share_one_compilation(monkeypatch):
 
     monkeypatch.setattr(build, 'sampler', counting)
     config = tiny.config()
-    batches = generate.image_batches(config)
+    batches = trained.image_batches(config)
     params = random_params(config)
     for labels, weight, seed in (([1] * 30, 0.0, 0), ([2, 3] * 10, 4.0, 1), ([5], 0.5, 2)):
         images = np.concatenate(list(batches(params, np.array(labels), weight, seed)))

@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from cfg_jax import build
-from cfg_jax.jobs import plan, train
+from cfg_jax.config import changed
+from cfg_jax.jobs import plan
 from cfg_jax.planning import hlo
 from cfg_jax.training import sharding
 from cfg_jax.training.checkpoints import Checkpoints
@@ -26,7 +27,7 @@ COMPOSED = {
 
 
 def tiny_config(**changes):
-    return plan.changed(tiny.config(model__channels=16, train__num_steps=STEPS, optim__learning_rate=0.005), changes)
+    return changed(tiny.config(model__channels=16, train__num_steps=STEPS, optim__learning_rate=0.005), changes)
 
 
 def mesh_of(count):
@@ -36,7 +37,7 @@ def mesh_of(count):
 def trained(count, changes):
     """(losses, the state) after STEPS steps on so many devices."""
     config, mesh = tiny_config(**changes), mesh_of(count)
-    init, _, step = train.sharded(config, mesh)
+    init, _, step = build.sharded_training(config, mesh)
     state, key, losses = init(), jax.random.key(3), []
     batches = build.train_batches(config, build.source(config))
     for _ in range(STEPS):
@@ -59,7 +60,7 @@ def restored(folder, state):
     for fsdp in found:
         config = tiny_config(**{'train.fsdp': fsdp})
         for count in COUNTS:
-            tree = checkpoints.restore(train.sharded(config, mesh_of(count))[1]).tree
+            tree = checkpoints.restore(build.sharded_training(config, mesh_of(count))[1]).tree
             same = jax.tree.map(np.array_equal, jax.device_get(tree), jax.device_get(state))
             planned = sum(plan.state_bytes(config, count).values())
             found[fsdp].append([bytes_a_device(tree), planned, all(jax.tree.leaves(same))])

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cfg_jax import build, files
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import train
+from cfg_jax.training import checks, step
 from cfg_jax.training.train_state import TrainState
 from tests import tiny
 
@@ -84,7 +85,10 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
 
 def test_one_job_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(train, '_LOCK_SECONDS', 0)
-    with files.locked(tmp_path / '.lock', ''), pytest.raises(UserError, match=r'another job trains in .*--workdir'):
+    with (
+        files.locked(tmp_path / '.lock', ''),
+        pytest.raises(UserError, match=r'another job is training in .*workdir'),
+    ):
         train.run(tiny.config(), tmp_path)
     assert not (tmp_path / 'checkpoints').exists()
 
@@ -102,7 +106,7 @@ def test_a_full_disk(tmp_path):
     assert process.returncode == 2, err
     (line,) = [line for line in err.splitlines() if line.startswith('error: ')]
     assert line.startswith(f'error: a checkpoint cannot be written to {tmp_path}/checkpoints: File too large')
-    assert f'the last one saved is {tmp_path}/checkpoints/2' in line
+    assert f'the last saved checkpoint is {tmp_path}/checkpoints/2' in line
     assert saved_steps(tmp_path) == [2]
     assert int(train.run(tiny.config(**{**constant, 'train__num_steps': 4}), tmp_path).step) == 4
 
@@ -161,8 +165,8 @@ def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, capfd, damage):
 def test_all_checkpoints_damaged(undisturbed, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(undisturbed[0], workdir)
-    for step in ('10', '12'):
-        shutil.rmtree(workdir / 'checkpoints' / step / 'state')
+    for number in ('10', '12'):
+        shutil.rmtree(workdir / 'checkpoints' / number / 'state')
     with pytest.raises(UserError, match='none of the 2 checkpoints'):
         train.run(tiny.config(), workdir)
     assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['10', '12']
@@ -197,7 +201,7 @@ def step_once(config):
     state = TrainState.create(params, optimizer)
     source = build.source(config)
     batch = next(build.train_batches(config, source))
-    return jax.jit(train.make_train_step(config))(state, batch, jax.random.key(1))
+    return jax.jit(build.train_step(config))(state, batch, jax.random.key(1))
 
 
 def test_one_step_by_hand():
@@ -240,7 +244,7 @@ def test_accumulation_averages_the_parts_gradients():
     gradients = [part_gradient(images[part::4], labels[part::4], part) for part in range(4)]
     expected = jax.tree.map(lambda *g: sum(g) / 4, *gradients)
     state = TrainState.create(params, build.optimizer(config))
-    _, metrics = jax.jit(train.make_train_step(config))(state, {'image': images, 'label': labels}, jax.random.key(1))
+    _, metrics = jax.jit(build.train_step(config))(state, {'image': images, 'label': labels}, jax.random.key(1))
     norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(expected)))
     np.testing.assert_allclose(metrics['grad_norm'], norm, rtol=1e-4)
     assert float(metrics['quarter_counts'].sum()) == 16
@@ -280,27 +284,29 @@ def test_the_quarter_of_the_nan_is_named():
     config = tiny.config()
     metrics = {'loss': np.nan, 'grad_norm': 1.0, 'param_norm': 1.0, 'quarter_sums': np.array([1.0, 2.0, np.nan, 4.0])}
 
+    edges = build.quarter_edges(config).tolist()
+
     class NoCheckpoints:
         def latest_step(self):
             return None
 
     with pytest.raises(UserError, match=r'step 7: the loss is not finite at λ in .* to 1\.76; there is no checkpoint'):
-        train.check_finite(config, 7, metrics, NoCheckpoints())
+        checks.check_finite(7, metrics, NoCheckpoints(), quarter_edges=edges)
 
 
 def test_one_nan_stays_in_its_quarter():
     membership = jax.nn.one_hot(jnp.array([0, 1, 2, 3]), 4)
-    sums = train._sums(membership, jnp.array([1.0, jnp.nan, 3.0, 4.0]))
+    sums = step._sums(membership, jnp.array([1.0, jnp.nan, 3.0, 4.0]))
     np.testing.assert_array_equal(sums, [1, np.nan, 3, 4])
 
 
 def test_another_configs_workdir(undisturbed):
-    with pytest.raises(UserError, match=r"another config's checkpoints: config.model.channels is 4 here and 8 there"):
+    with pytest.raises(UserError, match=r"another config's .*config.model.channels is 4 now and was 8 when saved"):
         train.run(tiny.config(model__channels=4), undisturbed[0])
 
 
 def test_data_whose_classes_stand_in_another_order_is_refused():
-    train.check_same_classes(('cat', 'dog'), ('cat', 'dog'), 'runs/pets')
-    train.check_same_classes(('cat', 'dog'), ('0', '1'), 'runs/pets')  # an imported checkpoint has no names
-    with pytest.raises(UserError, match=r"label 0 is 'cat' in the data and 'dog' in the checkpoints of runs/pets"):
-        train.check_same_classes(('cat', 'dog'), ('dog', 'cat'), 'runs/pets')
+    checks.check_same_classes(('cat', 'dog'), ('cat', 'dog'), 'runs/pets')
+    checks.check_same_classes(('cat', 'dog'), ('0', '1'), 'runs/pets')  # an imported checkpoint has no names
+    with pytest.raises(UserError, match=r"label 0 is 'cat' in the data but 'dog' in the checkpoints of runs/pets"):
+        checks.check_same_classes(('cat', 'dog'), ('dog', 'cat'), 'runs/pets')

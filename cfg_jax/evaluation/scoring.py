@@ -1,4 +1,4 @@
-"""From images to a row of numbers: the judge and the reference that a config names, and every metric of one set."""
+"""From images to a row of numbers: a judge looks at them, and every metric compares them with the reference."""
 
 import contextlib
 import dataclasses
@@ -8,26 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import build, metrics
+from cfg_jax import metrics
 from cfg_jax.data.sources import spread
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import references
-from cfg_jax.evaluation.judges import Outputs
+from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.progress import Progress
 
 _CHUNK = 512  # images that a judge is given at once
 _MANIFOLD = 10_000  # real images of precision and recall
 
 
-def open_judge(config, data):
-    """The `judges.Judge` that config.eval.judge names. data: a source of real images."""
-    module = importlib.import_module(f'cfg_jax.evaluation.judges.{config.eval.judge}')
-    settings = {'weights': config.eval.inception_weights, 'num_steps': config.eval.judge_steps}
-    return module.open_judge(data, config.data.num_classes, **settings)
+def open_judge(name, data, num_classes, *, weights, num_steps, mesh):
+    """Return the `Judge` that the file `name` of evaluation/judges/ opens. data: a source of real images."""
+    module = importlib.import_module(f'cfg_jax.evaluation.judges.{name}')
+    return module.open_judge(data, num_classes, weights=weights, num_steps=num_steps, mesh=mesh)
 
 
 def judged(judge, parts, total, name):
-    """The `Outputs` of an iterator over arrays of images, `total` in all, with a progress line every ten seconds."""
+    """Return the judge's `Outputs` for arrays of images, `total` images in all, showing progress under `name`."""
     progress, collected, done = Progress(total), [], 0
     for images in parts:
         for start in range(0, len(images), _CHUNK):
@@ -40,23 +39,23 @@ def judged(judge, parts, total, name):
 # ---------------------------------------------------------------- the reference
 
 
-def reference(config, judge, data, folder):
-    """The `references.Reference` of config.eval.reference, or of the data set's own images, kept in `folder`.
+def reference_of_data(judge, data, folder, *, num_images, nearest_k, split_images):
+    """Return the `references.Reference` of `num_images` (0: all) images of a source, evenly spread.
 
-    Raises UserError where the file is another judge's or of images of another size.
+    It is kept in `folder` under a hash of the images, and read from there the next time.
     """
-    if config.eval.reference:
-        return _from_file(config, judge)
-    count, k = min(config.eval.reference_images or len(data), len(data)), config.eval.nearest_k
-    if count <= k:
-        fields = 'config.eval.reference_images, config.eval.nearest_k'
-        raise UserError(f'{count} real images have not {k} neighbours each ({fields}).')
-    chosen, splits = spread(len(data), count), num_splits(config, count)
+    count = min(num_images or len(data), len(data))
+    if count <= nearest_k:
+        raise UserError(
+            f'{nearest_k} nearest neighbours need more than {nearest_k} real images, and there are {count} '
+            '(config.eval.reference_images, config.eval.nearest_k).'
+        )
+    chosen, splits = spread(len(data), count), num_splits(count, split_images)
 
     def parts():
         return (data.batch(chosen[start : start + _CHUNK])['image'] for start in range(0, count, _CHUNK))
 
-    # kept under the images themselves: a path or a name may come to hold others
+    # named by the images themselves: a path or a data set's name may later hold other images
     digest = hashlib.sha256(f'{judge.identity} {splits} {data.image_shape}'.encode())
     progress = Progress(count)
     for number, images in enumerate(parts(), 1):
@@ -64,14 +63,14 @@ def reference(config, judge, data, folder):
         progress.show(min(number * _CHUNK, count), 'data  read')
     path = Path(folder) / f'{judge.name}_{digest.hexdigest()[:12]}.npz'
     if path.exists():
-        with contextlib.suppress(UserError):  # damaged: computed anew
+        with contextlib.suppress(UserError):  # a damaged one is computed again
             return references.load(path)
-    computed = _of_outputs(judged(judge, parts(), count, 'data'), judge, splits)
+    computed = _reference_of_outputs(judged(judge, parts(), count, 'data'), judge, splits)
     references.save(path, computed)
     return computed
 
 
-def _of_outputs(outputs, judge, splits):
+def _reference_of_outputs(outputs, judge, splits):
     spatial = (None, None) if outputs.spatial is None else metrics.feature_statistics(outputs.spatial)
     count = len(outputs.features)
     return references.Reference(
@@ -84,18 +83,18 @@ def _of_outputs(outputs, judge, splits):
     )
 
 
-def _from_file(config, judge):
-    path, field = config.eval.reference, '(config.eval.reference)'
+def reference_of_file(judge, path, image_shape):
+    """Return the `references.Reference` in a file. UserError if it is for another judge or other sizes of images."""
+    field = '(config.eval.reference)'
     found = references.load(path)
     if found.judge not in (None, judge.identity):
-        raise UserError(f'{path} is of the judge {found.judge}, not {judge.identity} {field}.')
-    shape = build.image_shape(config)
-    width = judge.apply(np.zeros((1, *shape), np.uint8)).features.shape[1]
+        raise UserError(f'{path} was made with the judge {found.judge}, not with {judge.identity} {field}.')
+    width = judge.apply(np.zeros((1, *image_shape), np.uint8)).features.shape[1]
     if len(found.mean) != width:
-        raise UserError(f'{path} is of {len(found.mean)} features and the judge {judge.name!r} has {width} {field}.')
+        raise UserError(f'{path} has {len(found.mean)} features, but the judge {judge.name!r} has {width} {field}.')
     if found.images is not None:
-        if found.images.shape[1:] != shape:
-            raise UserError(f'{path} holds images of {found.images.shape[1:]}, not {shape} {field}.')
+        if found.images.shape[1:] != image_shape:
+            raise UserError(f'{path} holds images of {found.images.shape[1:]}, not {image_shape} {field}.')
         if found.features is None:
             images = found.images[:_MANIFOLD]
             features = judged(judge, [images], len(images), 'reference').features
@@ -106,63 +105,86 @@ def _from_file(config, judge):
 # ---------------------------------------------------------------- the row
 
 
-def measure(config, judge, outputs, labels, real):
-    """Every metric of one set as {column: value}, less what cannot be had (no labels, no reference of that kind).
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scorer:
+    """Everything that images are measured with.
 
-    outputs: the judge's of the set. labels: int [N] or None. real: the `Reference`.
+    nearest_k: neighbours that set the radius in precision and recall. split_images: images in each part that the
+    Inception score is the mean over.
     """
-    features, logits, spatial = outputs
-    splits, k = num_splits(config, len(logits)), config.eval.nearest_k
-    row = {
-        'fid': metrics.gaussian_distance(*metrics.feature_statistics(features), real.mean, real.covariance),
-        'fid_error': metrics.frechet_distance_error(features, real.mean, real.covariance),
-        'inception_score': metrics.inception_score(logits, num_splits=splits)[0],
-        'inception_score_error': metrics.inception_score_error(logits, num_splits=splits),
-    }
-    with contextlib.suppress(ValueError):  # too few samples for a line
-        line = metrics.extrapolated_frechet_distance(features, real.mean, real.covariance)
-        row['fid_infinity'] = line.value
-    if spatial is not None and real.spatial_mean is not None:
-        statistics = metrics.feature_statistics(spatial)
-        row['sfid'] = metrics.gaussian_distance(*statistics, real.spatial_mean, real.spatial_covariance)
-    if real.features is not None:
-        for name, inside in zip(('precision', 'recall'), metrics.manifold_members(features, real.features, k=k)):
-            row[name], row[f'{name}_error'] = float(inside.mean()), float(inside.std() / np.sqrt(len(inside)))
-        if min(len(features), len(real.features)) >= _MANIFOLD:  # the papers' subsets of 1,000, their deviation
-            distance, row['kernel_distance_error'] = metrics.kernel_distance_subsets(features, real.features)
-        else:
-            distance = metrics.kernel_distance(features, real.features)
-        row['kernel_distance'] = distance
-    if labels is not None:
-        row['spread'] = metrics.within_class_spread(features, labels)
-        if judge.classes_are_labels:
-            row['accuracy'] = metrics.class_accuracy(logits, labels)
+
+    judge: Judge
+    real: references.Reference
+    nearest_k: int
+    split_images: int
+
+    def measure(self, outputs, labels):
+        """Return every metric of one set as {column: value}; metrics that need something absent are left out.
+
+        outputs: the judge's, of N images. labels: int [N] or None.
+        """
+        features, logits, spatial = outputs
+        real, splits = self.real, num_splits(len(logits), self.split_images)
+        row = {
+            'fid': metrics.gaussian_distance(*metrics.feature_statistics(features), real.mean, real.covariance),
+            'fid_error': metrics.frechet_distance_error(features, real.mean, real.covariance),
+            'inception_score': metrics.inception_score(logits, num_splits=splits)[0],
+            'inception_score_error': metrics.inception_score_error(logits, num_splits=splits),
+        }
+        with contextlib.suppress(ValueError):  # too few samples for a line
+            line = metrics.extrapolated_frechet_distance(features, real.mean, real.covariance)
+            row['fid_infinity'] = line.value
+        if spatial is not None and real.spatial_mean is not None:
+            statistics = metrics.feature_statistics(spatial)
+            row['sfid'] = metrics.gaussian_distance(*statistics, real.spatial_mean, real.spatial_covariance)
+        if real.features is not None:
+            row |= _against_features(features, real.features, self.nearest_k)
+        if labels is not None:
+            row['spread'] = metrics.within_class_spread(features, labels)
+            if self.judge.classes_are_labels:
+                row['accuracy'] = metrics.class_accuracy(logits, labels)
+        return row
+
+    def check_enough(self, num_samples, *, allow_few):
+        """Raise UserError, before any image is drawn, if so few samples cannot be measured.
+
+        allow_few: accept a Fréchet distance of fewer samples than features, which means little.
+        """
+        k, field = self.nearest_k, '(config.eval.nearest_k)'
+        if num_samples <= k:
+            raise UserError(f'{k} nearest neighbours need more than {k} samples, and there are {num_samples} {field}.')
+        if self.real.features is not None and len(self.real.features) <= k:
+            count = len(self.real.features)
+            raise UserError(
+                f'{k} nearest neighbours need more than {k} images, and the reference has features of {count} {field}.'
+            )
+        try:
+            metrics.check_enough(num_samples, len(self.real.mean))
+        except ValueError as error:
+            if not allow_few:
+                raise UserError(
+                    f'{error}; draw more (config.eval.num_samples) or accept it (config.eval.allow_few_samples=True).'
+                ) from None
+
+
+def _against_features(features, real, k):
+    """Return the metrics that compare features with features: precision, recall and the kernel distance."""
+    row = {}
+    for name, inside in zip(('precision', 'recall'), metrics.manifold_members(features, real, k=k)):
+        row[name], row[f'{name}_error'] = float(inside.mean()), float(inside.std() / np.sqrt(len(inside)))
+    if min(len(features), len(real)) >= _MANIFOLD:  # the papers' subsets of 1,000, and their deviation
+        row['kernel_distance'], row['kernel_distance_error'] = metrics.kernel_distance_subsets(features, real)
+    else:
+        row['kernel_distance'] = metrics.kernel_distance(features, real)
     return row
 
 
-def num_splits(config, count):
-    """Of so many images for the Inception score: as many as there are config.eval.split_images in them, or one."""
-    return max(round(count / config.eval.split_images), 1)
+def num_splits(count, split_images):
+    """Return the number of parts of `split_images` images in `count`, at least one."""
+    return max(round(count / split_images), 1)
 
 
 def accuracy_by_class(logits, labels, num_classes):
-    """[num_classes]: the accuracy of each class's images; NaN where it has none."""
+    """Return the accuracy of each class's images, [num_classes]; NaN for a class without images."""
     groups = (labels == label for label in range(num_classes))
     return [metrics.class_accuracy(logits[group], labels[group]) if group.any() else np.nan for group in groups]
-
-
-def check_enough(config, num_samples, real):
-    """Raises UserError where FID of so few samples means little, or neighbours are wanting, before any is drawn."""
-    k = config.eval.nearest_k
-    if num_samples <= k:
-        raise UserError(f'{num_samples} samples have not {k} neighbours each (config.eval.nearest_k).')
-    if real.features is not None and len(real.features) <= k:
-        few = len(real.features)
-        raise UserError(
-            f'the reference has {few} features, which have not {k} neighbours each (config.eval.nearest_k).'
-        )
-    try:
-        metrics.check_enough(num_samples, len(real.mean))
-    except ValueError as error:
-        if not config.eval.allow_few_samples:
-            raise UserError(f'{error}; config.eval.allow_few_samples=True goes on (config.eval.num_samples).') from None

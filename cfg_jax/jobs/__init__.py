@@ -1,1 +1,1 @@
-"""One file a job: what each --mode of the command line does."""
+"""The jobs, one file for each --mode of the command line; each is read from top to bottom."""

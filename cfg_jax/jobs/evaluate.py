@@ -1,196 +1,253 @@
-"""The evaluation job: the trade-off of fidelity and variety over guidance weights (CFG paper, figures 1 and 4)."""
+"""The evaluation job: fidelity against variety over guidance weights (CFG paper, figures 1 and 4)."""
 
+import dataclasses
 import datetime
 import functools
 import hashlib
 import sys
-from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from cfg_jax import build, files
+import cfg_jax
+from cfg_jax import build, files, trained
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import changed
-from cfg_jax.data import sources
+from cfg_jax.data.sources import spread
 from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import figures, references, report, results, scoring
-from cfg_jax.evaluation.judges import Judge
-from cfg_jax.progress import Progress
-from cfg_jax.sampling import generate, sample_sets
+from cfg_jax.evaluation import columns, figures, likelihood, references, report, results, scoring
+from cfg_jax.sampling import sample_sets
 from cfg_jax.training import sharding
 
-_ABOUT = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', 'samples_sha256')
-_IN_REPORT = tuple(key for key in results.RESULTS if not key.endswith('_error') and key not in _ABOUT)
 _GRID = 100  # images in the picture of a weight
 
 
-def sweep(config):
-    """[(guidance weight, classifier weight)] of the curve, and which of the two it is drawn over."""
-    if config.eval.classifier_weights:
-        weight = build.guidance_weight(config)
-        return [(weight, each) for each in sorted(set(config.eval.classifier_weights))], 'classifier_weight'
-    return [
-        (each, config.guidance.classifier_weight) for each in sorted(set(config.eval.guidance_weights))
-    ], 'guidance_weight'
-
-
-def groups(config):
-    """A config for each curve: every sampler of config.eval.samplers with every number of config.eval.num_steps."""
-    curves = []
-    for sampler in dict.fromkeys(config.eval.samplers or (config.sample.sampler,)):
-        for num_steps in dict.fromkeys(config.eval.num_steps or (config.sample.num_steps,)):
-            curve = changed(config, {'sample.sampler': sampler, 'sample.num_steps': num_steps})
-            check_config(curve)
-            curves.append(curve)
-    return curves
-
-
 def run(config, workdir):
-    """Judges images at every weight of the sweep, or those of config.eval.samples.
+    """Judge images at every weight of the sweep, or those of config.eval.samples. Return the rows of the table.
 
-    Writes, into config.eval.folder, tradeoff.csv and .png, costs.csv, samples_*.png and report.html; adds its rows to
-    results.csv of the workdir.
+    Writes tradeoff.csv and .png, costs.csv, samples_*.png and report.html into config.eval.folder of the workdir, and
+    adds the rows to results.csv of the workdir. With config.eval.bits_per_dim: bits_per_dim.json alone.
     """
     check_config(config)
     folder = Path(workdir) / config.eval.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f'{folder} is not a folder (config.eval.folder).')
     if config.eval.bits_per_dim:
-        return run_bits_per_dim(config, workdir, folder)
+        return bound_likelihood(config, workdir, folder)
     check_judge(config)
     if config.eval.samples:
-        return processes.first_alone(lambda: run_on_samples(config, workdir, folder))
-    curves = groups(config)
-    restored = generate.load(config, workdir, sharding.make_mesh())
-    # All processes draw; the first alone judges, while the others draw on.
-    measuring = processes.first_alone(lambda: open_measuring(config, workdir, restored.step))
-    classifier = generate.load_classifier(config, sharding.make_mesh())
-    digests = [sample_sets.params_digest(params) for params in (restored.tree, classifier[1])]
-    model = restored, classifier, digests
-    rows, grids = [], []
-    for curve in curves:
-        ours, pictures = run_curve(curve, workdir, folder, model, measuring, rows)
-        rows, grids = rows + ours, grids + pictures
-    processes.first_alone(lambda: write_summary(config, workdir, folder, rows, grids, measuring))
+        return processes.first_alone(lambda: judge_given_samples(config, workdir, folder))
+
+    curve_configs = curves(config)
+    model = trained.load(config, workdir)
+    # Every process draws. The first one also judges, while the others draw on.
+    measuring = processes.first_alone(lambda: open_measuring(config, workdir, model.step))
+    rows, pictures = [], []
+    for curve in curve_configs:
+        suffix = curve_suffix(curve)
+        sets = []
+        for point, images in draw_curve(dataclasses.replace(model, config=curve), workdir):
+            if measuring is None:
+                continue
+            judged = judge_set(curve, model.class_names, measuring, point, images)
+            sets.append(judged)
+            files.write(folder / f'samples{suffix}_{point.name.replace("=", "")}.png', judged.picture)
+            write_tables(folder, suffix, rows, sets, model.class_names)
+            print(f'{point.name:<6} {columns.summary_line(judged.row)}', flush=True)
+        if measuring:
+            write_curve_pictures(curve, folder, suffix, sets, measuring.scorer.real)
+        rows += [judged.row for judged in sets]
+        pictures += [(judged.row, judged.picture) for judged in sets]
+    processes.first_alone(lambda: write_summary(config, workdir, folder, rows, pictures, measuring))
     return rows
 
 
-class Measuring(NamedTuple):
-    """What images are measured with. facts: what rows have in common; other: rows of eval.compare_with, or None."""
-
-    judge: Judge
-    real: references.Reference
-    facts: dict
-    other: list | None = None
+# ---------------------------------------------------------------- the sweep
 
 
-def open_measuring(config, workdir, step):
-    """The `Measuring` of a sweep, once everything that it needs is there."""
-    other = results.read_curve(Path(workdir) / config.eval.compare_with) if config.eval.compare_with else None
-    results.read_all(Path(workdir) / 'results.csv')
-    source = build.source(config)
-    judge = scoring.open_judge(config, source)
-    real = scoring.reference(config, judge, source, Path(workdir) / 'references')
-    print_reference(real)
-    scoring.check_enough(config, config.eval.num_samples, real)
-    facts = describe_run(config, judge, real, step)
-    if other:
-        check_comparable(config, other[0], facts | {'num_samples': config.eval.num_samples})
-    return Measuring(judge, real, facts, other)
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One place of a curve: its two weights, and its name, such as 'w=0.3'."""
+
+    guidance_weight: float
+    classifier_weight: float
+    name: str
 
 
-def check_comparable(config, there, here):
-    """Raises UserError unless a row of eval.compare_with was measured like ours: one plot shows both."""
-    for key in ('num_samples', 'judge', 'reference_sha256'):
-        if there.get(key, here[key]) != here[key]:
-            raise UserError(
-                f'{config.eval.compare_with!r} was measured with {key} {there[key]}, not {here[key]}; evaluate one '
-                'of the two anew (config.eval.compare_with).'
-            )
+def sweep(config):
+    """Return the `Point`s of a curve in the order of their weights, and the weight's name that it is drawn over."""
+    if config.eval.classifier_weights:
+        over, weight = 'classifier_weight', build.guidance_weight(config)
+        pairs = [(weight, each) for each in sorted(set(config.eval.classifier_weights))]
+    else:
+        over, weight = 'guidance_weight', config.guidance.classifier_weight
+        pairs = [(each, weight) for each in sorted(set(config.eval.guidance_weights))]
+    symbol = figures.SYMBOLS[over]
+    return [Point(*pair, f'{symbol}={pair[over == "classifier_weight"]:g}') for pair in pairs], over
 
 
-def run_curve(config, workdir, folder, model, measuring, before):
-    """Draws and judges the images of one sampler at every weight: (rows, [(row, PNG of its images)]).
-
-    model: the checkpoint, the classifier as `generate.load_classifier` gives it, and the digests of both's parameters.
-    measuring: a `Measuring`, or None in processes that only draw. before: rows of the curves before this one.
-    """
-    restored, classifier, digests = model
-    drawing = generate.image_batches(config, classifier=classifier)
-    pairs, over = sweep(config)
-    seed, symbol, count = config.sample.seed, figures.SYMBOLS[over], config.eval.num_samples
-    ids = sources.spread(config.data.num_classes, count).tolist()
-    sets = [sample_sets.open_set(config, classifier[0], workdir, digests, ids, count, *pair) for pair in pairs]
-    labels = sets[0].labels
-
-    @functools.cache
-    def compile_sampler():
-        """Draws one unit, so that the first weight's time is like the others'."""
-        next(drawing(restored.tree, labels[: config.sample.batch_size], 0.0, seed))
-
-    costs, rows, grids, same_noise, by_class = build.count_evaluations(config), [], [], [], []
-    suffix = curve_suffix(config)
-    # all at once: later the first process judges, and the others would wait for its answer
-    for (weight, classifier_weight), images, missing in zip(pairs, sets, sample_sets.all_missing(sets)):
-        name = f'{symbol}={weight if over == "guidance_weight" else classifier_weight:g}'
-
-        def draw(units, pair=(weight, classifier_weight)):
-            compile_sampler()
-            return drawing(restored.tree, labels, pair[0], seed, pair[1], units=units)
-
-        ours = not images.folder.exists()
-        images.draw(draw, name, missing)
-        if measuring is None:
-            continue
-        judge, real, facts, _ = measuring
-        outputs = scoring.judged(judge, images.shards(), len(images), name)
-        row = {'guidance_weight': float(weight), 'classifier_weight': float(classifier_weight)}
-        row |= scoring.measure(config, judge, outputs, labels, real)
-        row |= {
-            'num_samples': len(images),
-            'num_steps': len(build.sampling_logsnrs(config)),
-            'sampler': config.sample.sampler,
-            'seed': seed,
-            'seconds_per_image': images.seconds() / len(images),
-            'samples_sha256': images.sha256,
-            **costs,
-            **facts,
-        }
-        rows.append(row)
-        if judge.classes_are_labels:
-            by_class.append((name, scoring.accuracy_by_class(outputs.logits, labels, config.data.num_classes)))
-            table = results.accuracy_table(restored.class_names, by_class)
-            files.write(folder / f'accuracy_by_class{suffix}.csv', table.encode())
-        first = images.first(_GRID)
-        same_noise.append(first[: 2 * min(config.data.num_classes, 10)])
-        picture = figures.as_png(figures.class_grid(first, labels[: len(first)], restored.class_names))
-        grids.append((row, picture))
-        files.write(folder / f'samples{suffix}_{name.replace("=", "")}.png', picture)
-        files.write(folder / 'tradeoff.csv', results.as_csv(before + rows, results.COLUMNS).encode())
-        files.write(folder / 'costs.csv', results.as_csv(before + rows, results.COSTS).encode())
-        if ours and not config.eval.keep_samples:
-            images.delete()
-        print_row(name, row)
-    if measuring:
-        names = [f'{symbol} = {row[over]:g}' for row in rows]
-        figures.save_png(folder / f'samples{suffix}_over_{symbol}.png', figures.grid(same_noise, names))
-        real_score = measuring.real.inception_score and measuring.real.inception_score[0]
-        picture = figures.tradeoff(rows, title=title_of(config, rows), over=over, real=real_score)
-        files.write(folder / f'tradeoff{suffix}.png', picture)
-    return rows, grids
+def curves(config):
+    """Return a config per curve: every sampler of config.eval.samplers with every number of config.eval.num_steps."""
+    configs = []
+    for sampler in dict.fromkeys(config.eval.samplers or (config.sample.sampler,)):
+        for num_steps in dict.fromkeys(config.eval.num_steps or (config.sample.num_steps,)):
+            curve = changed(config, {'sample.sampler': sampler, 'sample.num_steps': num_steps})
+            check_config(curve)
+            configs.append(curve)
+    return configs
 
 
 def curve_suffix(config):
-    """What tells the files of one of several curves from the others'."""
+    """Return the part of a file name that tells one of several curves from the others; '' if there is only one."""
     several = len(config.eval.samplers) > 1 or len(config.eval.num_steps) > 1
     return f'_{config.sample.sampler}{len(build.sampling_logsnrs(config))}' if several else ''
 
 
-def run_on_samples(config, workdir, folder):
-    """Judges the images of config.eval.samples, anyone's: one row."""
+# ---------------------------------------------------------------- drawing
+
+
+def draw_curve(model, workdir):
+    """Yield (`Point`, `SampleSet`) for every weight of the curve, each set drawn to its end.
+
+    Sets that this call has drawn are deleted after use unless config.eval.keep_samples.
+    """
+    config, (points, _) = model.config, sweep(model.config)
+    batches, seed = trained.image_batches(config, model.classifier), config.sample.seed
+    ids = tuple(spread(config.data.num_classes, config.eval.num_samples).tolist())
+    sets = []
+    for point in points:
+        wanted = trained.Wanted(ids, config.eval.num_samples, point.guidance_weight, point.classifier_weight)
+        sets.append(trained.open_set(model, workdir, wanted))
+    labels = sets[0].labels
+
+    @functools.cache
+    def compile_sampler():
+        """Draw one unit, so that the time of the first weight is like that of the others."""
+        next(batches(model.params, labels[: config.sample.batch_size], 0.0, seed))
+
+    # asked at once: later the first process judges, and the others would wait for its answer
+    for point, images, missing in zip(points, sets, sample_sets.all_missing(sets)):
+
+        def draw(units, point=point):
+            compile_sampler()
+            return batches(model.params, labels, point.guidance_weight, seed, point.classifier_weight, units=units)
+
+        is_new = not images.folder.exists()
+        images.draw(draw, point.name, missing)
+        yield point, images
+        if is_new and not config.eval.keep_samples and processes.is_first():
+            images.delete()
+
+
+# ---------------------------------------------------------------- judging
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measuring:
+    """What the images of an evaluation are measured with.
+
+    facts: columns that all rows share. other: the rows of config.eval.compare_with, or None.
+    """
+
+    scorer: scoring.Scorer
+    facts: dict
+    other: list | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+    """A set of images, judged: its row of the table, its accuracy by class or None, and its pictures.
+
+    picture: PNG bytes, one row per class. first: uint8 [n, H, W, C], which start from the same noise at every weight.
+    """
+
+    name: str
+    row: dict
+    accuracies: list | None
+    picture: bytes
+    first: np.ndarray
+
+
+def open_measuring(config, workdir, step):
+    """Return the `Measuring` of a sweep, after checking that everything it needs can be read."""
+    other = results.read_curve(Path(workdir) / config.eval.compare_with) if config.eval.compare_with else None
+    results.read_all(Path(workdir) / 'results.csv')
+    scorer = open_scorer(config, workdir, build.source(config))
+    scorer.check_enough(config.eval.num_samples, allow_few=config.eval.allow_few_samples)
+    facts = shared_facts(config, scorer, step)
+    if other:
+        check_comparable(config.eval.compare_with, other[0], facts | {'num_samples': config.eval.num_samples})
+    return Measuring(scorer, facts, other)
+
+
+def open_scorer(config, workdir, source):
+    """Return the `Scorer` of the judge and the reference that config.eval names; prints a line about the reference."""
+    settings = {'weights': config.eval.inception_weights, 'num_steps': config.eval.judge_steps}
+    judge = scoring.open_judge(
+        config.eval.judge, source, config.data.num_classes, mesh=sharding.local_mesh(), **settings
+    )
+    rules = {'nearest_k': config.eval.nearest_k, 'split_images': config.eval.split_images}
+    if config.eval.reference:
+        real = scoring.reference_of_file(judge, config.eval.reference, build.image_shape(config))
+    else:
+        kept, count = Path(workdir) / 'references', config.eval.reference_images
+        real = scoring.reference_of_data(judge, source, kept, num_images=count, **rules)
+    score = f'IS {real.inception_score[0]:.2f}  ' if real.inception_score else ''
+    count = f'{real.num_images:,} images, ' if real.num_images else ''
+    print(f'data   {score}({count}sha256 {real.hash[:12]})', flush=True)
+    return scoring.Scorer(judge, real, **rules)
+
+
+def check_comparable(name, other, row):
+    """Raise UserError unless a row of config.eval.compare_with was measured as ours is: one plot shows both."""
+    for key in ('num_samples', 'judge', 'reference_sha256'):
+        if other.get(key, row[key]) != row[key]:
+            raise UserError(
+                f'{name!r} was measured with {key} {other[key]}, not {row[key]}; evaluate one of the two again '
+                '(config.eval.compare_with).'
+            )
+
+
+def judge_set(config, class_names, measuring, point, images):
+    """Return the images of a `SampleSet` as `Judged`."""
+    scorer, labels = measuring.scorer, images.labels
+    outputs = scoring.judged(scorer.judge, images.shards(), len(images), point.name)
+    row = {
+        'guidance_weight': float(point.guidance_weight),
+        'classifier_weight': float(point.classifier_weight),
+        **scorer.measure(outputs, labels),
+        'num_samples': len(images),
+        'num_steps': len(build.sampling_logsnrs(config)),
+        'sampler': config.sample.sampler,
+        'seed': config.sample.seed,
+        'seconds_per_image': images.seconds() / len(images),
+        'samples_sha256': images.sha256,
+        **build.count_evaluations(config),
+        **measuring.facts,
+    }
+    accuracies = None
+    if scorer.judge.classes_are_labels:
+        accuracies = scoring.accuracy_by_class(outputs.logits, labels, config.data.num_classes)
+    first = images.first(_GRID)
+    picture = figures.as_png(figures.class_grid(first, labels[: len(first)], class_names))
+    return Judged(point.name, row, accuracies, picture, first[: 2 * min(config.data.num_classes, 10)])
+
+
+def shared_facts(config, scorer, step):
+    """Return the columns that every row of this evaluation has in common."""
+    return {
+        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'samples': '',
+        'step': step,
+        'judge': scorer.judge.identity,
+        'reference': config.eval.reference or build.data_name(config),
+        'reference_sha256': scorer.real.hash,
+    }
+
+
+def judge_given_samples(config, workdir, folder):
+    """Judge the images of config.eval.samples, made by any program: one row."""
     found = references.load_samples(
         config.eval.samples, channels=config.data.image_channels, num_classes=config.data.num_classes
     )
@@ -200,154 +257,154 @@ def run_on_samples(config, workdir, folder):
             '(config.eval.samples, config.data.image_size, config.data.image_channels).'
         )
     source = None if config.eval.reference and config.eval.judge == 'inception' else build.source(config)
-    labels = match_classes(config, found, source)
-    judge = scoring.open_judge(config, source)
+    labels = match_classes(config.eval.samples, found, source)
     results.read_all(Path(workdir) / 'results.csv')
-    real = scoring.reference(config, judge, source, Path(workdir) / 'references')
-    print_reference(real)
-    scoring.check_enough(config, len(found.images), real)
-    facts = describe_run(config, judge, real, None) | {'samples': str(config.eval.samples)}
+    scorer = open_scorer(config, workdir, source)
+    scorer.check_enough(len(found.images), allow_few=config.eval.allow_few_samples)
+    facts = shared_facts(config, scorer, None) | {'samples': str(config.eval.samples)}
     facts['samples_sha256'] = hashlib.sha256(np.ascontiguousarray(found.images)).hexdigest()
-    outputs = scoring.judged(judge, [found.images], len(found.images), 'samples')
-    row = scoring.measure(config, judge, outputs, labels, real) | {'num_samples': len(found.images)} | facts
-    print_row('samples', row)
-    first = found.images[sources.spread(len(found.images), _GRID)]
+    outputs = scoring.judged(scorer.judge, [found.images], len(found.images), 'samples')
+    row = scorer.measure(outputs, labels) | {'num_samples': len(found.images)} | facts
+    print(f'samples {columns.summary_line(row)}', flush=True)
+    first = found.images[spread(len(found.images), _GRID)]
     picture = figures.as_png(figures.grid([first[start : start + 10] for start in range(0, len(first), 10)]))
-    write_summary(config, workdir, folder, [row], [(row, picture)], Measuring(judge, real, facts))
+    write_summary(config, workdir, folder, [row], [(row, picture)], Measuring(scorer, facts))
     return [row]
 
 
-def match_classes(config, found, source):
-    """The samples' labels as the data set's, int32 [N], or None where they have none; UserError for mixed classes."""
+def match_classes(path, found, source):
+    """Return the labels of `references.Samples` as the data set's, int32 [N]; None if they have none to compare.
+
+    Raises UserError for a class that the data set does not have.
+    """
     if found.labels is None or found.class_names is None:
         return found.labels
     if source is None:
-        return None  # their names cannot be told from the data set's
+        return None  # without the data set its class names are not known
     unknown = [name for name in found.class_names if name not in source.class_names]
     if unknown and all(name in map(str, range(len(source.class_names))) for name in found.class_names):
         return np.array([int(name) for name in found.class_names], np.int32)[found.labels]
     if unknown:
         raise UserError(
-            f'{config.eval.samples} has the class {unknown[0]!r}, which is none of the data set '
+            f'{path} has the class {unknown[0]!r}, which the data set does not have '
             f'({", ".join(source.class_names[:3])}, ...) (config.eval.samples).'
         )
     return np.array([source.class_names.index(name) for name in found.class_names], np.int32)[found.labels]
 
 
-def describe_run(config, judge, real, step):
-    """What every row of this evaluation has in common."""
-    return {
-        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-        'samples': '',
-        'step': step,
-        'judge': judge.identity,
-        'reference': config.eval.reference or config.data.name or config.data.data_dir or config.data.source,
-        'reference_sha256': real.hash,
-    }
+# ---------------------------------------------------------------- tables, pictures and the report
+
+
+def write_tables(folder, suffix, former, sets, class_names):
+    """Write tradeoff.csv and costs.csv of the `former` rows and the curve's, and the curve's accuracy_by_class.csv."""
+    rows = former + [judged.row for judged in sets]
+    files.write(folder / 'tradeoff.csv', results.as_csv(rows, results.COLUMNS).encode())
+    files.write(folder / 'costs.csv', results.as_csv(rows, results.COSTS).encode())
+    if sets[0].accuracies:
+        by_class = [(judged.name, judged.accuracies) for judged in sets]
+        table = results.accuracy_table(class_names, by_class)
+        files.write(folder / f'accuracy_by_class{suffix}.csv', table.encode())
+
+
+def write_curve_pictures(config, folder, suffix, sets, real):
+    """Write the pictures of a whole curve: the same noise at every weight, and the trade-off."""
+    rows, (_, over) = [judged.row for judged in sets], sweep(config)
+    symbol = figures.SYMBOLS[over]
+    names = [f'{symbol} = {row[over]:g}' for row in rows]
+    grid = figures.grid([judged.first for judged in sets], names)
+    figures.save_png(folder / f'samples{suffix}_over_{symbol}.png', grid)
+    real_score = real.inception_score and real.inception_score[0]
+    picture = figures.tradeoff(rows, title=title_of(config, rows), over=over, real=real_score)
+    files.write(folder / f'tradeoff{suffix}.png', picture)
 
 
 def title_of(config, rows):
-    """A line that says what the curves are of."""
+    """Return a line that says what the curves show."""
     row = rows[0]
     made = f'{row["num_steps"]} {row["sampler"]} steps, training step {row["step"]:,}, ' if row['step'] else ''
-    return (
-        f'{config.data.name or config.data.data_dir or config.data.source}: {row["num_samples"]:,} samples a weight, '
-        f'{made}judge {config.eval.judge!r}'
-    )
+    samples = f'{row["num_samples"]:,} samples per weight'
+    return f'{build.data_name(config)}: {samples}, {made}judge {config.eval.judge!r}'
 
 
-def print_reference(real):
-    """A line about the real images."""
-    score = f'IS {real.inception_score[0]:.2f}  ' if real.inception_score else ''
-    count = f'{real.num_images:,} images, ' if real.num_images else ''
-    print(f'data   {score}({count}sha256 {real.hash[:12]})', flush=True)
+def write_summary(config, workdir, folder, rows, pictures, measuring):
+    """Write results.csv, the report and, if another curve is given, comparison.png. pictures: [(row, PNG bytes)]."""
+    path = Path(workdir) / 'results.csv'
+    names, former = results.read_all(path)
+    files.write(path, results.as_csv([*former, *rows], names).encode())
+    page_path = folder / ('samples_report.html' if config.eval.samples else 'report.html')
+    files.write(page_path, report_page(config, rows, pictures, measuring).encode())
+    if measuring.other:
+        pairs = (config.eval.compare_with, measuring.other), (config.eval.folder or '.', rows)
+        both = {curve_name(name, rows): rows for name, rows in pairs}
+        files.write(folder / 'comparison.png', figures.comparison(both, title=title_of(config, rows)))
+        print(f'wrote {folder}/comparison.png', flush=True)
+    beside = '' if config.eval.samples else ', its tables and its pictures'
+    print(f'wrote {page_path}{beside}; added to {path}', flush=True)
 
 
-def print_row(name, row):
-    """A line of what a reader looks for first."""
-    shown = {'fid': 'FID', 'sfid': 'sFID', 'inception_score': 'IS'}
-    shown |= {key: key for key in ('precision', 'recall', 'accuracy', 'spread')}
-    text = '  '.join(
-        f'{label} {row[key]:.{4 if key == "accuracy" else 3}f}' for key, label in shown.items() if key in row
-    )
-    print(f'{name:<6} {text}', flush=True)
-
-
-def write_summary(config, workdir, folder, rows, grids, measuring):
-    """results.csv, the report and, where another curve is given, comparison.png."""
-    path, (_, real, facts, other) = Path(workdir) / 'results.csv', measuring
-    columns, former = results.read_all(path)
-    files.write(path, results.as_csv([*former, *rows], columns).encode())
+def report_page(config, rows, pictures, measuring):
+    """Return report.html as text."""
     notes = []
-    few = rows[0]['num_samples'] < 10_000
-    if few:
+    if rows[0]['num_samples'] < 10_000:
         notes.append(
             f'{rows[0]["num_samples"]:,} samples: FID is biased upwards at such numbers and compares only with FID of '
-            'as many; FID∞ is its extrapolation to endlessly many.'
+            'equally many samples; FID∞ is its extrapolation to infinitely many.'
         )
     if config.eval.judge != 'inception':
-        notes.append(f'The judge is {config.eval.judge!r}: its numbers compare with its own alone, not with papers.')
-    shown = {
+        notes.append(
+            f'The judge is {config.eval.judge!r}: compare its numbers only with its own, not with those in papers.'
+        )
+    facts, real_score = measuring.facts, measuring.scorer.real.inception_score
+    origin = {
         'judge': facts['judge'],
         'reference': facts['reference'],
         'reference sha256': facts['reference_sha256'],
         'training step': facts['step'],
         'samples': facts['samples'],
         'date': facts['date'],
-        'cfg_jax': metadata.version('cfg_jax'),
+        'cfg_jax': cfg_jax.__version__,
         'command': ' '.join(['python -m cfg_jax.main', *sys.argv[1:]]),
     }
-    page = report.render(
-        title=title_of(config, rows) if len(groups(config)) == 1 else f'{config.data.name or config.data.source}',
+    several = len(curves(config)) > 1
+    return report.render(
+        title=config.data.name or config.data.source if several else title_of(config, rows),
         rows=rows,
-        columns=_IN_REPORT,
+        columns=columns.IN_REPORT,
         settings=config.to_dict(),
-        references={name: value for name, value in shown.items() if value not in (None, '')},
-        grids=grids,
+        references={name: value for name, value in origin.items() if value not in (None, '')},
+        grids=pictures,
         notes=notes,
-        real={'inception_score': real.inception_score[0]} if real.inception_score else None,
+        real={'inception_score': real_score[0]} if real_score else None,
     )
-    page_path = folder / ('samples_report.html' if config.eval.samples else 'report.html')
-    files.write(page_path, page.encode())
-    if other:
-        pairs = (config.eval.compare_with, other), (config.eval.folder or '.', rows)
-        curves = {curve_name(folder, rows): rows for folder, rows in pairs}
-        files.write(folder / 'comparison.png', figures.comparison(curves, title=title_of(config, rows)))
-        print(f'wrote {folder}/comparison.png', flush=True)
-    others = '' if config.eval.samples else ' and its tables and pictures'
-    print(f'wrote {page_path}{others}; added to {path}', flush=True)
 
 
 def curve_name(folder, rows):
-    """What a curve of a folder of the workdir is called in a plot with others."""
+    """Return the name of a folder's curve in a plot with others."""
     kind = 'classifier guidance' if rows[0]['classifier_gradients'] else 'classifier-free'
     return kind if folder == '.' else f'{kind} ({folder})'
 
 
-def run_bits_per_dim(config, workdir, folder):
-    """Writes bits_per_dim.json: the bound on -log2 p(image | label) by dimension, over eval.num_samples real images."""
-    params, step, *_ = generate.load(config, workdir, sharding.make_mesh())
-    params = sharding.to_local(params, sharding.local_mesh())
-    return processes.first_alone(lambda: measure_bits_per_dim(config, params, step, folder))
+# ---------------------------------------------------------------- bits per dimension
 
 
-def measure_bits_per_dim(config, params, step, folder):
-    """What process 0 does of it: {'total', 'prior', 'num_images', 'num_steps', 'step'}."""
-    source = build.source(config)
-    bound = build.bits_per_dim(config)
-    count, size = min(config.eval.num_samples, len(source)), config.sample.batch_size
-    progress, parts = Progress(count), []
-    for start in range(0, count, size):
-        indices = np.arange(start, min(start + size, count))
-        filled = np.resize(indices, size)  # one compilation
-        batch, seed = source.batch(filled), np.uint32(config.sample.seed)
-        terms = bound(params, batch['image'], batch['label'], filled.astype(np.uint32), seed)
-        parts.append({key: np.asarray(terms[key])[: len(indices)] for key in ('total', 'prior')})
-        progress.show(start + len(indices), 'bits per dim')
-    means = {key: float(np.concatenate([part[key] for part in parts]).mean()) for key in ('total', 'prior')}
-    result = {**means, 'num_images': count, 'num_steps': len(build.sampling_logsnrs(config)), 'step': step}
-    files.write_json(folder / 'bits_per_dim.json', result)
-    print(
-        f'bits per dim {means["total"]:.4f} (prior {means["prior"]:.2g}), wrote {folder}/bits_per_dim.json', flush=True
-    )
-    return result
+def bound_likelihood(config, workdir, folder):
+    """Write bits_per_dim.json: the bound on -log2 p(image | label) over eval.num_samples real images, per dimension."""
+    model = trained.load(config, workdir)
+    params = sharding.to_local(model.params, sharding.local_mesh())
+
+    def measure():
+        bound, source = functools.partial(build.bits_per_dim(config), params), build.source(config)
+        means = likelihood.bits_per_dim(
+            bound,
+            source,
+            num_images=config.eval.num_samples,
+            batch_size=config.sample.batch_size,
+            seed=config.sample.seed,
+        )
+        result = {**means, 'num_steps': len(build.sampling_logsnrs(config)), 'step': model.step}
+        path = folder / 'bits_per_dim.json'
+        files.write_json(path, result)
+        print(f'bits per dim {result["total"]:.4f} (prior {result["prior"]:.2g}), wrote {path}', flush=True)
+        return result
+
+    return processes.first_alone(measure)

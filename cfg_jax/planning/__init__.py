@@ -1,1 +1,1 @@
-"""What a training run needs, before it begins."""
+"""Planning a training run: devices, compiled steps and their traffic."""

@@ -1,4 +1,4 @@
-"""What a compiled program sends between its devices, read from the text of its optimised HLO."""
+"""The traffic between the devices of a compiled program, read from the text of its optimised HLO."""
 
 import re
 from collections import defaultdict
@@ -12,14 +12,14 @@ _CALLS = re.compile(r'(?:calls|to_apply|body|condition|branch_computations)=(?:\
 
 
 class Collective(NamedTuple):
-    """One collective of a program: its kind, the bytes of the whole arrays it works on, how often a run executes it."""
+    """One collective of a program: its kind, the bytes of the whole arrays it works on, its executions per run."""
 
     kind: str
     size: int
     times: int
 
     def sent(self, devices):
-        """Bytes that each of so many devices sends in a run, by the ring algorithms, which send the fewest."""
+        """Return the bytes that each of `devices` sends per run, by the ring algorithms, which send the fewest."""
         rounds = {
             'all-reduce': 2 * (devices - 1) / devices,
             'collective-permute': 1.0,
@@ -29,7 +29,7 @@ class Collective(NamedTuple):
 
 
 def type_bytes(text):
-    """Bytes of an HLO type, tuples summed: 'f32[2,3]{1,0}' -> 24."""
+    """Return the bytes of an HLO type, tuples summed: 'f32[2,3]{1,0}' -> 24."""
     total = 0
     for name, dims in re.findall(r'\b([a-z]\w*)\[([\d,]*)\]', text):
         bits = _BITS.get(name) or int(re.match(r'[a-z]+(\d+)', name)[1])
@@ -40,7 +40,7 @@ def type_bytes(text):
 
 
 def _computations(text):
-    """{name: [(instruction, type, opcode, the rest of its line)]} and the entry's name."""
+    """Return {name: [(instruction, type, opcode, rest of the line)]} of the computations, and the entry's name."""
     found, entry, current = {}, None, None
     for line in text.splitlines():
         if opening := _COMPUTATION.match(line):
@@ -52,7 +52,7 @@ def _computations(text):
 
 
 def _executions(computations, entry):
-    """{name: how often a run executes it}; a loop whose length XLA does not know counts once."""
+    """Return {name: executions per run}; a loop of a length that XLA does not know counts once."""
     times = defaultdict(int)
 
     def execute(name, more):
@@ -68,11 +68,11 @@ def _executions(computations, entry):
 
 
 def collectives(text, devices):
-    """Every collective of an optimised program that spans all of `devices`, as a list of `Collective`.
+    """Return every `Collective` of an optimised program that spans all of `devices`, as a list.
 
-    XLA for TPUs writes a reduce-scatter as an all-reduce within a computation named all-reduce-scatter, and one
-    collective that runs beside other work as several fusions of the same channel; these are told apart here. Where it
-    has an all-reduce convert its operands, the narrower type is taken for what is sent.
+    XLA for TPUs writes a reduce-scatter as an all-reduce within a computation named all-reduce-scatter, and a
+    collective that runs beside other work as several fusions of one channel; both are recognised. Where an all-reduce
+    converts its operands, the narrower type is counted as sent.
     """
     computations, entry = _computations(text)
     times, found = _executions(computations, entry), {}
@@ -98,7 +98,7 @@ def collectives(text, devices):
 
 
 def sent_bytes(text, devices):
-    """{kind: bytes that each device sends in a run}, of the kinds that occur."""
+    """Return {kind: bytes that each device sends per run} for the kinds that occur."""
     total = defaultdict(float)
     for collective in collectives(text, devices):
         total[collective.kind] += collective.sent(devices)

@@ -1,1 +1,1 @@
-"""What a training run is made of: the step, the optimizer, the state, its checkpoints."""
+"""The parts of a training run: the step, the optimizer, the state, its checkpoints and logs."""

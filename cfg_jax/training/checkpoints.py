@@ -23,19 +23,19 @@ from cfg_jax.errors import UserError
 
 
 def config_differences(config, saved, prefix='config'):
-    """Fields of the nested dict `config` that differ in `saved`: a list of 'config.a.b is 1 here and 2 there'."""
+    """Return the fields of the nested dict `config` that differ in `saved`: a list of texts."""
     differences = []
     for key, here in config.items():
         there, name = saved.get(key), f'{prefix}.{key}'
         if isinstance(here, dict) and isinstance(there, dict):
             differences += config_differences(here, there, name)
         elif here != there:
-            differences.append(f'{name} is {here!r} here and {there!r} there')
+            differences.append(f'{name} is {here!r} now and was {there!r} when saved')
     return differences
 
 
 def merged(defaults, values):
-    """The nested dict `values` with what it lacks taken from `defaults`."""
+    """Return the nested dict `values` with missing entries taken from `defaults`."""
     both = {key: merged(defaults[key], values[key]) for key in defaults.keys() & values.keys()
             if isinstance(defaults[key], dict) and isinstance(values[key], dict)}  # fmt: skip
     return {**defaults, **values, **both}
@@ -43,11 +43,11 @@ def merged(defaults, values):
 
 @partial(jax.jit, static_argnames='shape')
 def _checksum(block, start, shape):
-    """The sum, modulo 2^32, of a number for each word of a block of an array, mixed of the word and its place there.
+    """Return the sum, modulo 2^32, of one number per word of a block, mixed from the word and its place in the array.
 
-    The mixing is MurmurHash3's last step: one bit changes half of the number's, so that changes do not cancel.
+    The mixing is MurmurHash3's last step: one changed bit changes half of the number's bits, so changes do not cancel.
     """
-    words = block if block.dtype.itemsize == 4 else block.astype(jnp.float32)  # what is shorter fits
+    words = block if block.dtype.itemsize == 4 else block.astype(jnp.float32)  # shorter types fit exactly
     words = jax.lax.bitcast_convert_type(words, jnp.uint32)
     place = jnp.zeros(block.shape, jnp.uint32)
     for axis, begin in enumerate(start):
@@ -60,13 +60,11 @@ def _checksum(block, start, shape):
 
 
 def checksums(trees):
-    """{name: tree of arrays} -> {name: int}, another number (but for one in 2^32) if the tree is another.
+    """Return a checksum for each of {name: tree of arrays}, {name: int}. All processes call it together.
 
-    All processes call it.
-
-    It does not depend on how the arrays lie. Each device adds up what it has, block by block: those of one shape share
-    a program, where one for all arrays of a large network takes minutes to compile. Programs in which devices of
-    several processes meet are avoided: as many as there are arrays, not waiting for each other, they can deadlock.
+    A changed tree keeps its checksum in one of 2^32 cases. Checksums do not depend on how the arrays are sharded. Each
+    device sums its own blocks: blocks of one shape share a program, while a single program for all arrays of a large
+    network takes minutes to compile. No program spans several processes: many such programs at once can deadlock.
     """
 
     def blocks(array):
@@ -76,19 +74,20 @@ def checksums(trees):
                 yield _checksum(shard.data, start, shape=array.shape)
 
     found = {name: [list(blocks(leaf)) for leaf in jax.tree.leaves(tree)] for name, tree in trees.items()}
-    ours = {
+    local = {
         name: sum((2 * i + 1) * int(number) for i, numbers in enumerate(leaves) for number in numbers)
         for name, leaves in jax.device_get(found).items()
     }
-    every = processes.of_all(ours)
-    return {name: sum(each[name] for each in every) % 2**32 for name in ours}
+    every = processes.of_all(local)
+    return {name: sum(each[name] for each in every) % 2**32 for name in local}
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held: the tree asked for, the step it was saved after, and what was saved beside it.
+    """The content of a checkpoint.
 
-    batches: how many this process had read. class_names, num_images: the data set's. config: the whole, a nested dict.
-    metrics: of the steps that no line of metrics.jsonl holds yet, trees of numbers.
+    tree: the arrays asked for. step: training steps done. batches: how many this process had read. class_names,
+    num_images: the data set's. config: the whole config as a nested dict. metrics: trees of numbers of the steps that
+    no line of metrics.jsonl covers yet.
     """
 
     tree: Any
@@ -101,10 +100,10 @@ class Restored(NamedTuple):
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which also keeps what went wrong with a save in the background.
+    """Orbax's manager, which also keeps the error of a save in the background.
 
-    Where several processes save together Orbax raises that only once all have come to the end of the save, which the
-    others do not: they wait for this one's part.
+    When several processes save together, Orbax raises the error only after all have ended the save, and the others
+    never do: they wait for this one's part.
     """
 
     failure = None
@@ -120,12 +119,12 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run. Saving is asynchronous and atomic; `close` waits for the last one.
 
-    All processes of a job make the same calls, and write and read each checkpoint together: one that any of them
-    cannot read is damaged for all.
+    All processes of a job make the same calls, and write and read each checkpoint together: if any of them cannot read
+    it, it counts as damaged for all.
 
-    identity: nested dict of plain values, the part of a config that fixes what the checkpoints mean: each field of it
-    has to be the saved one's. defaults: the values of fields that did not exist yet when a checkpoint was saved.
-    read_only: changes nothing on disk, for jobs that may read while another one trains.
+    identity: nested dict of plain values, the part of a config that fixes the meaning of the checkpoints; each of its
+    fields must equal the saved one. defaults: values for fields that did not exist when a checkpoint was saved.
+    read_only: change nothing on disk, for jobs that may read while another one trains.
     """
 
     def __init__(self, directory, identity, *, defaults=None, keep=2, read_only=False):
@@ -137,50 +136,50 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
-            cleanup_tmp_directories=not read_only,  # what a kill left half-written
-            single_host_load_and_broadcast=jax.process_count() > 1,  # what one process sees, the others may see later
+            cleanup_tmp_directories=not read_only,  # half-written ones of a killed job
+            single_host_load_and_broadcast=jax.process_count() > 1,  # others may see a new file later than the first
         )
         self._manager = _Manager(self.directory, options=options)
 
     def save(self, step, state, *, config, class_names, batches=0, num_images=None, metrics=()):
-        """Saves in the background; waits only for the save before. `Restored` says what the arguments are.
+        """Save in the background, waiting only for the save before. `Restored` describes the arguments.
 
-        Raises UserError where there is no room for this one or the one before.
+        Raises UserError if the disk has no room for this checkpoint or the one before.
         """
         meta = {'config': _as_json(config), 'class_names': list(class_names), 'batches': batches}
         meta |= {'num_images': num_images, 'metrics': jax.tree.map(lambda a: np.asarray(a).tolist(), list(metrics))}
-        meta['mixed_checksums'] = checksums(_parts(state))  # once 'checksums', which missed changes of two signs
+        meta['mixed_checksums'] = checksums(_parts(state))  # the older 'checksums' missed changes of two signs
         meta['checksum'] = _text_checksum(meta)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._waiting(lambda: self._manager.save(step, args=arguments))
 
     def check(self):
-        """Raises the UserError of a save that has failed in the background, without waiting for one."""
+        """Raise the UserError of a save that has failed in the background; do not wait for one that is running."""
         if self._manager.failure is not None:
             self._waiting(lambda: None)
 
     def latest_step(self):
-        """The newest step saved, or None."""
+        """Return the newest step saved, or None."""
         self._waiting(self._manager.wait_until_finished)
         return self._manager.latest_step()
 
     def path(self, step):
-        """The folder of a step."""
+        """Return the folder of a step."""
         return self.directory / str(step)
 
     def close(self):
-        """Waits for the save in progress."""
+        """Wait for the save in progress, and close."""
         self._waiting(self._manager.wait_until_finished)
         self._manager.close()
 
     def abandon(self):
-        """`close` after an error, which may be another process's: then it would wait in vain for that one's part."""
+        """Close after an error. With several processes do not wait: a failed process never writes its part."""
         if jax.process_count() == 1:
             self._quietly_wait()
             self._manager.close()
 
     def _waiting(self, call):
-        """Calls what starts a save or waits for one, and names what ails the disk."""
+        """Make a call that starts a save or waits for one; turn a full disk into a UserError."""
         try:
             self._let_saves_end()
             call()
@@ -190,14 +189,14 @@ class Checkpoints:
             if not reasons:
                 raise
             steps = [int(path.name) for path in self.directory.glob('*') if path.name.isdigit()]
-            kept = f'the last one saved is {self.path(max(steps))}' if steps else 'there is none yet'
+            kept = f'the last saved checkpoint is {self.path(max(steps))}' if steps else 'no checkpoint is saved yet'
             raise UserError(
-                f'a checkpoint cannot be written to {self.directory}: {reasons[0]}; {kept}. Make room, or let '
-                'config.train.keep_checkpoints be smaller.'
+                f'a checkpoint cannot be written to {self.directory}: {reasons[0]}; {kept}. Free some space, or lower '
+                'config.train.keep_checkpoints.'
             ) from error
 
     def _let_saves_end(self):
-        """Raises what has made a save fail; where several processes save together, after waiting for its end."""
+        """Wait until saves end, and raise the error of one that failed; with several processes, as soon as it fails."""
         if jax.process_count() > 1:
             ending = threading.Thread(target=self._quietly_wait, daemon=True)
             ending.start()
@@ -207,15 +206,15 @@ class Checkpoints:
             raise self._manager.failure
 
     def _quietly_wait(self):
-        with contextlib.suppress(Exception):  # which is `failure`, or is raised again in another thread that waits
+        with contextlib.suppress(Exception):  # it is kept as `failure`, or raised again in another waiting thread
             self._manager.wait_until_finished()
 
     def restore(self, abstract_state):
-        """The newest readable state as `Restored`; None where there is no checkpoint.
+        """Return the newest readable state as `Restored`; None if there is no checkpoint.
 
-        abstract_state: the state's shapes, dtypes and shardings. A checkpoint that cannot be read is moved aside, into
-        the folder damaged_checkpoints beside this one, once an older one has been read in its place.
-        Raises UserError where none can be read, or where they are another config's.
+        abstract_state: the state's shapes, dtypes and shardings. A checkpoint that cannot be read is moved to the
+        folder damaged_checkpoints beside this one, after an older one has been read in its place.
+        Raises UserError if none can be read, or if they belong to another config.
         """
 
         def restore_step(step):
@@ -225,7 +224,7 @@ class Checkpoints:
         return self._newest_readable(restore_step, _parts)
 
     def restore_ema(self, abstract_params):
-        """As `restore`, but the EMA parameters alone."""
+        """Return the newest readable EMA parameters as `Restored`, in the way of `restore`."""
         wanted = {'ema_params': abstract_params}
         arguments = ocp.args.PyTreeRestore(
             wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
@@ -238,22 +237,22 @@ class Checkpoints:
         return self._newest_readable(restore_step, lambda params: {'ema_params': params})
 
     def saved_config(self):
-        """The config of the newest readable checkpoint, as the nested dict that it was saved with; None without any."""
+        """Return the config saved in the newest readable checkpoint, a nested dict; None if there is no checkpoint."""
         restored = self._newest_readable(lambda step: None, lambda nothing: {})
         return restored and restored.config
 
     def condemn(self, step):
-        """Moves a checkpoint aside, like a damaged one."""
+        """Move a checkpoint aside, as a damaged one is."""
         self._waiting(self._manager.wait_until_finished)
         if processes.is_first():
             aside = self.directory.parent / 'damaged_checkpoints'
             aside.mkdir(exist_ok=True)
             shutil.rmtree(aside / str(step), ignore_errors=True)
             shutil.move(self.path(step), aside / str(step))
-        self._manager.reload()  # which waits for what the first process sees
+        self._manager.reload()  # waits for the first process and takes over its list of steps
 
     def _reader(self, handler):
-        """Reads without waiting for other processes, whose copy may be another."""
+        """Return a reader that does not wait for other processes, whose copy may differ."""
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
@@ -262,20 +261,20 @@ class Checkpoints:
         return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
     def _newest_readable(self, restore_step, parts):
-        """The newest step that all processes can read. parts: what `restore_step` gives as trees with checksums."""
+        """Return the newest step that all processes can read. parts: restored tree -> {name: tree} with checksums."""
         self._waiting(self._manager.wait_until_finished)
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             meta, tree, reason = self._read(step, restore_step)
             reason = _agreed(reason)
-            if not reason:  # all have it: only now can they add up what each has a part of
+            if not reason:  # all processes have read it, so that they can compute checksums together
                 found, saved = checksums(parts(tree)), meta.get('mixed_checksums', {})
-                reason = _agreed('other numbers than were saved' if saved and found.items() - saved.items() else '')
+                reason = _agreed('checksum mismatch' if saved and found.items() - saved.items() else '')
             if reason:
                 damaged[step] = reason
                 continue
             for bad, reason in damaged.items():
-                print(f'checkpoint {bad} is damaged ({reason}); going on from step {step} instead', flush=True)
+                print(f'checkpoint {bad} is damaged ({reason}); using step {step} instead', flush=True)
                 if not self._read_only:
                     self.condemn(bad)
             data = {'class_names': tuple(meta['class_names']), 'num_images': meta.get('num_images')}
@@ -285,21 +284,21 @@ class Checkpoints:
             step, reason = next(iter(damaged.items()))
             raise UserError(
                 f'none of the {len(damaged)} checkpoints in {self.directory} can be read (step {step}: {reason}); '
-                'restore them or use another --workdir.'
+                'restore them from a copy, or use another --workdir.'
             )
         return None
 
     def _read(self, step, restore_step):
-        """(meta, tree, '') of a step, or (None, None, what this process finds wrong with it)."""
+        """Return (meta, tree, '') of a step, or (None, None, the reason why this process cannot read it)."""
         try:
             meta = self._reader(ocp.JsonCheckpointHandler()).restore(self.path(step) / 'meta')
             if 'checksum' in meta and meta.pop('checksum') != _text_checksum(meta):
-                raise ValueError('another config or position than was saved')
+                raise ValueError('checksum mismatch in its config')
             self._check_identity(merged(self._defaults, meta['config']))
             return meta, restore_step(step), ''
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except Exception as error:  # damage shows as ValueError, KeyError, OSError, ... by the file that it hit
+        except Exception as error:  # damage appears as ValueError, KeyError, OSError, ..., depending on the file
             return None, None, (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
     def _check_identity(self, saved):
@@ -308,12 +307,12 @@ class Checkpoints:
             more = f' (and {len(differences) - 1} more fields)' if len(differences) > 1 else ''
             raise UserError(
                 f"{self.directory.parent} holds another config's checkpoints: {differences[0]}{more}; "
-                'use another --workdir, or the config it was trained with.'
+                'use another --workdir, or the config that they were trained with.'
             )
 
 
 def _as_json(values):
-    """As it reads back from a file: tuples become lists."""
+    """Return the values as they read back from a JSON file: tuples become lists."""
     return json.loads(json.dumps(values))
 
 
@@ -322,20 +321,20 @@ def _text_checksum(meta):
 
 
 def _parts(state):
-    """A state's fields, {name: tree}."""
+    """Return a state's fields, {name: tree}."""
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 def _agreed(text):
-    """The text of the first process that has one, in all of them; '' if none has."""
+    """Return, in all processes, the text of the first process that has one; '' if none has."""
     for index, said in enumerate(processes.of_all(text)):
         if said:
-            return f'{said}, says process {index}' if index else said
+            return f'{said}, in process {index}' if index else said
     return ''
 
 
 def _all_text(error):
-    """The texts of an exception and of those that led to it."""
+    """Return the texts of an exception and of the exceptions that led to it."""
     texts = []
     while error is not None:
         texts.append(str(error))

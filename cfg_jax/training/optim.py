@@ -7,7 +7,7 @@ import optax
 
 
 def learning_rate(peak, *, warmup_steps=0, decay='constant', num_steps=None):
-    """step -> learning rate: a linear warm-up to `peak`, then 'constant', or 'cosine' down to 0 at `num_steps`."""
+    """Return step -> learning rate: linear warm-up to `peak`, then 'constant' or 'cosine' down to 0 at `num_steps`."""
     if decay == 'constant':
         after = optax.constant_schedule(peak)
     elif decay == 'cosine':
@@ -16,12 +16,12 @@ def learning_rate(peak, *, warmup_steps=0, decay='constant', num_steps=None):
         raise ValueError(f"decay is {decay!r}; allowed: 'constant', 'cosine'")
     if not warmup_steps:
         return after
-    # Adam's first update is taken at step 0 and should not be wasted: the ramp starts one step up.
+    # step + 1, because a rate of 0 at step 0 would waste the first update
     return optax.join_schedules([lambda step: peak * (step + 1) / warmup_steps, after], [warmup_steps])
 
 
 def make_optimizer(rate, *, name='adam', b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=0.0):
-    """Gradient clipping by the global norm (0: off), then Adam, or AdamW with `weight_decay`."""
+    """Return an optax chain: clipping of the gradient by its global norm (0: off), then 'adam' or 'adamw'."""
     if name == 'adam':
         if weight_decay:
             raise ValueError("weight_decay needs name='adamw'")
@@ -30,10 +30,10 @@ def make_optimizer(rate, *, name='adam', b1=0.9, b2=0.999, eps=1e-8, weight_deca
         update = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     else:
         raise ValueError(f"optimizer is {name!r}; allowed: 'adam', 'adamw'")
-    # clipping at infinity: the state's tree is the same with and without, and a run may change it on the way
+    # 'off' clips at infinity, so that the state's tree is the same and a resumed run may change it
     return optax.chain(optax.clip_by_global_norm(clip_norm or math.inf), update)
 
 
 def ema(average, params, decay):
-    """average + (1 - decay) (params - average), leaf by leaf."""
+    """Return average + (1 - decay) (params - average), leaf by leaf."""
     return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)

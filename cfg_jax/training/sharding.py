@@ -1,4 +1,4 @@
-"""How arrays lie on the devices: one mesh of all of them, batches split over it, parameters on each or split too."""
+"""Placing arrays on the devices: one mesh of all devices; batches are split over it, parameters copied or split."""
 
 from collections import deque
 
@@ -8,22 +8,22 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cfg_jax.errors import UserError
 
-# Of fewer numbers than this an array is not split: sending it whole to each device costs more time than its 4 KiB are
-# worth. In ADM's networks those are norms and biases, 0.06 % of all parameters.
+# Arrays with fewer numbers than this are not split: gathering one takes longer than its 4 KiB are worth. In ADM's
+# networks these are norms and biases, 0.06 % of all parameters.
 SPLIT_FROM = 1024
 
 
 def make_mesh(devices=None):
-    """A mesh of these devices, or of all devices of all processes; its one axis is named 'data'."""
+    """Return a mesh of the given devices, by default of all devices of all processes; its one axis is 'data'."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def local_mesh():
-    """A mesh of this process's own devices, for work that processes share out instead of doing it together.
+    """Return a mesh of this process's own devices, for work that processes divide instead of doing it together.
 
-    Of virtual CPU devices the first alone: they have the same cores, and XLA's convolutions differ from run to run in
-    the last bit where two of them compute at once.
+    On CPUs it has one device: virtual devices share the same cores, and XLA's convolutions differ from run to run in
+    the last bit when two of them compute at once.
     """
     devices = jax.local_devices()
     if devices[0].platform == 'cpu':
@@ -32,7 +32,7 @@ def local_mesh():
 
 
 def to_local(tree, mesh):
-    """Global replicated arrays as arrays on the devices of a `local_mesh`, without a copy."""
+    """Return global replicated arrays as arrays on the devices of a `local_mesh`, without copying."""
 
     def local(array):
         if isinstance(array, np.ndarray):
@@ -44,15 +44,15 @@ def to_local(tree, mesh):
 
 
 def replicated(mesh):
-    """The same array on every device."""
+    """Return the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(tree, mesh, fsdp):
-    """A sharding for each array (or shape) of a training state: whole on every device, or with `fsdp` split over them.
+    """Return a sharding for each array (or shape) of a training state: whole on every device, or split with `fsdp`.
 
-    Split is the longest axis that the number of devices divides, the last of equals. Whole stay arrays of fewer than
-    SPLIT_FROM numbers, and those without such an axis.
+    The split axis is the longest that the number of devices divides, the last one among equals. Arrays of fewer than
+    SPLIT_FROM numbers, and arrays without such an axis, stay whole.
     """
 
     def sharding(array):
@@ -66,53 +66,54 @@ def state_shardings(tree, mesh, fsdp):
 
 
 def abstract(tree, shardings):
-    """Shapes and dtypes of a tree of arrays, with these shardings (a tree like it, or one for all)."""
+    """Return shapes and dtypes of a tree of arrays with the given shardings (a like tree, or one for all)."""
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), tree, shardings)
 
 
 def gathered(tree, mesh):
-    """Split arrays as whole ones on every device. All processes have to call this together."""
+    """Return split arrays as whole arrays on every device. All processes have to call it together."""
     return jax.jit(_same, out_shardings=replicated(mesh))(tree)
 
 
 def _same(tree):
-    return tree  # one function, so that jit compiles it once
+    return tree  # a named function, so that jit compiles it once
 
 
 def batch_sharding(mesh):
-    """The first axis split over all devices."""
+    """Return the sharding that splits the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec('data'))
 
 
 def process_rows(batch_size, mesh):
-    """The numbers of the rows of a batch that lie on this process's devices, increasing, int64 [b].
+    """Return the numbers of the batch's rows on this process's devices, increasing, int64 [b].
 
-    They need not follow each other: a mesh of TPUs has them in the order of their places in the slice.
+    They need not be consecutive: a mesh of TPUs is in the order of their places in the slice.
     """
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(*rows.indices(batch_size)) for (rows,) in parts]))
 
 
 def check_batch_size(batch_size, accumulation_steps, mesh):
-    """Raises UserError unless the devices divide the batch, and the accumulation steps what each of them gets."""
+    """Raise UserError unless the batch divides evenly over the devices and the accumulation steps."""
     if batch_size < 1 or accumulation_steps < 1 or batch_size % (mesh.size * accumulation_steps):
         raise UserError(
             f'a batch of {batch_size} images does not divide over {mesh.size} devices x {accumulation_steps} '
-            f'accumulation steps; use a multiple of {mesh.size * max(accumulation_steps, 1)} (config.train.batch_size).'
+            f'accumulation steps; use a multiple of {mesh.size * max(accumulation_steps, 1)} (config.train.batch_size, '
+            'config.train.accumulation_steps).'
         )
 
 
 def to_devices(batch, mesh):
-    """The `process_rows` of a batch (arrays, first axis = images) as global arrays, split over the mesh."""
+    """Return the `process_rows` of a batch (arrays, first axis: images) as global arrays, split over the mesh."""
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(batch_sharding(mesh), np.asarray(a)), batch)
 
 
 def prefetch(batches, mesh, depth=2):
-    """(batch on the devices, position after it) for each of `data.pipeline.Batches`, sent `depth` - 1 ahead of use.
+    """Yield (batch on the devices, position after it) for each of `data.pipeline.Batches`, sent `depth` - 1 ahead.
 
-    The copies run while the devices compute; the position is that of the batch handed out, not of the one sent last.
+    Copies run while the devices compute. The position is that of the batch yielded, not of the last one sent.
     """
     ahead = deque()
     while True:

@@ -1,4 +1,4 @@
-"""All that a training step reads and writes."""
+"""The state that a training step reads and writes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates done. params, ema_params: float32 trees. opt_state: optax's."""
+    """The training state. step: int32 scalar, updates done. params, ema_params: float32 trees. opt_state: optax's."""
 
     step: jax.Array
     params: Any
@@ -18,5 +18,5 @@ class TrainState:
 
     @classmethod
     def create(cls, params, optimizer):
-        """The state before the first step; the average starts at the parameters themselves."""
+        """Return the state before the first step; the average starts at the parameters themselves."""
         return cls(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))

@@ -1,4 +1,4 @@
-"""What a long job shows while it runs: progress lines, metrics.jsonl and TensorBoard files (without TensorFlow)."""
+"""Logs of a training run: metrics.jsonl and TensorBoard files (without TensorFlow)."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ from cfg_jax import files
 
 
 class MetricWriter:
-    """Appends scalars to `workdir`/metrics.jsonl and to TensorBoard event files, images to the latter.
+    """Append scalars to `workdir`/metrics.jsonl and to TensorBoard event files, images to the latter.
 
-    step: the step that a run resumes from; what an earlier process wrote beyond it is dropped, for it comes again.
+    step: the step that the run resumes from; later lines of an earlier process are dropped, since they come again.
     """
 
     def __init__(self, workdir, step=0):
@@ -24,7 +24,7 @@ class MetricWriter:
         self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
 
     def scalars(self, step, values):
-        """values: {name: float}; those that are not finite (nothing was counted) are left out."""
+        """Append values, {name: float}; those that are not finite (a mean over nothing) are left out."""
         values = {name: float(value) for name, value in values.items() if np.isfinite(value)}
         self._file.write(json.dumps({'step': step, **values}) + '\n')
         self._file.flush()
@@ -32,7 +32,7 @@ class MetricWriter:
             self._board.add_scalar(name, value, step)
 
     def image(self, step, name, image):
-        """image: uint8 [H, W, C]."""
+        """Append a picture, uint8 [H, W, C]."""
         self._board.add_image(name, image, step, dataformats='HWC')
         self._board.flush()
 
@@ -48,7 +48,7 @@ class MetricWriter:
             try:
                 if json.loads(line)['step'] <= step:
                     kept.append(line + '\n')
-            except (ValueError, KeyError):  # the line that a kill cut short
+            except (ValueError, KeyError):  # a line that a kill cut short
                 continue
         files.write(self._path, ''.join(kept).encode())
 
@@ -57,10 +57,10 @@ class SilentWriter:
     """A `MetricWriter` that writes nothing, for every process but the first."""
 
     def scalars(self, step, values):
-        """Nothing."""
+        """Do nothing."""
 
     def image(self, step, name, image):
-        """Nothing."""
+        """Do nothing."""
 
     def close(self):
-        """Nothing."""
+        """Do nothing."""

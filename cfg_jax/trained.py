@@ -1,0 +1,207 @@
+"""A trained model: read from its checkpoints, its drawing function, and the sets of images drawn with it."""
+
+import dataclasses
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cfg_jax import build, diffusion, guidance, samplers, schedules
+from cfg_jax.config import default
+from cfg_jax.data.sources import spread
+from cfg_jax.errors import UserError
+from cfg_jax.models import blocks, classifier, unet
+from cfg_jax.sampling import generate
+from cfg_jax.sampling.labels import make_labels, parse_labels
+from cfg_jax.sampling.sample_sets import SampleSet, params_digest
+from cfg_jax.training import sharding
+from cfg_jax.training.checkpoints import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network and all that is needed to draw with it.
+
+    config: that of the run. params: the EMA parameters, whole on every device. step: training steps done.
+    class_names: by label id. digest: text that is the same for the same parameters. classifier: the trained noisy
+    classifier of config.guidance.classifier_workdir, or None.
+    """
+
+    config: ConfigDict
+    params: Any
+    step: int
+    class_names: tuple[str, ...]
+    digest: str
+    classifier: 'Trained | None' = None
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load(config, workdir, mesh=None):
+    """Return the newest checkpoint of `workdir` as `Trained`, with the classifier that the config names.
+
+    mesh: where the parameters are put; all devices by default. Raises UserError if there is no checkpoint, or if it
+    does not belong to the config.
+    """
+    mesh = mesh or sharding.make_mesh()
+    return _load(config, workdir, mesh, load_classifier(config, mesh))
+
+
+def load_classifier(config, mesh=None):
+    """Return the classifier of config.guidance.classifier_workdir as `Trained`, or None if it names none.
+
+    Its own checkpoint tells its config. Raises UserError if it cannot guide the config's model.
+    """
+    workdir, field = config.guidance.classifier_workdir, '(config.guidance.classifier_workdir)'
+    if not workdir:
+        return None
+    saved = default()
+    saved.update(_open_checkpoints(workdir, {}).saved_config())
+    if saved.model.kind != 'classifier':
+        raise UserError(f'{workdir} holds a {saved.model.kind}, not a classifier {field}.')
+    for key in ('image_size', 'image_channels', 'num_classes'):
+        if saved.data[key] != config.data[key]:
+            raise UserError(
+                f'the classifier in {workdir} has config.data.{key} {saved.data[key]}, the model has '
+                f'{config.data[key]} {field}.'
+            )
+    return _load(saved, workdir, mesh or sharding.make_mesh(), None)
+
+
+def _load(config, workdir, mesh, classifier):
+    shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
+    checkpoints = _open_checkpoints(workdir, build.model_identity(config))
+    restored = checkpoints.restore_ema(sharding.abstract(shapes, sharding.replicated(mesh)))
+    checkpoints.close()
+    print(f'loaded {checkpoints.path(restored.step)}', flush=True)
+    digest = params_digest(restored.tree)
+    return Trained(config, restored.tree, restored.step, restored.class_names, digest, classifier)
+
+
+def _open_checkpoints(workdir, identity):
+    """Return the checkpoints of a trained workdir, read-only; UserError if it has none."""
+    directory = Path(workdir) / 'checkpoints'
+    if directory.is_dir():
+        checkpoints = Checkpoints(directory, identity, defaults=default().to_dict(), read_only=True)
+        if checkpoints.latest_step() is not None:
+            return checkpoints
+    raise UserError(f'no checkpoint in {directory}; train first (--mode=train) or point --workdir at a trained one.')
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def image_batches(config, guide=None, *, batch_size=None):
+    """Return (params, labels, weight, seed[, classifier_weight]) -> units of images, as `generate.image_batches` does.
+
+    guide: the classifier that guides too, a `Trained`, or None. params: on every device. classifier_weight and
+    batch_size are the config's by default.
+    """
+    mesh = sharding.local_mesh()
+    draw = generate.image_batches(
+        build.sampler(config, guide and guide.config),
+        mesh,
+        batch_size=batch_size or config.sample.batch_size,
+        num_classes=config.data.num_classes,
+    )
+    guide_params = guide and sharding.to_local(guide.params, mesh)
+
+    def batches(params, labels, weight, seed, classifier_weight=None, *, units=None):
+        if classifier_weight is None:
+            classifier_weight = config.guidance.classifier_weight
+        params = sharding.to_local(params, mesh)
+        return draw(params, labels, weight, seed, guide_params, classifier_weight, units=units)
+
+    return batches
+
+
+# ---------------------------------------------------------------- sets of images on disk
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A set of images to draw: the label ids to choose from, how many images, and the two weights of the guidance."""
+
+    ids: tuple[int, ...]
+    count: int
+    weight: float
+    classifier_weight: float
+
+
+def wanted(config, class_names):
+    """Return the `Wanted` of config.sample."""
+    ids, count = parse_labels(config.sample.labels, class_names), config.sample.num_images
+    if not config.sample.labels.strip():
+        ids = spread(len(ids), count).tolist()  # all classes, or as many as there are images
+    return Wanted(tuple(ids), count, build.guidance_weight(config), config.guidance.classifier_weight)
+
+
+def open_set(model, workdir, wanted):
+    """Return the `SampleSet` of `wanted` images of a `Trained` model, kept below `workdir`."""
+    sample = model.config.sample
+    return SampleSet(
+        Path(workdir) / 'sample_sets',
+        describe(model.config, wanted),
+        identity(model, wanted),
+        make_labels(wanted.ids, wanted.count, order=sample.label_order, seed=sample.seed),
+        batch_size=sample.batch_size,
+        shard_images=sample.shard_images,
+    )
+
+
+def identity(model, wanted):
+    """Return what the images of a set depend on, apart from their number: a nested dict of plain values."""
+    plain = model.config.to_dict()
+    drawing = {key: plain['sample'][key] for key in ('sampler', 'num_steps', 'spacing', 'v', 'eta', 'clip_x', 'seed')}
+    weights = {'guidance_weight': wanted.weight, 'classifier_weight': wanted.classifier_weight}
+    guide = model.classifier
+    return {
+        'params': model.digest,
+        'code': code_digest(model.config),
+        'classifier_params': guide and guide.digest,
+        'classifier': guide and {**build.model_identity(guide.config), 'dtype': guide.config.model.dtype},
+        'model': build.model_identity(model.config)['model'],
+        'dtype': plain['model']['dtype'],
+        'diffusion': plain['diffusion'],
+        'sample': drawing,
+        'guidance': plain['guidance'] | weights,
+        'classes': list(wanted.ids),
+        'label_order': plain['sample']['label_order'],
+        'batch_size': plain['sample']['batch_size'],  # of the program that draws them
+    }
+
+
+def code_digest(config):
+    """Return text that changes with the code that draws: this project's, and the module of a user's own guidance.
+
+    Modules that the user's module imports are not looked at.
+    """
+    modules = [schedules, diffusion, guidance, samplers, blocks, unet, classifier, build, generate]
+    if ':' in config.guidance.function:
+        modules.append(importlib.import_module(config.guidance.function.rpartition(':')[0]))
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()
+
+
+def describe(config, wanted):
+    """Return a short name for files such as 'ancestral256_w0.3_seed0'.
+
+    It tells the guidance function, v and eta where they differ from the defaults.
+    """
+    usual, sample = default(), config.sample
+    name = f'{sample.sampler}{len(build.sampling_logsnrs(config))}'
+    if config.guidance.function != usual.guidance.function:
+        name += f'_{config.guidance.function.rpartition(":")[2]}'
+    noise = {'ancestral': 'v', 'ddim': 'eta'}[sample.sampler]
+    if sample[noise] != usual.sample[noise]:
+        name += f'_{noise}{sample[noise]:g}'
+    name += f'_w{wanted.weight:g}'
+    if config.guidance.classifier_workdir:
+        name += f'_classifier{wanted.classifier_weight:g}'
+    return f'{name}_seed{sample.seed}'
