@@ -8,22 +8,24 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
+from cfg_jax.typing import Array, Bool, Float, Float64, Int, Real
+
 _BLOCK = 4096  # rows converted to float64 at a time
 
 
-def _blocks(features, size=_BLOCK):
-    return (np.asarray(features[start : start + size], np.float64) for start in range(0, len(features), size))
+def _blocks(features):
+    return (np.asarray(features[start : start + _BLOCK], np.float64) for start in range(0, len(features), _BLOCK))
 
 
 # ---------------------------------------------------------------- Fréchet distance (Heusel et al. 2017, eq. 6)
 
 
-def frechet_distance(features_a, features_b):
+def frechet_distance(features_a: Real[Array, ' N *D'], features_b: Real[Array, ' M *D']) -> float:
     """Return |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^{1/2}) of Gaussians fitted to the features (covariance over N - 1)."""
     return gaussian_distance(*feature_statistics(features_a), *feature_statistics(features_b))
 
 
-def feature_statistics(features):
+def feature_statistics(features: Real[Array, ' N *F']) -> tuple[Float64[np.ndarray, ' D'], Float64[np.ndarray, 'D D']]:
     """Return (mean [D], covariance [D, D] over N - 1), float64, of [N, D] features; [N] is read as [N, 1]."""
     features = _as_rows(features)
     ((_, mean, covariance),) = _growing_statistics(features, np.arange(len(features)), [len(features)])
@@ -48,7 +50,12 @@ def _growing_statistics(features, order, sizes):
         yield stop, centre + mean, (scatter - stop * np.outer(mean, mean)) / (stop - 1)
 
 
-def gaussian_distance(mean_a, covariance_a, mean_b, covariance_b):
+def gaussian_distance(
+    mean_a: Float[Array, ' D'],
+    covariance_a: Float[Array, 'D D'],
+    mean_b: Float[Array, ' D'],
+    covariance_b: Float[Array, 'D D'],
+) -> float:
     """Return the squared Fréchet (2-Wasserstein) distance of two Gaussians.
 
     tr (Σa Σb)^{1/2} is the sum of the square roots of the eigenvalues of L^T Σa L, where Σb = L L^T. As that matrix is
@@ -79,7 +86,7 @@ def _root(covariance):
         return vectors * np.sqrt(np.maximum(values, 0.0))
 
 
-def check_enough(num_samples, num_features):
+def check_enough(num_samples: int, num_features: int) -> None:
     """Raise ValueError, with the reason, if there are too few samples for a Fréchet distance."""
     if num_samples <= num_features:
         raise ValueError(
@@ -88,7 +95,9 @@ def check_enough(num_samples, num_features):
         )
 
 
-def frechet_distance_error(features, mean, covariance):
+def frechet_distance_error(
+    features: Real[Array, ' N *F'], mean: Float[Array, ' D'], covariance: Float[Array, 'D D']
+) -> float:
     """Return the standard error of the Fréchet distance of N features to a fixed Gaussian.
 
     It equals, to first order in 1/N, that of a bootstrap over images with infinitely many resamples (the infinitesimal
@@ -116,11 +125,18 @@ class Extrapolation(NamedTuple):
 
     value: float
     slope: float
-    sizes: np.ndarray
-    distances: np.ndarray
+    sizes: Int[np.ndarray, ' P']
+    distances: Float64[np.ndarray, ' P']
 
 
-def extrapolated_frechet_distance(features, mean, covariance, *, num_points=6, seed=0):
+def extrapolated_frechet_distance(
+    features: Real[Array, ' N *F'],
+    mean: Float[Array, ' D'],
+    covariance: Float[Array, 'D D'],
+    *,
+    num_points: int = 6,
+    seed: int = 0,
+) -> Extrapolation:
     """Return the `Extrapolation` of the Fréchet distance to a Gaussian to N = infinity (Chong & Forsyth 2020).
 
     The plain distance is too large by about slope / N. The paper fits the line from N / 10 on, this function from
@@ -147,13 +163,13 @@ def extrapolated_frechet_distance(features, mean, covariance, *, num_points=6, s
 # ---------------------------------------------------------------- Inception score (Salimans et al. 2016)
 
 
-def inception_score(logits, *, num_splits):
+def inception_score(logits: Float[Array, 'N K'], *, num_splits: int) -> tuple[float, float]:
     """Return (mean, standard deviation) of exp E KL(p(y | x) || p(y)) over `num_splits` consecutive parts."""
     scores = [np.exp(divergences.mean()) for divergences in _divergences(logits, num_splits)]
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def inception_score_error(logits, *, num_splits):
+def inception_score_error(logits: Float[Array, 'N K'], *, num_splits: int) -> float:
     """Return the standard error of the score's mean over the parts, to first order a bootstrap's within each part."""
     variances = [
         np.exp(2.0 * divergences.mean()) * divergences.var() / len(divergences)
@@ -175,13 +191,15 @@ def _divergences(logits, num_splits):
 # ---------------------------------------------------------------- improved precision, recall (Kynkäänniemi et al. 2019)
 
 
-def precision_recall(generated, real, *, k=3):
+def precision_recall(generated: Real[Array, 'N D'], real: Real[Array, 'M D'], *, k: int = 3) -> tuple[float, float]:
     """Return (precision, recall): the fractions of the generated and the real features that are `manifold_members`."""
     precise, recalled = manifold_members(generated, real, k=k)
     return float(precise.mean()), float(recalled.mean())
 
 
-def manifold_members(generated, real, *, k=3):
+def manifold_members(
+    generated: Real[Array, 'N D'], real: Real[Array, 'M D'], *, k: int = 3
+) -> tuple[Bool[np.ndarray, ' N'], Bool[np.ndarray, ' M']]:
     """Return bool [N] and bool [M]: which features of each set lie in a k-nearest-neighbour ball of the other set.
 
     A feature's ball reaches to its k-th nearest neighbour in its own set. Its edge is inside, with a margin for
@@ -241,14 +259,21 @@ def _squared_distances(x, y, side):
 # ---------------------------------------------------------------- kernel distance (Bińkowski et al. 2018)
 
 
-def kernel_distance(features_a, features_b):
+def kernel_distance(features_a: Real[Array, 'N D'], features_b: Real[Array, 'M D']) -> float:
     """Return the unbiased squared MMD with the kernel (a·b / D + 1)³, over all features (no subsets)."""
     a, b = np.asarray(features_a), np.asarray(features_b)
     cross = sum(_kernel(x, y).sum() for x in _blocks(a) for y in _blocks(b)) / (len(a) * len(b))
     return float(_mean_off_diagonal(a) + _mean_off_diagonal(b) - 2.0 * cross)
 
 
-def kernel_distance_subsets(features_a, features_b, *, num_subsets=100, subset_size=1000, seed=0):
+def kernel_distance_subsets(
+    features_a: Real[Array, 'N D'],
+    features_b: Real[Array, 'M D'],
+    *,
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
     """Return (mean, standard deviation) of `kernel_distance` over random subsets of both, as papers report it."""
     a, b = np.asarray(features_a), np.asarray(features_b)
     if not 2 <= subset_size <= min(len(a), len(b)):
@@ -279,12 +304,12 @@ def _mean_off_diagonal(features):
 # ---------------------------------------------------------------- with labels
 
 
-def class_accuracy(logits, labels):
+def class_accuracy(logits: Float[Array, 'N K'], labels: Int[Array, ' N']) -> float:
     """Return the fraction of images that the judge assigns to the class they were generated for."""
     return float(np.mean(np.argmax(logits, axis=1) == labels))
 
 
-def within_class_spread(features, labels):
+def within_class_spread(features: Real[Array, 'N D'], labels: Int[Array, ' N']) -> float:
     """Return the mean over classes of the RMS distance of features to their class's mean; it falls with variety."""
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     spreads = [
