@@ -252,4 +252,4 @@ def test_accuracy_and_spread():
     assert metrics.class_accuracy(LOGITS, labels) == sklearn_metrics.accuracy_score(labels, LOGITS.argmax(1)) == 1
     assert metrics.class_accuracy(LOGITS[:4], np.where(np.arange(4) < 1, labels[:4], -1)) == 0.25
     features = np.array([[0.0, 0], [2, 0], [5, 5], [5, 11]])
-    assert metrics.within_class_spread(features, [0, 0, 7, 7]) == pytest.approx((1 + 3) / 2)
+    assert metrics.within_class_spread(features, np.array([0, 0, 7, 7])) == pytest.approx((1 + 3) / 2)
