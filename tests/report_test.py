@@ -478,6 +478,10 @@ def test_pointing_at_a_point_shows_its_numbers(chromium, file, width, size):
     assert chromium.evaluate("document.querySelectorAll('.point.active').length") == 7
     chromium.point_at('h1')
     assert chromium.evaluate("document.getElementById('tip').hidden")
+    # and the row's points in the charts
+    chromium.point_at('#results tr[data-row="3"] td')
+    marked = "[...document.querySelectorAll('.point.active')].map(point => point.dataset.row)"
+    assert chromium.evaluate(marked) == ['3'] * 7 and chromium.evaluate("document.getElementById('tip').hidden")
     assert chromium.errors == []
 
 
