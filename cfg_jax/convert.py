@@ -131,7 +131,7 @@ def _table(module, image_size, in_channels, new_attention_order):
             parameters = parameters[name]
         for leaf, (suffix, axes, ones) in _KINDS[kind].items():
             shape = parameters[leaf].shape
-            heads = _heads(module, shape[-1] // 3) if kind == 'qkv' and not new_attention_order else 0
+            heads = module.num_heads_at(shape[-1] // 3) if kind == 'qkv' and not new_attention_order else 0
             entries.append(_Entry(f'{openai}.{suffix}', (*path, leaf), shape, axes, ones, heads))
     if 'pool' in shapes:
         shape = shapes['pool']['position'].shape
@@ -148,10 +148,6 @@ def _shapes(module, image_size, in_channels):
         return module.init(jax.random.key(0), images, jnp.zeros(1), *labels)
 
     return jax.eval_shape(init)['params']
-
-
-def _heads(module, channels):
-    return channels // module.head_channels if module.head_channels else module.num_heads
 
 
 def openai_unet_params(state_dict, module, image_size, *, new_attention_order, in_channels=3):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cfg_jax.diffusion import to_unit_range
 from cfg_jax.evaluation.judges import Judge, Outputs
 
 
@@ -62,7 +63,7 @@ def train(images, labels, num_classes, *, num_steps=2000, seed=0, held_out=0.2):
     order = np.random.default_rng(seed).permutation(len(images))
     test, rest = np.split(order, [int(held_out * len(images))])
     sizes = {'num_classes': num_classes, 'num_steps': num_steps}
-    params = _train(_to_unit_range(images[rest]), labels[rest], jax.random.key(seed), **sizes)
+    params = _train(to_unit_range(images[rest]), labels[rest], jax.random.key(seed), **sizes)
     _, logits = judging(params, num_classes)(images[test])
     return params, float(np.mean(np.argmax(logits, axis=1) == labels[test]))
 
@@ -70,7 +71,7 @@ def train(images, labels, num_classes, *, num_steps=2000, seed=0, held_out=0.2):
 def judging(params, num_classes):
     """Return a function from uint8 images [N, H, W, C] to (features [N, 64], logits [N, num_classes]), numpy."""
     apply = jax.jit(Network(num_classes).apply)
-    return lambda images: tuple(np.asarray(out) for out in apply({'params': params}, _to_unit_range(images)))
+    return lambda images: tuple(np.asarray(out) for out in apply({'params': params}, to_unit_range(images)))
 
 
 def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None):
@@ -81,7 +82,3 @@ def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None):
     digest = hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest()
     judge = judging(params, num_classes)
     return Judge('digits', f'digits:sha256:{digest[:16]}', lambda images: Outputs(*judge(images)), True)
-
-
-def _to_unit_range(images):
-    return np.asarray(images, np.float32) / 127.5 - 1.0
