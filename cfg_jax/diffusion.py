@@ -252,13 +252,3 @@ def table_reverse(
     x = jnp.clip(x, -1.0, 1.0) if clip_x else x
     mean, _ = q_posterior(x, z, logsnr_t, logsnr_s)
     return x, mean, table_log_variance(logsnrs, t, prediction.v)
-
-
-def to_unit_range(images):
-    """Return uint8 [0, 255] as float32 [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(x):
-    """Return float [-1, 1] as uint8 [0, 255], rounded; values outside are clipped."""
-    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
