@@ -65,12 +65,14 @@ from cfg_jax.models.unet import UNet
 import jax, jax.numpy as jnp
 z, labels = jnp.zeros((2, 4, 4, 3)), jnp.zeros(2, jnp.int32)
 module = UNet(8, (1,), 1, num_groups=4, num_labels=2)
-params = jax.jit(module.init)(jax.random.key(0), z, jnp.zeros(2), labels)
-model = lambda z, logsnr, labels: diffusion.Prediction(module.apply(params, z, logsnr, labels))
-denoise = guidance.classifier_free(model, labels, 1.0, null_label=1)
-grid = schedules.logsnr_grid(schedules.cosine_logsnr, 2)
-x = jax.jit(lambda z: samplers.ddim(denoise, z, grid))(z)
-assert x.shape == z.shape
+params = jax.eval_shape(module.init, jax.random.key(0), z, jnp.zeros(2), labels)
+
+def sample(params, z):
+    model = lambda z, logsnr, labels: diffusion.Prediction(module.apply(params, z, logsnr, labels))
+    denoise = guidance.classifier_free(model, labels, 1.0, null_label=1)
+    return samplers.ddim(denoise, z, schedules.logsnr_grid(schedules.cosine_logsnr, 2))
+
+assert jax.eval_shape(sample, params, z).shape == z.shape
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
