@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import results
+from cfg_jax.evaluation import columns
 from cfg_jax.sampling.labels import parse_labels
 from tests import tiny
 
@@ -35,7 +35,7 @@ def test_the_whole_command(trained):
 
 def test_the_table(trained):
     text = (trained[0] / 'tradeoff.csv').read_text()
-    assert text.splitlines()[0] == ','.join(results.COLUMNS)
+    assert text.splitlines()[0] == ','.join(columns.TRADEOFF)
     rows = list(csv.DictReader(text.splitlines()))
     assert [float(row['guidance_weight']) for row in rows] == [0, 1]
     for row in rows:
