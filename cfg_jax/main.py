@@ -46,7 +46,7 @@ def run():
     except Preempted as stopped:
         the_job.end(PREEMPTED, str(stopped))
     except KeyboardInterrupt:
-        the_job.end(INTERRUPTED, 'stopped; rerun the same command to resume from the last checkpoint')
+        the_job.end(INTERRUPTED, 'stopped; rerun the same command to resume from what was saved')
     except Exception as error:
         the_job.crash(error)
 

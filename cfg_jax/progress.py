@@ -48,7 +48,7 @@ class Progress:
 
 @contextlib.contextmanager
 def shown(what):
-    """Context manager: print every 20 s for how long `what` has been running."""
+    """Return a context that prints every 20 s for how long `what` has been running."""
     finished, start = threading.Event(), time.monotonic()
 
     def show():

@@ -119,7 +119,8 @@ def spaced_timesteps(num_timesteps: int, spacing: str | int) -> list[int]:
     spacing: '250' (that many, evenly), 'ddim25' (a fixed stride, as in the DDIM paper) or '10,15,20' (that many from
     each of three equal sections). Raises UserError if the counts do not fit.
     """
-    wrong = f"spacing {spacing!r} does not fit {num_timesteps} timesteps; allowed: '250', 'ddim25' or '10,15,20'"
+    allowed = "'250', 'ddim25' or '10,15,20'"
+    wrong = f'config.sample.spacing is {spacing!r}; allowed for {num_timesteps} timesteps: {allowed}'
     spacing = str(spacing)
     try:
         if spacing.startswith('ddim'):

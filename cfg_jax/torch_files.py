@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cfg_jax import files
 from cfg_jax.errors import UserError
 
 # ---------------------------------------------------------------- the pickle: instructions for a dictionary of tensors
@@ -244,11 +245,10 @@ def _member(data, info):
     """Return the bytes of an archive member, which must be uncompressed and match its checksum."""
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
         raise ValueError(f'{info.filename!r} is compressed or encrypted; torch.save does neither')
-    header = bytes(data[info.header_offset : info.header_offset + 30])
-    if len(header) < 30 or header[:4] != b'PK\x03\x04':
+    header = bytes(data[info.header_offset :][: files.ZIP_HEADER_BYTES])
+    if len(header) < files.ZIP_HEADER_BYTES or header[:4] != b'PK\x03\x04':
         raise ValueError(f'{info.filename!r} is not at the position that the archive lists')
-    names = int.from_bytes(header[26:28], 'little') + int.from_bytes(header[28:30], 'little')
-    content = data[info.header_offset + 30 + names :][: info.file_size]
+    content = data[info.header_offset + files.zip_header_size(header) :][: info.file_size]
     # torch has an option to leave the checksum out
     if content.size != info.file_size or info.CRC not in (0, zlib.crc32(content)):
         raise ValueError(f'{info.filename!r} is damaged (checksum mismatch)')

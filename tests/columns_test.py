@@ -2,7 +2,7 @@
 
 import pytest
 
-from cfg_jax.evaluation import columns, figures, results, values
+from cfg_jax.evaluation import columns, results, values
 
 TRADEOFF = (
     *('guidance_weight', 'fid', 'inception_score', 'precision', 'recall', 'accuracy', 'spread', 'num_samples'),
@@ -23,12 +23,12 @@ RESULTS = (
 
 def test_files_keep_their_columns_and_their_order():
     """Spreadsheets and scripts of users read them by place."""
-    assert (results.COLUMNS, results.COSTS, results.RESULTS) == (TRADEOFF, COSTS, RESULTS)
+    assert (columns.TRADEOFF, columns.COSTS, columns.RESULTS) == (TRADEOFF, COSTS, RESULTS)
 
 
 def test_the_report_has_what_varies_and_what_is_measured():
     about = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', 'samples_sha256')
-    expected = tuple(name for name in results.RESULTS if not name.endswith('_error') and name not in about)
+    expected = tuple(name for name in columns.RESULTS if not name.endswith('_error') and name not in about)
     assert expected == columns.IN_REPORT
 
 
@@ -41,7 +41,7 @@ def test_the_summary_line():
 
 
 def test_curves_are_drawn_over_columns_with_a_symbol():
-    assert figures.SYMBOLS == {'guidance_weight': 'w', 'classifier_weight': 'c', 'num_steps': 'T'}
+    assert columns.SYMBOLS == {'guidance_weight': 'w', 'classifier_weight': 'c', 'num_steps': 'T'}
     assert columns.column('guidance_weight').axis == 'guidance weight w'
     assert columns.column('fid').axis == 'FID (Fréchet distance) ↓'
 
@@ -53,8 +53,8 @@ def test_a_column_that_is_not_in_the_table_is_shown_as_it_is():
 
 def test_tables_are_read_as_they_were_written(tmp_path):
     rows = [{'guidance_weight': 0.3, 'fid': 1.5, 'sampler': 'ddim', 'judge': 'digits:1', 'classifier_weight': 0.0}]
-    (tmp_path / 'tradeoff.csv').write_text(results.as_csv(rows, results.COLUMNS))
-    (tmp_path / 'costs.csv').write_text(results.as_csv(rows, results.COSTS))
+    (tmp_path / 'tradeoff.csv').write_text(results.as_csv(rows, columns.TRADEOFF))
+    (tmp_path / 'costs.csv').write_text(results.as_csv(rows, columns.COSTS))
     (row,) = results.read_curve(tmp_path)
     assert {key: row[key] for key in rows[0]} == rows[0]
     assert row['recall'] == pytest.approx(float('nan'), nan_ok=True) and row['reference_sha256'] == ''

@@ -168,7 +168,7 @@ class Global(str):
 
 
 class Call(tuple):
-    """(function, arguments)"""
+    """A call: (function, arguments)."""
 
 
 class Persistent(tuple):

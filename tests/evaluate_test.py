@@ -62,7 +62,9 @@ def test_a_reference_file_gives_the_numbers_of_the_data(tmp_path, real):
     with pytest.raises(UserError, match=r'images of \(16, 16, 1\), not \(8, 8, 1\) \(config\.eval\.reference\)'):
         judge(tmp_path, arrays, eval__reference=str(tmp_path / 'large.npz'))
     np.savez(tmp_path / 'wide.npz', mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(UserError, match=r'of 2048 features and the judge .digits. has 64 \(config\.eval\.reference\)'):
+    with pytest.raises(
+        UserError, match=r'has 2048 features, but the judge .digits. has 64 \(config\.eval\.reference\)'
+    ):
         judge(tmp_path, arrays, eval__reference=str(tmp_path / 'wide.npz'))
 
 
@@ -74,7 +76,7 @@ def test_a_folder_of_class_folders(tmp_path, real):
     (row,) = evaluate.run(config(tmp_path / 'images'), tmp_path)
     assert row['num_samples'] == 100 and row['accuracy'] > 0.8
     (tmp_path / 'images' / '3').rename(tmp_path / 'images' / 'cat')
-    with pytest.raises(UserError, match=r"class 'cat', which is none of the data set.*config\.eval\.samples"):
+    with pytest.raises(UserError, match=r"class 'cat', which the data set does not have.*config\.eval\.samples"):
         evaluate.run(config(tmp_path / 'images'), tmp_path)
 
 
@@ -121,8 +123,11 @@ def test_the_owners_columns_of_results_stay(tmp_path, real):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'eval__reference_images': 3}, r'3 real images have not 3 neighbours each \(config\.eval\.reference_images'),
-        ({'eval__nearest_k': 35, 'eval__reference_images': 30}, 'have not 35 neighbours'),
+        ({'eval__reference_images': 3}, r'more than 3 real images, and there are 3 \(config\.eval\.reference_images'),
+        (
+            {'eval__nearest_k': 35, 'eval__reference_images': 30},
+            '35 nearest neighbours need more than 35 real images, and there are 30',
+        ),
         ({'eval__folder': 'samples.npz'}, r'samples\.npz is not a folder \(config\.eval\.folder\)'),
     ],
 )
@@ -133,11 +138,11 @@ def test_settings_that_cannot_be(tmp_path, real, changes, message):
 
 def test_unlike_curves_are_not_drawn_together():
     here = {'num_samples': 40, 'judge': 'digits:1', 'reference_sha256': 'a'}
-    evaluate.check_comparable(tiny.config(eval__compare_with='.'), {**here, 'num_samples': 40.0}, here)
-    evaluate.check_comparable(tiny.config(eval__compare_with='.'), {'num_samples': 40.0}, here)
+    evaluate.check_comparable('.', {**here, 'num_samples': 40.0}, here)
+    evaluate.check_comparable('.', {'num_samples': 40.0}, here)
     for key, there in (('num_samples', 50.0), ('judge', 'inception:2'), ('reference_sha256', 'b')):
         with pytest.raises(UserError, match=rf"'\.' was measured with {key} {there}, not {here[key]}"):
-            evaluate.check_comparable(tiny.config(eval__compare_with='.'), {**here, key: there}, here)
+            evaluate.check_comparable('.', {**here, key: there}, here)
 
 
 DIGITS = np.round(load_digits().images * 15.9375).astype(np.uint8)[..., None]

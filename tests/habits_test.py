@@ -96,5 +96,5 @@ def test_the_names_that_contributing_gives_are_in_their_files():
         for path, text in re.findall(r'`([\w./]+)`: ((?:(?!`[\w./]+`: ).|\n)*)', '\n'.join(steps)):
             files = [ROOT / path] if (ROOT / path).is_file() else (ROOT / path).rglob('*.py')
             content = '\n'.join(file.read_text() for file in files)
-            for name in re.findall(r'`([A-Za-z_][\w.]*)', text):
+            for name in re.findall(r'`([A-Za-z_][\w.]*)[^/`]*`', text):
                 assert name.lower().startswith('name') or name in content, f'{path}: {name}'

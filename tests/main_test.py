@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import results
+from cfg_jax.evaluation import columns
 from cfg_jax.sampling.labels import parse_labels
 from tests import tiny
 
@@ -35,7 +35,7 @@ def test_the_whole_command(trained):
 
 def test_the_table(trained):
     text = (trained[0] / 'tradeoff.csv').read_text()
-    assert text.splitlines()[0] == ','.join(results.COLUMNS)
+    assert text.splitlines()[0] == ','.join(columns.TRADEOFF)
     rows = list(csv.DictReader(text.splitlines()))
     assert [float(row['guidance_weight']) for row in rows] == [0, 1]
     for row in rows:
@@ -175,7 +175,7 @@ BAD = {
     'an image that the levels do not halve': (
         ['--config.model.channel_mult=(1,1,1,1,1)'],
         # a tuple's flags add up: one level of tests.tiny's, and five
-        r'config\.data\.image_size is 8; it must be a multiple of 32: the 6 levels',
+        r'config\.data\.image_size is 8; it must be a multiple of 32: config\.model\.channel_mult has 6 levels',
     ),
     'an unknown sampler': (
         ['--config.sample.sampler=euler'],
@@ -184,6 +184,10 @@ BAD = {
     'an unknown guidance': (
         ['--mode=sample', '--config.guidance.function=nowhere:rule'],
         r'config\.guidance\.function.*nowhere',
+    ),
+    'an unknown guidance, before training': (
+        ['--config.guidance.function=foo'],
+        r"config\.guidance\.function is 'foo'; allowed: 'classifier_free', 'conditional', 'unconditional'",
     ),
     'a function that is no guidance': (
         ['--mode=sample', '--config.guidance.function=json:dumps'],

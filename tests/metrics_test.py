@@ -127,7 +127,7 @@ def test_frechet_distance_properties():
 
 
 def test_inception_score_against_sklearns_mutual_information():
-    """Where each image has one certain class, the score is exp of the entropy of the classes."""
+    """If each image has one certain class, the score is exp of the entropy of the classes."""
     classes = np.array([0] * 50 + [1] * 30 + [2] * 20)
     certain = 100.0 * np.eye(3)[classes]
     expected = np.exp(sklearn_metrics.mutual_info_score(classes, classes))

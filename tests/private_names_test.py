@@ -194,8 +194,11 @@ def test_orbax_waits_for_a_save_in_a_method_that_can_be_overridden(tmp_path, mon
     def fail(self):
         raise OSError('no room')
 
-    monkeypatch.setattr(ocp.CheckpointManager, '_wait_for_checkpointers', fail)
-    manager.save(2, args=ocp.args.StandardSave({'a': jax.numpy.ones(3)}))
-    with pytest.raises(OSError, match='no room'):
-        manager.wait_until_finished()
+    with monkeypatch.context() as patched:
+        patched.setattr(ocp.CheckpointManager, '_wait_for_checkpointers', fail)
+        manager.save(2, args=ocp.args.StandardSave({'a': jax.numpy.ones(3)}))
+        with pytest.raises(OSError, match='no room'):
+            manager.wait_until_finished()
     assert str(manager.failure) == 'no room'
+    ocp.CheckpointManager._wait_for_checkpointers(manager)
+    manager.close()

@@ -9,7 +9,7 @@ class Column:
 
     label: its name in tables. format: of its numbers, '' for text. better: 'lower', 'higher' or '' (neither).
     title: its name on an axis, if not the label. symbol: its sign, if curves may be drawn over it. error: True if
-    '<name>_error' holds its standard error. tradeoff: its place in tradeoff.csv. costs, report, printed: True if it
+    '<name>_error' holds its error. tradeoff: its place in tradeoff.csv. costs, report, printed: True if it
     stands in costs.csv, in the report, in the line printed for a row. results.csv has every column.
     """
 

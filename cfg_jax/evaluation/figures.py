@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cfg_jax import files
 from cfg_jax.evaluation import values
-from cfg_jax.evaluation.columns import SYMBOLS as SYMBOLS
-from cfg_jax.evaluation.columns import column
+from cfg_jax.evaluation.columns import SYMBOLS, column
 
 _PAD = 2  # pixels between images, before enlargement
 PALETTE = {  # by the names of report.css, which has other colours for dark pages

@@ -4,9 +4,7 @@ import csv
 import io
 
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import columns as table
-
-COLUMNS, COSTS, RESULTS = table.TRADEOFF, table.COSTS, table.RESULTS
+from cfg_jax.evaluation.columns import NUMERIC, RESULTS
 
 
 def as_csv(rows, columns):
@@ -23,7 +21,7 @@ def read_csv(path):
     """Read a file that `as_csv` wrote: a list of rows, with floats in the columns of numbers."""
     try:
         return [
-            {key: float(value or 'nan') if key in table.NUMERIC else value for key, value in row.items()}
+            {key: float(value or 'nan') if key in NUMERIC else value for key, value in row.items()}
             for row in csv.DictReader(path.read_text().splitlines())
         ]
     except (OSError, ValueError, csv.Error) as error:

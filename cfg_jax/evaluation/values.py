@@ -1,6 +1,6 @@
 """The values of rows: which are missing, how they are written, which are best.
 
-A row is a dict of numbers and texts. A value that is absent, None, '' or not finite is missing; the standard error of a
+A row is a dict of numbers and texts. A value that is absent, None, '' or not finite is missing; the error of a
 column stands under '<name>_error'.
 """
 
@@ -26,7 +26,7 @@ def has(row, *names):
 
 
 def error(row, name):
-    """Return the standard error of a column's value, 0 if it is unknown."""
+    """Return the error of a column's value, 0 if it is unknown."""
     return float(row[f'{name}_error']) if has(row, f'{name}_error') else 0.0
 
 

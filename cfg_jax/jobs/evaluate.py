@@ -83,7 +83,7 @@ def sweep(config):
     else:
         over, weight = 'guidance_weight', config.guidance.classifier_weight
         pairs = [(each, weight) for each in sorted(set(config.eval.guidance_weights))]
-    symbol = figures.SYMBOLS[over]
+    symbol = columns.SYMBOLS[over]
     return [Point(*pair, f'{symbol}={pair[over == "classifier_weight"]:g}') for pair in pairs], over
 
 
@@ -145,7 +145,7 @@ def draw_curve(model, workdir):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measuring:
-    """What the images of an evaluation are measured with.
+    """The scorer of an evaluation, with what its rows share.
 
     facts: columns that all rows share. other: the rows of config.eval.compare_with, or None.
     """
@@ -298,8 +298,8 @@ def match_classes(path, found, source):
 def write_tables(folder, suffix, former, sets, class_names):
     """Write tradeoff.csv and costs.csv of the `former` rows and the curve's, and the curve's accuracy_by_class.csv."""
     rows = former + [judged.row for judged in sets]
-    files.write(folder / 'tradeoff.csv', results.as_csv(rows, results.COLUMNS).encode())
-    files.write(folder / 'costs.csv', results.as_csv(rows, results.COSTS).encode())
+    files.write(folder / 'tradeoff.csv', results.as_csv(rows, columns.TRADEOFF).encode())
+    files.write(folder / 'costs.csv', results.as_csv(rows, columns.COSTS).encode())
     if sets[0].accuracies:
         by_class = [(judged.name, judged.accuracies) for judged in sets]
         table = results.accuracy_table(class_names, by_class)
@@ -309,7 +309,7 @@ def write_tables(folder, suffix, former, sets, class_names):
 def write_curve_pictures(config, folder, suffix, sets, real):
     """Write the pictures of a whole curve: the same noise at every weight, and the trade-off."""
     rows, (_, over) = [judged.row for judged in sets], sweep(config)
-    symbol = figures.SYMBOLS[over]
+    symbol = columns.SYMBOLS[over]
     names = [f'{symbol} = {row[over]:g}' for row in rows]
     grid = figures.grid([judged.first for judged in sets], names)
     figures.save_png(folder / f'samples{suffix}_over_{symbol}.png', grid)

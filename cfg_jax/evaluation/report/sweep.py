@@ -5,7 +5,7 @@ from cfg_jax.evaluation.values import has, is_missing, show
 
 
 class Sweep:
-    """What the curves are drawn over, and how they are told apart.
+    """The curves of an evaluation: the column they are drawn over, and the names that tell them apart.
 
     over: the column that varies along a curve, and `symbol` its sign. varies: False if no column does. curves: {name:
     indices of its rows, in the order of the weight}. styles: {name: number of its colour and marker}. naming: the
