@@ -19,7 +19,9 @@ float64 products, n = D:
 
 Measured (clock; peak; the cores shared with other work, so ratios are more reliable than seconds): statistics 3.9 s and
 0.8 GiB to 7.1 s and 1.4 GiB, with equal CPU time, as OpenBLAS's symmetric product is slower per operation; root 3.5 s
-to 27.4 s; FID 4.8 s to 26.7 s. @@PR@@
+to 27.4 s; FID 4.8 s to 26.7 s. precision_recall, on a machine seven times overloaded, so in seconds of the CPU: 314 s
+and 1.2 GiB (388 s and 1.4 GiB for the float32 tiles, settled in float64, that it replaced; equal for every feature).
+For 20,000 generated and 10,000 real: 84 s, scikit-learn 152 s, the tiles 99 s.
 """
 
 import argparse
