@@ -1,9 +1,9 @@
-"""OpenAI's ImageNet 64x64 model, imported and sampled at its full size, with random weights in its names and layout.
+"""Import and sample OpenAI's ImageNet 64x64 model at full size, with random weights under its names and in its layout.
 
     PYTHONPATH=. python benchmarks/adm64_import.py [--config=configs/adm64.py] [--steps=4] [--images=2]
 
-Writes a .pt file of 296M random numbers, then runs the two commands that a user would, and prints for each the seconds
-and the peak memory of its process. Needs 8 GB of disk and the test extra (whose writer of .pt files it uses).
+Writes a .pt file of 296M random numbers, runs the two commands that a user would, and prints the seconds and the peak
+memory of each. Needs 8 GB of disk and the test extra (it uses the tests' writer of .pt files).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tests.convert_test import tensor, torch_zip
 
 
 def random_checkpoint(config, path):
-    """Writes float32 N(0, 0.02²) for every tensor of the config's network; returns how many numbers that is."""
+    """Write float32 N(0, 0.02²) for every tensor of the config's network; return the number of parameters."""
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: 0.02 * random.standard_normal(leaf.shape, dtype=np.float32), shapes)

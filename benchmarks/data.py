@@ -1,12 +1,12 @@
-"""How fast 64x64 images reach a training step: this pipeline against PyTorch's DataLoader with Pillow.
+"""Measure how fast 64x64 images reach a training step: this pipeline against PyTorch's DataLoader with Pillow.
 
     python benchmarks/data.py --torch_python=/path/to/venv/bin/python     (a venv with torch, numpy and pillow)
 
-Both read the same PNG files, crops of scikit-learn's two photographs scaled to 64x64: from a folder, and this
-pipeline also from the ArrayRecord files that --mode=prepare makes of it. Both shuffle, decode, mirror at random and
-batch, uint8. Each measurement is a process of its own; rounds alternate, and medians are printed. "A core" is images
-per second of CPU time, of the process and its workers together. The last table holds the memory of the whole process
-tree as images go by. Without --torch_python the peer is left out.
+Both read the same PNG files, crops of scikit-learn's two photographs scaled to 64x64, from a folder; this pipeline also
+reads the ArrayRecord files that --mode=prepare makes of it. Both shuffle, decode, mirror at random and batch, uint8.
+Each measurement is a process of its own; rounds alternate, and medians are printed. "A core" is images per second of
+CPU time, of the process and its workers together. The last lines show the memory of the whole process tree as more
+images are read. Without --torch_python the peer is not measured.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BATCH = 256
 
 
 def make_folder(folder, count):
-    """`count` PNG files of 64x64 in ten class folders."""
+    """Write `count` PNG files of 64x64 in ten class folders."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_image
@@ -39,7 +39,7 @@ def make_folder(folder, count):
 
 
 def torch_batches(folder, workers):
-    """The peer: a map-style data set over the files, Pillow, and DataLoader. Epoch after epoch."""
+    """Yield the peer's batches, epoch after epoch: a map-style data set over the files, Pillow, and DataLoader."""
     import numpy as np
     import torch
     from PIL import Image
@@ -70,7 +70,7 @@ def torch_batches(folder, workers):
 
 
 def our_batches(folder, workers):
-    """This pipeline over a folder, or over the data set that was prepared from it."""
+    """Return this pipeline's batches of a folder, or of the data set that was prepared from it."""
     from absl import flags
 
     from cfg_jax.data import pipeline, sources
@@ -85,12 +85,12 @@ def our_batches(folder, workers):
 
 
 def process_tree():
-    """The pids of this process and everything it started."""
+    """Return the pids of this process and all its descendants."""
     parents = {}
     for path in Path('/proc').glob('[0-9]*/stat'):
         try:
             parents[int(path.parent.name)] = int(path.read_text().rsplit(')', 1)[1].split()[1])
-        except OSError:  # gone meanwhile
+        except OSError:  # the process has ended
             continue
     tree = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
@@ -99,7 +99,7 @@ def process_tree():
 
 
 def cpu_seconds():
-    """Of this process and its workers so far."""
+    """Return the CPU time of this process and its workers so far."""
     ticks = 0
     for pid in process_tree():
         fields = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
@@ -108,7 +108,7 @@ def cpu_seconds():
 
 
 def memory():
-    """Bytes that this process and its workers hold alone, or share in part (proportional set size)."""
+    """Return the memory of this process and its workers in bytes (proportional set size)."""
     total = 0
     for pid in process_tree():
         for line in Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines():
@@ -118,9 +118,9 @@ def memory():
 
 
 def measure(reader, folder, workers, images):
-    """Prints {'images_per_second', 'images_per_core_second', 'memory': [(images, bytes), ...]} as JSON."""
+    """Print {'images_per_second', 'images_per_core_second', 'memory': [(images, bytes), ...]} as JSON."""
     batches = iter((torch_batches if reader == 'torch' else our_batches)(folder, workers))
-    for _ in range(4):  # workers start, files are opened
+    for _ in range(4):  # while workers start and files are opened
         next(batches)
     start, cpu, seen, samples = time.perf_counter(), cpu_seconds(), 0, []
     while seen < images:
@@ -134,12 +134,14 @@ def measure(reader, folder, workers, images):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--torch_python', help='python of an environment with torch, numpy and pillow')
-    parser.add_argument('--folder', type=Path, default=Path('/tmp/cfg_jax_benchmark_data'), help='for the images')
+    parser.add_argument(
+        '--folder', type=Path, default=Path('/tmp/cfg_jax_benchmark_data'), help='where to put the images'
+    )
     parser.add_argument('--files', type=int, default=20_000, help='images on disk')
     parser.add_argument('--images', type=int, default=20_000, help='images read in one measurement')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--workers', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--memory_images', type=int, default=200_000, help='images read to watch memory; 0: not')
+    parser.add_argument('--memory_images', type=int, default=200_000, help='images read to measure memory; 0 skips it')
     parser.add_argument('--measure', nargs=2, metavar=('READER', 'FOLDER'), help=argparse.SUPPRESS)  # one process
     options = parser.parse_args()
     if options.measure:

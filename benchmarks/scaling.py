@@ -1,14 +1,14 @@
-r"""What grows with the number of devices and what does not: memory, what devices send each other, the host's work.
+r"""Tables of how memory, traffic between devices and the host's work depend on the number of devices.
 
-    PYTHONPATH=. python benchmarks/scaling.py memory     # bytes a device of parameters, EMA and optimizer state
+    PYTHONPATH=. python benchmarks/scaling.py memory     # bytes per device of parameters, EMA and optimizer state
     PYTHONPATH=. python benchmarks/scaling.py sent       # bytes that a device sends in a step, compiled for TPU v5e
     PYTHONPATH=. python benchmarks/scaling.py host       # Python calls and arrays of a process in a step
-    PYTHONPATH=. python benchmarks/scaling.py slices     # the plans behind the table of docs/slices.md
+    PYTHONPATH=. python benchmarks/scaling.py slices     # the plans in the table of docs/slices.md
 
-Without accelerators: memory is measured on virtual CPU devices for the digits and counted for ImageNet 64x64; what is
-sent is read from the programs that XLA compiles for slices of up to 256 chips (libtpu: pip install -e '.[tpu]'), for
-a small network, at 4 images a device; the host's work is counted in processes of their own.
-docs/scaling.md holds the tables, and docs/slices.md the last.
+None of it needs accelerators. Memory is measured on virtual CPU devices for the digits and counted for ImageNet 64x64.
+Traffic is read from the programs that XLA compiles for slices of up to 256 chips, for two networks with 4 images per
+device (needs libtpu: pip install -e '.[tpu]'). The host's work is counted in separate processes. docs/scaling.md shows
+the first three tables, docs/slices.md the last.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SMALL = {'model__num_groups': 32, 'model__dtype': 'bfloat16'}
 
 
 def child(what, *arguments, devices=1, **environment):
-    """Starts a part of this script as a process on so many virtual devices."""
+    """Start a part of this script as a process with this many virtual devices."""
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
     command = [sys.executable, __file__, what, '--child', *map(str, arguments)]
     variables = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags, **environment}
@@ -49,7 +49,7 @@ def child(what, *arguments, devices=1, **environment):
 
 
 def result(process):
-    """What a process of `child` printed last, read as JSON."""
+    """Return the last line that a process of `child` prints, read as JSON."""
     out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f'a process ended with {process.returncode}')
@@ -57,7 +57,7 @@ def result(process):
 
 
 def memory():
-    """Prints bytes a device, measured as arrays lie for the digits and counted for ImageNet 64x64."""
+    """Print bytes per device, measured from the arrays of the digits and counted for ImageNet 64x64."""
     measured = result(child('memory', devices=8))
     print('| devices | digits, whole | digits, fsdp | ImageNet 64, whole | ImageNet 64, fsdp |')
     print('| --- | --- | --- | --- | --- |')
@@ -88,9 +88,9 @@ def memory_child():
 
 
 def sent():
-    """Prints what a device sends, by kind of collective."""
+    """Print the bytes that a device sends, by kind of collective."""
     cases = [(channels, count) for channels, counts in WIDTHS.items() for count in counts]
-    print('| devices | | parameters | all-reduce | all-gather | reduce-scatter | other | in all |')
+    print('| devices | | parameters | all-reduce | all-gather | reduce-scatter | other | total |')
     print('| --- | --- | --- | --- | --- | --- | --- | --- |')
     for (channels, count), fsdp in itertools.product(cases, (False, True)):
         found = result(child('sent', count, int(fsdp), channels))
@@ -112,16 +112,16 @@ def sent_child(count, fsdp, channels):
     topology = f'v5e:{SLICES[count]}'
     changes = {'model__channels': channels, 'train__batch_size': 4 * count, 'train__fsdp': fsdp}
     config = tiny.config(**SMALL, **changes, plan__topology=topology)
-    aim = devices.target(topology, compiling=True)
-    aim = aim._replace(count=count, devices=aim.devices[:count])  # two chips: of a slice of four
-    made = plan.compiled_for(config, aim)
+    target = devices.target(topology, compiling=True)
+    target = target._replace(count=count, devices=target.devices[:count])  # two chips are half of a slice of four
+    made = plan.compiled_for(config, target)
     params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     print(json.dumps({'sent': made['sent'], 'parameters': sum(leaf.size for leaf in jax.tree.leaves(params))}))
 
 
 def host():
-    """Prints what a process does for a step: alone on several devices, and beside others with one device each."""
-    print('| processes | devices of each | Python calls | arrays sent to devices | bytes sent to devices |')
+    """Print what a process does for a step: alone with several devices, and among others with one device each."""
+    print('| processes | devices per process | Python calls | arrays sent to devices | bytes sent to devices |')
     print('| --- | --- | --- | --- | --- |')
     for processes, devices in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1)):
         job = [{}]
@@ -137,7 +137,6 @@ def host():
 
 
 def host_child():
-
     from cfg_jax import runtime
     from cfg_jax.distributed import join
 
@@ -175,11 +174,11 @@ def host_child():
     calls = round(pstats.Stats(profile).total_calls / steps)
     print(json.dumps({'calls': calls, 'arrays': len(shards), 'bytes': sum(shard.nbytes for shard in shards)}))
     if jax.process_count() > 1:
-        jax.distributed.shutdown()  # waits for the others, who would end with the first
+        jax.distributed.shutdown()  # waits for the others, which end when process 0 does
 
 
 def slices():
-    """Prints the row of each ImageNet config and TPU slice, estimated as `--mode=plan` does without compiling."""
+    """Print a row for each ImageNet config and TPU slice, estimated as by `--mode=plan` without compiling."""
     import jax
 
     jax.config.update('jax_platforms', 'cpu')
@@ -187,7 +186,8 @@ def slices():
     from cfg_jax.jobs import plan
     from cfg_jax.planning import devices, estimate
 
-    print('| config | FLOP in all | state | slice | images a chip | GiB a chip, estimated | step | days | chip-hours |')
+    columns = ('config', 'total FLOP', 'state', 'slice', 'images per chip', 'GiB per chip, estimated', 'step', 'days')
+    print(f'| {" | ".join(columns)} | chip-hours |')
     print('| --- | --- | --- | --- | --- | --- | --- | --- | --- |')
     for name, topologies in PLANNED.items():
         config = tiny.load_config(name)
@@ -195,29 +195,29 @@ def slices():
         state = sum(counted.state[False].values()) / 1e9
         first = f'`{name}.py`'
         for topology in topologies:
-            aim = devices.target(topology, compiling=False)
+            target = devices.target(topology, compiling=False)
             cost = counted._replace(
-                state={fsdp: plan.state_bytes(configs.changed(config, {'train.fsdp': fsdp}), aim.count)
+                state={fsdp: plan.state_bytes(configs.changed(config, {'train.fsdp': fsdp}), target.count)
                        for fsdp in (False, True)}
             )  # fmt: skip
-            changes = next(estimate.what_fits(plan.step_of(config), cost, aim))
+            changes = next(estimate.what_fits(plan.step_of(config), cost, target))
             fitting = configs.changed(config, changes)
-            need = sum(estimate.memory(plan.step_of(fitting), cost, aim.count).values()) / devices.GIB
+            need = sum(estimate.memory(plan.step_of(fitting), cost, target.count).values()) / devices.GIB
             rates = {'num_steps': config.train.num_steps, 'utilisation': config.plan.utilisation}
             (row,) = [
                 row
-                for row in estimate.variants(plan.step_of(fitting), cost, aim, **rates)
+                for row in estimate.variants(plan.step_of(fitting), cost, target, **rates)
                 if (row['fsdp'], row['remat']) == (fitting.train.fsdp, fitting.model.remat)
             ]
             seconds = row['days'] * 86400 / config.train.num_steps
-            total = row['flops'] * aim.count * config.train.num_steps
+            total = row['flops'] * target.count * config.train.num_steps
             start = f'{first} | {total:.1e} | {state:.1f} GB' if first else ' | | '
             with_them = ', '.join(f'{field.split(".")[1]}={value}' for field, value in changes.items())
-            memory = f'{need:.1f} of {aim.memory / devices.GIB:.1f}' + (f' with {with_them}' if changes else '')
+            memory = f'{need:.1f} of {target.memory / devices.GIB:.1f}' + (f' with {with_them}' if changes else '')
             kind, shape = topology.split(':')
             kind = {'v5e': 'v5litepod'}.get(kind, kind)
             print(
-                f'| {start} | `{kind}-{aim.count}` ({shape}) | {config.train.batch_size // aim.count} | {memory} '
+                f'| {start} | `{kind}-{target.count}` ({shape}) | {config.train.batch_size // target.count} | {memory} '
                 f'| {seconds:.2f} s | {row["days"]:.1f} | {round(row["hours"], -1):,.0f} |',
                 flush=True,
             )

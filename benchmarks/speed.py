@@ -1,14 +1,14 @@
-"""Training step and sampler on this machine, before and after the measures that cfg_jax takes for CPUs.
+"""Time the training step and the sampler on this machine, without and with cfg_jax's optimisations for CPUs.
 
     python benchmarks/speed.py [--rounds=3] [--models=digits,unet8m]
 
-Three variants, each in a process of its own, taken in turn so that a drifting machine hits all alike:
-    plain      flax's GroupNorm, XLA's default flags
-    flag       and XLA's flag of cfg_jax.runtime
-    two-stage  and cfg_jax's GroupNorm: sums over each channel's pixels first, over a group's channels second
+Three variants, each in a process of its own, run in turn so that a machine that changes its speed affects all alike:
+    plain      Flax's GroupNorm and XLA's default flags
+    flag       plain, with the XLA flag of cfg_jax.runtime
+    two-stage  flag, with cfg_jax's GroupNorm: sums over each channel's pixels first, then over a group's channels
 Two models: `digits` (configs/digits.py, batch 64; sampling 200 images in a doubled batch) and `unet8m` (ADM-shaped, 64
 channels, mult 1,2,2, two blocks, 32x32, batch 16, 8.2M parameters; sampling: one network evaluation of a doubled
-batch of 16). Medians over the rounds.
+batch of 16). The printed figures are medians over the rounds.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def unet8m_config():
 
 
 def measure(model, variant):
-    """One process's figures: seconds of compiling and of a step, for training and for sampling one step."""
+    """Return one process's figures: seconds to compile and per step, for training and for sampling."""
     if variant == 'plain':
         os.environ['XLA_FLAGS'] = ''
     else:

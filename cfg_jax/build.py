@@ -1,4 +1,4 @@
-"""From a config to the parts that it names: data, schedule, network, loss, optimizer, training step, sampler."""
+"""Building the parts that a config names: data, schedule, network, loss, optimizer, training step, sampler."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: OpenAI's guided-diffusion checkpoints (ADM) to flax parameters and back, and safetensors."""
+"""Conversion of weights: OpenAI's guided-diffusion checkpoints (ADM) to flax parameters and back, and safetensors."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,10 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cfg_jax import files
 from cfg_jax.errors import UserError
-from cfg_jax.torch_files import load_openai_state_dict, unreadable
+from cfg_jax.torch_files import load_openai_state_dict, mismatches, unreadable
 
 __all__ = [
     'load_openai_state_dict',
@@ -20,14 +21,15 @@ __all__ = [
     'save_safetensors',
 ]
 
-# ---------------------------------------------------------------- ADM's names: one table
+# ---------------------------------------------------------------- one table of OpenAI's names and ours
 
 
 class _Entry(NamedTuple):
-    """One tensor: its name there, its path here, and what lies between the layouts.
+    """One tensor: OpenAI's name for it, its path in the flax parameters, and how the two layouts differ.
 
-    shape: here. axes: the transposition from there to here. ones: trailing axes of length one there (1x1 convolutions).
-    heads: not 0 where the first axis there is (head, q/k/v, channel), the legacy order; here: (q/k/v, head, channel).
+    shape: in flax. axes: the transposition from OpenAI's layout to flax's. ones: trailing axes of length one in
+    OpenAI's layout (1x1 convolutions). heads: number of heads where OpenAI's first axis is (head, q/k/v, channel), the
+    legacy order, else 0; flax's is always (q/k/v, head, channel).
     """
 
     name: str
@@ -47,7 +49,7 @@ class _Entry(NamedTuple):
         array = np.asarray(array, np.float32).reshape(array.shape[: array.ndim - self.ones])
         if self.heads:
             array = array.reshape(self.heads, 3, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
-        return np.array(array.transpose(self.axes or range(array.ndim)), order='C')  # a copy: the file may be let go
+        return np.array(array.transpose(self.axes or range(array.ndim)), order='C')  # a copy: the file can be closed
 
     def to_openai(self, array):
         array = np.asarray(array, np.float32).transpose(self.inverse_axes())
@@ -56,7 +58,7 @@ class _Entry(NamedTuple):
         return np.array(array.reshape(self.openai_shape()), order='C')
 
 
-# kind of layer -> {name here: (name there, axes, ones)}
+# kind of layer -> {flax's name: (OpenAI's name, axes, ones)}
 _BIAS = {'bias': ('bias', None, 0)}
 _KINDS = {
     'dense': {'kernel': ('weight', (1, 0), 0), **_BIAS},
@@ -66,7 +68,7 @@ _KINDS = {
     'norm': {'scale': ('weight', None, 0), **_BIAS},
     'embed': {'embedding': ('weight', None, 0)},
 }
-# kind of block -> (name there, name here, kind of layer)
+# kind of block -> (OpenAI's name, flax's name, kind of layer)
 _BLOCKS = {
     'res': (
         ('in_layers.0', 'norm_in', 'norm'), ('in_layers.2', 'conv_in', 'conv'), ('emb_layers.1', 'embedding', 'dense'),
@@ -78,7 +80,7 @@ _BLOCKS = {
 
 
 def _layers(module, shapes):
-    """(name there, path here, kind of layer) of every layer, for a UNet or a NoisyClassifier with these parameters."""
+    """Yield (OpenAI's name, flax path, kind) of every layer of a UNet or NoisyClassifier with these parameters."""
     yield from (('time_embed.0', ('time_in',), 'dense'), ('time_embed.2', ('time_out',), 'dense'))
     if 'label' in shapes:
         yield 'label_emb', ('label',), 'embed'
@@ -93,7 +95,7 @@ def _layers(module, shapes):
 
 
 def _blocks(module, shapes):
-    """(name there, name here, kind of block). There, the blocks of each half are counted through all levels."""
+    """Yield (OpenAI's name, flax name, kind) of every block. OpenAI numbers each half's blocks across all levels."""
     levels = range(len(module.channel_mult))
     number = 1
     for level in levels:
@@ -120,7 +122,7 @@ def _numbered(prefix, names, shapes):
 
 
 def _table(module, image_size, in_channels, new_attention_order):
-    """[_Entry] for a UNet or a NoisyClassifier on images of this size; ValueError unless it covers every parameter."""
+    """Return [_Entry] for a UNet or NoisyClassifier on images of this size; ValueError if it misses a parameter."""
     shapes = _shapes(module, image_size, in_channels)
     entries = []
     for openai, path, kind in _layers(module, shapes):
@@ -129,13 +131,13 @@ def _table(module, image_size, in_channels, new_attention_order):
             parameters = parameters[name]
         for leaf, (suffix, axes, ones) in _KINDS[kind].items():
             shape = parameters[leaf].shape
-            heads = _heads(module, shape[-1] // 3) if kind == 'qkv' and not new_attention_order else 0
+            heads = module.num_heads_at(shape[-1] // 3) if kind == 'qkv' and not new_attention_order else 0
             entries.append(_Entry(f'{openai}.{suffix}', (*path, leaf), shape, axes, ones, heads))
     if 'pool' in shapes:
         shape = shapes['pool']['position'].shape
         entries.append(_Entry('out.2.positional_embedding', ('pool', 'position'), shape, (1, 0)))
     if len(entries) != len(jax.tree.leaves(shapes)):
-        raise ValueError(f'{type(module).__name__} has parameters that the table of names does not know')
+        raise ValueError(f'{type(module).__name__} has parameters that are not in the table of names')
     return entries
 
 
@@ -148,72 +150,55 @@ def _shapes(module, image_size, in_channels):
     return jax.eval_shape(init)['params']
 
 
-def _heads(module, channels):
-    return channels // module.head_channels if module.head_channels else module.num_heads
-
-
 def openai_unet_params(state_dict, module, image_size, *, new_attention_order, in_channels=3):
-    """guided-diffusion's UNetModel -> params for `module`, a `UNet`: nested dict of float32 arrays.
+    """Convert the state dict of a guided-diffusion UNetModel to parameters of `module`, a `UNet`.
 
-    state_dict: {name: array}. new_attention_order: as it was trained; of ADM's networks that at 64x64 has it.
-    The orders have the same shapes: the wrong one goes unnoticed here and spoils the images.
-    Raises UserError, naming what is missing, surplus or of another shape.
+    state_dict: {name: array}. new_attention_order: the order it was trained with; of ADM's networks only the 64x64 UNet
+    has the new one. Both orders have the same shapes: the wrong one is not detected here, and spoils the images.
+    Returns a nested dict of float32 arrays. Raises UserError naming tensors that are missing, surplus or misshapen.
     """
     return _params(state_dict, _table(module, image_size, in_channels, new_attention_order))
 
 
 def openai_classifier_params(state_dict, module, image_size, *, new_attention_order=False, in_channels=3):
-    """guided-diffusion's EncoderUNetModel with attention pooling -> params for `module`, a `NoisyClassifier`.
+    """Convert the state dict of a guided-diffusion EncoderUNetModel to parameters of `module`, a `NoisyClassifier`.
 
-    ADM's classifiers all have the legacy order (the pool itself never has). Raises as `openai_unet_params`.
+    Its pool must be an attention pool. ADM's classifiers all have the legacy order (the pool itself always has the
+    new one). Returns and raises as `openai_unet_params`.
     """
     return _params(state_dict, _table(module, image_size, in_channels, new_attention_order))
 
 
 def openai_state_dict(params, module, image_size, *, new_attention_order, in_channels=3):
-    """The inverse of both: params of a `UNet` or `NoisyClassifier` -> {guided-diffusion's name: float32 array}."""
-    flat = _flatten(params)
+    """Convert parameters of a `UNet` or `NoisyClassifier` back to {guided-diffusion's name: float32 array}."""
+    flat = flatten_dict(params)
     entries = _table(module, image_size, in_channels, new_attention_order)
-    return {entry.name: entry.to_openai(flat['/'.join(entry.path)]) for entry in entries}
+    return {entry.name: entry.to_openai(flat[entry.path]) for entry in entries}
 
 
 def _params(state_dict, entries):
-    if problems := _problems(state_dict, entries):
+    if problems := mismatches(state_dict, {entry.name: entry.openai_shape() for entry in entries}):
         shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
-        raise UserError(f'the checkpoint is not of this network ({len(problems)} of its tensors do not fit): {shown}')
-    return _unflatten({entry.path: entry.to_flax(state_dict[entry.name]) for entry in entries})
+        raise UserError(f'the checkpoint does not fit this network ({len(problems)} tensors differ): {shown}')
+    return unflatten_dict({entry.path: entry.to_flax(state_dict[entry.name]) for entry in entries})
 
 
-def _problems(state_dict, entries):
-    """One text for each tensor that is missing, surplus, or of another shape or kind of number."""
-    problems = [f'{entry.name} is missing' for entry in entries if entry.name not in state_dict]
-    expected = {entry.name for entry in entries}
-    problems += [f'{ascii(name)[1:-1][:80]} is surplus' for name in state_dict if name not in expected]
-    for entry in entries:
-        array = state_dict.get(entry.name)
-        if array is not None and array.shape != entry.openai_shape():
-            problems.append(f'{entry.name} has the shape {array.shape}, this network {entry.openai_shape()}')
-        elif array is not None and array.dtype.kind != 'f':
-            problems.append(f'{entry.name} holds {array.dtype}, not floating-point numbers')
-    return problems
-
-
-# ---------------------------------------------------------------- safetensors: our own parameters, for others
+# ---------------------------------------------------------------- safetensors: our own parameters, for other programs
 
 _MAX_DEPTH = 32
 
 
 def save_safetensors(path, params, metadata=None):
-    """Writes params (nested dict of arrays) as float32 under names joined by '/', whole or not at all.
+    """Write params (nested dict of arrays) as float32 under names joined by '/'; an error leaves no partial file.
 
-    metadata: {str: str}. Raises UserError where the file cannot be written.
+    metadata: {str: str}. Raises UserError if the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path = Path(path)
-    # C order: safetensors writes the bytes as they lie
-    arrays = {name: np.asarray(leaf, np.float32, order='C') for name, leaf in _flatten(params).items()}
+    # C order: safetensors writes the buffer without regard to strides
+    arrays = {name: np.asarray(leaf, np.float32, order='C') for name, leaf in flatten_dict(params, sep='/').items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.whole(path) as temporary:
@@ -223,9 +208,9 @@ def save_safetensors(path, params, metadata=None):
 
 
 def load_safetensors(path):
-    """(params, metadata) of a file of `save_safetensors`: nested dict of float32 arrays, {str: str}.
+    """Read a file of `save_safetensors`: (params, a nested dict of float32 arrays; metadata, {str: str}).
 
-    Raises UserError where the file is missing, damaged, or holds other than floating-point numbers.
+    Raises UserError if the file is missing or damaged, or holds anything but floating-point numbers.
     """
     from safetensors import safe_open
 
@@ -233,31 +218,18 @@ def load_safetensors(path):
         with safe_open(path, framework='numpy') as file:
             flat = {tuple(name.split('/')): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
+        _check_names(flat)
         if odd := [path for path, array in flat.items() if array.dtype.kind != 'f']:
-            raise ValueError(f'{"/".join(odd[0])[:80]!r} holds no floating-point numbers')
-        return _unflatten({path: np.asarray(array, np.float32) for path, array in flat.items()}), metadata
-    except Exception as error:  # the library raises a good many kinds, and says so nowhere
+            raise ValueError(f'{"/".join(odd[0])[:80]!r} does not hold floating-point numbers')
+        return unflatten_dict({path: np.asarray(array, np.float32) for path, array in flat.items()}), metadata
+    except Exception as error:  # the library raises many kinds of exception, none of them documented
         raise unreadable(path, error, 'a .safetensors file of floating-point numbers') from error
 
 
-def _flatten(params):
-    """Nested dict -> {'a/b/c': leaf}."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {'/'.join(str(step.key) for step in path): leaf for path, leaf in leaves}
-
-
-def _unflatten(flat):
-    """{(a, b, c): leaf} -> nested dict."""
-    tree = {}
-    for path, leaf in flat.items():
+def _check_names(flat):
+    """Raise ValueError if a path is too deep, or continues below an array: flax's unflatten_dict checks neither."""
+    for path in flat:
         if len(path) > _MAX_DEPTH:
             raise ValueError(f'a name has more than {_MAX_DEPTH} levels')
-        node = tree
-        for step in path[:-1]:
-            node = node.setdefault(step, {})
-            if not isinstance(node, dict):
-                raise ValueError(f'{"/".join(path)[:80]!r} lies below an array')
-        if path[-1] in node:
-            raise ValueError(f'{"/".join(path)[:80]!r} is there twice')
-        node[path[-1]] = leaf
-    return tree
+        if any(path[:depth] in flat for depth in range(1, len(path))):
+            raise ValueError(f'the name {"/".join(path)[:80]!r} continues that of another array')

@@ -1,66 +1,121 @@
-"""The forward process q and its posteriors, in terms of λ = log SNR (CFG paper, section 2).
+"""The forward process q and its posteriors, in terms of λ = log SNR.
 
-z = alpha x + sigma eps with alpha² = sigmoid(λ), sigma² = sigmoid(-λ). Every function takes λ as a scalar or one per
-image ([B]) and broadcasts it over the remaining axes of the images it comes with.
+z = alpha x + sigma eps with alpha² = sigmoid(λ), sigma² = sigmoid(-λ). Steps go from λ_t to λ_s, λ_t < λ_s. λ is a
+scalar or one per image ([B]), and broadcasts over the remaining axes of the images it comes with. Equations are the CFG
+paper's where no other is named.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from cfg_jax.typing import Array, Float, Float32, Int, PerImage, Real, Scalar, UInt8
 
 
 class Prediction(NamedTuple):
-    """What a denoiser returns for z at λ.
+    """A denoiser's output for z at λ.
 
     eps: the predicted noise, shape of z.
-    v: learned interpolation of the log-variance in [0, 1] (shape of z), or None where the sampler's constant holds.
+    v: learned interpolation of the log-variance in [0, 1] (shape of z), or None to use the sampler's constant.
     """
 
-    eps: jax.Array
-    v: jax.Array | None = None
+    eps: Float[Array, ' B *D']
+    v: Float[Array, ' B *D'] | None = None
 
 
-def broadcast_to_images(value, images):
-    """`value`, a scalar or [B], with trailing axes so that it broadcasts against images [B, ...]."""
+Schedule = Callable[[Scalar | Float[Array, '*S']], Float[Array, '*S']]  # u -> λ
+# denoise(z, λ), model(z, λ, labels), and mean_shift(z, λ_t, variance), which a sampler adds to the posterior mean
+Denoiser = Callable[[Float[Array, ' B *D'], Float[Array, ' B']], Prediction]
+Model = Callable[[Float[Array, ' B *D'], Float[Array, ' B'], Int[Array, ' B']], Prediction]
+MeanShift = Callable[[Float[Array, ' B *D'], Float[Array, ' B'], Scalar | Float[Array, '...']], Float[Array, ' B *D']]
+
+
+def broadcast_to_images(value: Scalar | Real[Array, '...'], images: Real[Array, '...']) -> Real[Array, '...']:
+    """Return `value`, a scalar or [B], with trailing axes so that it broadcasts against images [B, ...]."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (images.ndim - value.ndim)) if value.ndim else value
 
 
-def alpha_sigma(logsnr):
-    """(alpha, sigma) = (sqrt(sigmoid(λ)), sqrt(sigmoid(-λ))), each of λ's shape. The only place they are computed."""
+# ---------------------------------------------------------------- 8-bit images and [-1, 1] (DDPM, section 3.3)
+
+
+def to_unit_range(images: UInt8[Array, '*S']) -> Float32[Array, '*S']:
+    """Convert uint8 [0, 255] to float32 [-1, 1]; numpy stays numpy."""
+    return images.astype(np.float32) / 127.5 - 1.0
+
+
+def to_uint8(x: Float[Array, '*S']) -> UInt8[Array, '*S']:
+    """Convert float [-1, 1] to uint8 [0, 255], rounded and clipped; numpy stays numpy."""
+    return ((x + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- eq. 1: alpha² = sigmoid(λ), sigma² = sigmoid(-λ)
+
+
+def alpha_sigma(logsnr: Scalar | Float[Array, '*S']) -> tuple[Float[Array, '*S'], Float[Array, '*S']]:
+    """Return (alpha, sigma), each of λ's shape. The only place they are computed."""
     return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
-# ---------------------------------------------------------------- eq. 1: q(z_λ | x), and its inverses
+def log_alpha2(logsnr: Scalar | Float[Array, '*S']) -> Float[Array, '*S']:
+    """Return log alpha², which keeps its digits where alpha is tiny. Shape of λ."""
+    return jax.nn.log_sigmoid(logsnr)
 
 
-def q_sample(x, eps, logsnr):
-    """z = alpha x + sigma eps."""
+def log_sigma2(logsnr: Scalar | Float[Array, '*S']) -> Float[Array, '*S']:
+    """Return log sigma², which keeps its digits where sigma is tiny. Shape of λ."""
+    return jax.nn.log_sigmoid(-logsnr)
+
+
+# ---------------------------------------------------------------- eq. 1: q(z_λ | x) = N(alpha x, sigma²)
+
+
+def q_sample(x: Float[Array, ' B *D'], eps: Float[Array, ' B *D'], logsnr: PerImage) -> Float[Array, ' B *D']:
+    """Return z = alpha x + sigma eps."""
     alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, x))
     return alpha * x + sigma * eps
 
 
-def predict_x(z, eps, logsnr):
-    """x = (z - sigma eps) / alpha."""
+# ---------------------------------------------------------------- section 2: x = (z - sigma eps) / alpha
+
+
+def predict_x(z: Float[Array, ' B *D'], eps: Float[Array, ' B *D'], logsnr: PerImage) -> Float[Array, ' B *D']:
+    """Return x = (z - sigma eps) / alpha."""
     alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
     return (z - sigma * eps) / alpha
 
 
-def predict_eps(z, x, logsnr):
-    """eps = (z - alpha x) / sigma."""
+def predict_eps(z: Float[Array, ' B *D'], x: Float[Array, ' B *D'], logsnr: PerImage) -> Float[Array, ' B *D']:
+    """Return eps = (z - alpha x) / sigma."""
     alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
     return (z - alpha * x) / sigma
 
 
-def velocity(x, eps, logsnr):
-    """v = alpha eps - sigma x (Salimans & Ho 2022): the third parameterisation."""
+def clip_prediction(prediction: Prediction, z: Float[Array, ' B *D'], logsnr: PerImage) -> Prediction:
+    """Return the prediction whose eps fits its x clipped to [-1, 1].
+
+    ADM's classifier-guided DDIM clips before it guides and not after: guide a denoiser clipped so, clip_x=False.
+    """
+    x = jnp.clip(predict_x(z, prediction.eps, logsnr), -1.0, 1.0)
+    return prediction._replace(eps=predict_eps(z, x, logsnr))
+
+
+# ---------------------------------------------------------------- v = alpha eps - sigma x (Salimans & Ho 2022, sec. 4)
+
+
+def velocity(x: Float[Array, ' B *D'], eps: Float[Array, ' B *D'], logsnr: PerImage) -> Float[Array, ' B *D']:
+    """Return v = alpha eps - sigma x, the third parameterisation."""
     alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, x))
     return alpha * eps - sigma * x
 
 
-def network_eps(output, z, logsnr, prediction):
-    """eps from a network's output, which is 'eps', 'x' or 'v' (velocity)."""
+def network_eps(
+    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, prediction: str
+) -> Float[Array, ' B *D']:
+    """Return eps from a network's output, which is 'eps', 'x' or 'v' (velocity)."""
     if prediction == 'eps':
         return output
     if prediction == 'x':
@@ -71,72 +126,91 @@ def network_eps(output, z, logsnr, prediction):
     raise ValueError(f"prediction is {prediction!r}; allowed: 'eps', 'x', 'v'")
 
 
-def clip_prediction(prediction, z, logsnr):
-    """The prediction whose eps fits its x clipped to [-1, 1].
-
-    ADM's classifier-guided DDIM clips before it guides and not after: guide a denoiser clipped so, clip_x=False.
-    """
-    x = jnp.clip(predict_x(z, prediction.eps, logsnr), -1.0, 1.0)
-    return prediction._replace(eps=predict_eps(z, x, logsnr))
+# ---------------------------------------------------------------- section 2: ∇_z log p(z_λ) = -eps / sigma
 
 
-def split_variance(output):
-    """A network's output [..., 2C] -> (its first C channels, v = (the last C + 1) / 2) (IDDPM, eq. 15)."""
-    prediction, variance = jnp.split(output, 2, axis=-1)
-    return prediction, (variance + 1.0) / 2.0
+def score(eps: Float[Array, ' B *D'], logsnr: PerImage) -> Float[Array, ' B *D']:
+    """Return the score that eps estimates. It is linear: a difference of eps gives the difference of scores."""
+    _, sigma = alpha_sigma(broadcast_to_images(logsnr, eps))
+    return -eps / sigma
 
 
-# ---------------------------------------------------------------- eq. 3: q(z_s | z_t, x); eq. 4: the reverse process
+# ---------------------------------------------------------------- eq. 2: q(z_t | z_s) = N((αt/αs) z_s, σ²_{t|s})
 
 
-def q_posterior(x, z_t, logsnr_t, logsnr_s):
-    """(mean, variance) of q(z_s | z_t, x), λ_t < λ_s; the variance broadcasts against the mean (eq. 3).
+def one_minus_ratio(
+    logsnr_t: Scalar | Float[Array, '...'], logsnr_s: Scalar | Float[Array, '...']
+) -> Float[Array, '...']:
+    """Return 1 - e^{λt-λs}, without cancellation; the arguments broadcast together."""
+    return -jnp.expm1(logsnr_t - logsnr_s)
+
+
+def q_transition(
+    logsnr_t: Scalar | Float[Array, '*S'], logsnr_s: Scalar | Float[Array, '*S']
+) -> tuple[Float[Array, '*S'], Float[Array, '*S']]:
+    """Return (scale of z_s in the mean, variance): alpha_t / alpha_s and σ²_{t|s} = (1 - e^{λt-λs}) sigma_t²."""
+    (alpha_t, sigma_t), (alpha_s, _) = alpha_sigma(logsnr_t), alpha_sigma(logsnr_s)
+    return alpha_t / alpha_s, one_minus_ratio(logsnr_t, logsnr_s) * sigma_t**2
+
+
+# ---------------------------------------------------------------- eq. 3: q(z_s | z_t, x)
+
+
+def q_posterior(
+    x: Float[Array, ' B *D'], z_t: Float[Array, ' B *D'], logsnr_t: PerImage, logsnr_s: PerImage
+) -> tuple[Float[Array, ' B *D'], Float[Array, '...']]:
+    """Return (mean, variance) of q(z_s | z_t, x), λ_t < λ_s; the variance broadcasts against the mean.
 
     mean = e^{λt-λs} (alpha_s / alpha_t) z_t + (1 - e^{λt-λs}) alpha_s x,  variance = (1 - e^{λt-λs}) sigma_s².
     """
     logsnr_t, logsnr_s = broadcast_to_images(logsnr_t, z_t), broadcast_to_images(logsnr_s, z_t)
-    ratio = jnp.exp(logsnr_t - logsnr_s)
-    one_minus_ratio = -jnp.expm1(logsnr_t - logsnr_s)
+    ratio, rest = jnp.exp(logsnr_t - logsnr_s), one_minus_ratio(logsnr_t, logsnr_s)
     alpha_t, _ = alpha_sigma(logsnr_t)
     alpha_s, sigma_s = alpha_sigma(logsnr_s)
-    mean = ratio * (alpha_s / alpha_t) * z_t + one_minus_ratio * alpha_s * x
-    return mean, one_minus_ratio * sigma_s**2
+    mean = ratio * (alpha_s / alpha_t) * z_t + rest * alpha_s * x
+    return mean, rest * sigma_s**2
 
 
-def reverse_variance(logsnr_t, logsnr_s, v):
-    """(σ~²)^{1-v} (σ²_{t|s})^v: between q(z_s | z_t, x)'s variance (v=0) and q(z_t | z_s)'s (v=1) (eq. 4).
+# ---------------------------------------------------------------- eq. 4: the variance (σ~²)^{1-v} (σ²_{t|s})^v
+
+
+def reverse_variance(
+    logsnr_t: Scalar | Float[Array, '...'], logsnr_s: Scalar | Float[Array, '...'], v: Scalar | Float[Array, '...']
+) -> Float[Array, '...']:
+    """Return (σ~²)^{1-v} (σ²_{t|s})^v: between q(z_s | z_t, x)'s variance (v=0) and q(z_t | z_s)'s (v=1).
 
     σ~² = (1 - e^{λt-λs}) sigma_s² and σ²_{t|s} = (1 - e^{λt-λs}) sigma_t²; the arguments broadcast together.
     """
-    log_sigma2_t, log_sigma2_s = jax.nn.log_sigmoid(-logsnr_t), jax.nn.log_sigmoid(-logsnr_s)
-    return -jnp.expm1(logsnr_t - logsnr_s) * jnp.exp((1.0 - v) * log_sigma2_s + v * log_sigma2_t)
+    log_sigma2_t, log_sigma2_s = log_sigma2(logsnr_t), log_sigma2(logsnr_s)
+    return one_minus_ratio(logsnr_t, logsnr_s) * jnp.exp((1.0 - v) * log_sigma2_s + v * log_sigma2_t)
 
 
-def last_variance(logsnr_t, logsnr_before, v):
-    """(σ~²)^{1-v} (σ_t²)^v of the last step, λ_t to the data, for λ_before < λ_t; the arguments broadcast together.
+def last_variance(
+    logsnr_t: Scalar | Float[Array, '...'], logsnr_before: Scalar | Float[Array, '...'], v: Scalar | Float[Array, '...']
+) -> Float[Array, '...']:
+    """Return (σ~²)^{1-v} (σ_t²)^v of the last step, λ_t to the data, for λ_before < λ_t; the arguments broadcast.
 
-    The last step's own σ~² is 0. That of the step before, λ_before to λ_t, stands in for it, as in ADM.
+    The last step's own σ~² is 0. That of the step before, λ_before to λ_t, replaces it, as in ADM.
     """
-    log_ratio = jnp.log(-jnp.expm1(logsnr_before - logsnr_t))
-    return jnp.exp(jax.nn.log_sigmoid(-logsnr_t) + (1.0 - v) * log_ratio)
+    log_ratio = jnp.log(one_minus_ratio(logsnr_before, logsnr_t))
+    return jnp.exp(log_sigma2(logsnr_t) + (1.0 - v) * log_ratio)
 
 
-# ---------------------------------------------------------------- the reverse process on a table (Improved DDPM)
+# ---------------------------------------------------------------- exp(v log β_t + (1-v) log β~_t) (IDDPM, eq. 15)
 
 
-def table_step(logsnrs, t):
-    """(λ_t, λ_s) of a step from timestep t to t - 1, each [B]; from t = 0 it goes to the data, λ_s = inf.
-
-    logsnrs: [T], t=0 first. t: int [B].
-    """
-    logsnrs = jnp.asarray(logsnrs, jnp.float32)
-    return logsnrs[t], jnp.where(t == 0, jnp.inf, logsnrs[jnp.maximum(t - 1, 0)])
+def split_variance(output: Float[Array, '*S F']) -> tuple[Float[Array, '*S C'], Float[Array, '*S C']]:
+    """Split a network's output [..., 2C] into (its first C channels, v = (the last C + 1) / 2)."""
+    prediction, variance = jnp.split(output, 2, axis=-1)
+    return prediction, (variance + 1.0) / 2.0
 
 
-def table_log_variance(logsnrs, t, v):
-    """log of `reverse_variance` from timestep t to t - 1, and of `last_variance` at t = 0. Shape of v.
+def table_log_variance(
+    logsnrs: Float[Array, ' T'], t: Int[Array, ' B'], v: Float[Array, ' B *D']
+) -> Float[Array, ' B *D']:
+    """Return log of `reverse_variance` from timestep t to t - 1, and of `last_variance` at t = 0. Shape of v.
 
-    logsnrs: [T], t=0 first, T > 1. t: int [B]. v: [B, ...].
+    logsnrs: t=0 first, T > 1.
     """
     logsnrs = jnp.asarray(logsnrs, jnp.float32)
     t = broadcast_to_images(t, v)
@@ -145,23 +219,36 @@ def table_log_variance(logsnrs, t, v):
     return jnp.log(jnp.where(t == 0, last_variance(logsnrs[0], logsnrs[1], v), inner))
 
 
-def table_reverse(prediction, z, t, *, logsnrs, clip_x):
-    """p(z_s | z_t) of one step from timestep t [B] to t - 1: (x, mean, log variance), each of z's shape.
+# ---------------------------------------------------------------- t ~ Uniform({0, ..., T-1}) (DDPM, Algorithm 1)
 
-    prediction: with its v. At t = 0 the mean is x. clip_x: x within [-1, 1], as for sampling.
+
+def uniform_timestep(u: Scalar | Float[Array, '*S'], num_timesteps: int) -> Int[Array, '*S']:
+    """Return floor(u T), the timestep at u in [0, 1). Shape of u."""
+    t = jnp.int32(jnp.asarray(u, jnp.float32) * num_timesteps)
+    return jnp.minimum(t, num_timesteps - 1)  # float32's u T may round up to T
+
+
+# ---------------------------------------------------------------- p(x_{t-1} | x_t) on a table (IDDPM, section 2.1)
+
+
+def table_step(logsnrs: Float[Array, ' T'], t: Int[Array, ' B']) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
+    """Return (λ_t, λ_s) of a step from timestep t to t - 1; from t = 0 it goes to the data, λ_s = inf.
+
+    logsnrs: t=0 first.
+    """
+    logsnrs = jnp.asarray(logsnrs, jnp.float32)
+    return logsnrs[t], jnp.where(t == 0, jnp.inf, logsnrs[jnp.maximum(t - 1, 0)])
+
+
+def table_reverse(
+    prediction: Prediction, z: Float[Array, ' B *D'], t: Int[Array, ' B'], *, logsnrs: Float[Array, ' T'], clip_x: bool
+) -> tuple[Float[Array, ' B *D'], Float[Array, ' B *D'], Float[Array, ' B *D']]:
+    """Return (x, mean, log variance) of one step from timestep t to t - 1. At t = 0 the mean is x.
+
+    prediction: with its v. clip_x: keep x within [-1, 1], as for sampling.
     """
     logsnr_t, logsnr_s = table_step(logsnrs, t)
     x = predict_x(z, prediction.eps, logsnr_t)
     x = jnp.clip(x, -1.0, 1.0) if clip_x else x
     mean, _ = q_posterior(x, z, logsnr_t, logsnr_s)
     return x, mean, table_log_variance(logsnrs, t, prediction.v)
-
-
-def to_unit_range(images):
-    """Return uint8 [0, 255] as float32 [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(x):
-    """Return float [-1, 1] as uint8 [0, 255], rounded; values outside are clipped."""
-    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -1,18 +1,23 @@
-"""Files that are written whole or not at all, and one process keeping others out."""
+"""Files that are written whole or not at all, locks between processes, and the headers of .npy and zip files."""
 
 import contextlib
 import fcntl
 import json
 import os
+import struct
 import time
 from pathlib import Path
 
+import numpy as np
+
 from cfg_jax.errors import UserError
+
+ZIP_HEADER_BYTES = 30  # the fixed part of the local header, which precedes the data of each member of a zip file
 
 
 @contextlib.contextmanager
 def whole(path):
-    """Within, the path of a temporary file beside `path`, which then takes its place; after an error it is removed."""
+    """Yield the path of a temporary file beside `path`; it then replaces `path`, or is deleted after an error."""
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -23,39 +28,60 @@ def whole(path):
 
 
 def write(path, data):
-    """Writes bytes to `path`; makes its folder."""
+    """Write bytes to `path`, whole or not at all; create its folder if it is missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path, content):
-    """Writes plain values as JSON."""
+    """Write plain values as JSON, as `write` does."""
     write(path, (json.dumps(content, indent=1) + '\n').encode())
 
 
 @contextlib.contextmanager
-def locked(path, held, *, seconds=0):
-    """Within, this process alone holds the file `path`, where its file system has locks; makes its folder.
+def locked(path, message, *, seconds=0):
+    """Hold the file `path` for this process alone; create its folder. Does nothing on file systems without locks.
 
-    Where another process still holds it after so many seconds: UserError, of the text `held`.
+    Raises a UserError of the text `message` if another process still holds the file after so many seconds.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('w') as file:
-        start, told = time.monotonic(), False
+        start, announced = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() - start >= seconds:
-                    raise UserError(held) from None
-                if not told:
-                    print(f'waiting, {seconds} s at most: {held}', flush=True)
-                told = True
+                    raise UserError(message) from None
+                if not announced:
+                    print(f'waiting for up to {seconds} s: {message}', flush=True)
+                announced = True
                 time.sleep(0.5)
                 continue
             except OSError:
-                pass  # no locks there; then it is the user who sees to it
+                pass  # no locks on this file system
             break
         yield
+
+
+def zip_header_size(header):
+    """Return the size in bytes of a zip member's whole local header, after which its data begin.
+
+    header: its fixed part, ZIP_HEADER_BYTES bytes, which ends with the lengths of the name and of the extra field.
+    """
+    return ZIP_HEADER_BYTES + sum(struct.unpack('<HH', header[26:]))
+
+
+def read_npy_header(file):
+    """Return (dtype, shape, True if in Fortran order) of an .npy file, and leave the file where the values begin.
+
+    Raises ValueError if the header is damaged, NotImplementedError for a later format than 2.0.
+    """
+    version = np.lib.format.read_magic(file)
+    readers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    if version[0] not in readers:
+        raise NotImplementedError(f'.npy format {version[0]}.{version[1]}; only 1.0 and 2.0 are read')
+    shape, fortran, dtype = readers[version[0]](file)
+    return dtype, shape, fortran

@@ -1,33 +1,41 @@
 """Training objectives, one short function a line of the algorithm, and the bound on the likelihood.
 
 `diffusion_loss` is the CFG paper's Algorithm 1; `hybrid_loss` adds Improved DDPM's bound, which learns the variances.
-Every loss is one number per image, [B].
+Every loss is one number per image, [B]. Equations are the CFG paper's where no other is named.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cfg_jax import diffusion
-from cfg_jax.diffusion import Prediction
+from cfg_jax.diffusion import Denoiser, Prediction, Schedule
+from cfg_jax.typing import Array, Bool, Float, Int, Key, Scalar
+
+# network(z, λ, labels) -> its raw output
+Network = Callable[[Float[Array, 'B *D C'], Float[Array, ' B'], Int[Array, ' B']], Float[Array, 'B *D F']]
 
 
 class Loss(NamedTuple):
-    """Per-image losses [B] with what they were drawn at: λ [B], and whether the label had been dropped (bool [B]).
+    """Per-image losses, the λ they were drawn at, and True where the label had been dropped.
 
-    correct: of a classifier, whether it found the label (bool [B]); else None.
+    correct: True where a classifier found the label; None for other losses.
     """
 
-    loss: jax.Array
-    logsnr: jax.Array
-    dropped: jax.Array
-    correct: jax.Array | None = None
+    loss: Float[Array, ' B']
+    logsnr: Float[Array, ' B']
+    dropped: Bool[Array, ' B']
+    correct: Bool[Array, ' B'] | None = None
 
 
-def sample_u(key, batch_size, *, low_discrepancy):
-    """u ~ Uniform[0, 1), one per image: [B].
+# ---------------------------------------------------------------- Algorithm 1: u, eps and the labels drawn
+
+
+def sample_u(key: Key[Array, ''], batch_size: int, *, low_discrepancy: bool) -> Float[Array, ' {batch_size}']:
+    """Draw u ~ Uniform[0, 1), one per image.
 
     low_discrepancy: u_i = (i + offset) / B mod 1, one random offset for all (Variational Diffusion Models, app. I.1):
     each u is still uniform, and the batch covers [0, 1) evenly.
@@ -37,39 +45,66 @@ def sample_u(key, batch_size, *, low_discrepancy):
     return (jax.random.uniform(key) + jnp.arange(batch_size) / batch_size) % 1.0
 
 
-def drop_labels(key, labels, *, p_uncond, null_label):
-    """Each label replaced by the null label with probability p_uncond. Returns (labels, dropped), each [B]."""
+def drop_labels(
+    key: Key[Array, ''], labels: Int[Array, ' B'], *, p_uncond: Scalar, null_label: int
+) -> tuple[Int[Array, ' B'], Bool[Array, ' B']]:
+    """Replace each label by the null label with probability p_uncond. Return (labels, dropped)."""
     dropped = jax.random.bernoulli(key, p_uncond, labels.shape)
     return jnp.where(dropped, null_label, labels), dropped
 
 
-def squared_error(output, z, x, eps, logsnr, *, prediction, target):
-    """Mean squared error of each image [B], measured on `target` ('eps' as in the paper, 'x' or 'v').
-
-    The network's output is `prediction`. Where the two differ, the error is rescaled rather than the output converted:
-    error_eps = (alpha/sigma) error_x = alpha error_v, which stays finite at both ends of λ.
-    """
-    truth = {'eps': eps, 'x': x, 'v': diffusion.velocity(x, eps, logsnr)}[prediction]
-    mse = jnp.mean(jnp.square(output - truth), axis=tuple(range(1, z.ndim)))
-    # squared error on x, eps and v, in units of the squared error on eps
-    in_eps = {'eps': 0.0, 'x': logsnr, 'v': jax.nn.log_sigmoid(logsnr)}
-    return mse * jnp.exp(in_eps[prediction] - in_eps[target]) if prediction != target else mse
-
-
 def _draw(key, x, labels, *, null_label, p_uncond, low_discrepancy):
-    """What a loss is random in: (u [B], eps, labels, dropped)."""
+    """Draw a loss's random numbers: (u [B], eps, labels, dropped)."""
     u_key, eps_key, label_key = jax.random.split(key, 3)
     labels, dropped = drop_labels(label_key, labels, p_uncond=p_uncond, null_label=null_label)
     u = sample_u(u_key, len(x), low_discrepancy=low_discrepancy)
     return u, jax.random.normal(eps_key, x.shape), labels, dropped
 
 
-def diffusion_loss(
-    network, x, labels, key, *, schedule, null_label, p_uncond, prediction='eps', target='eps', low_discrepancy=False
-):
-    """Algorithm 1's loss for images x [B, H, W, C] in [-1, 1] and labels [B].
+# ---------------------------------------------------------------- eq. 5: E |eps_θ(z_λ, c) - eps|²
 
-    network(z, logsnr, labels) -> shape of z, a `prediction` of 'eps', 'x' or 'v'. schedule: u -> λ. Returns `Loss`.
+
+def squared_error(
+    output: Float[Array, ' B *D'],
+    z: Float[Array, ' B *D'],
+    x: Float[Array, ' B *D'],
+    eps: Float[Array, ' B *D'],
+    logsnr: Float[Array, ' B'],
+    *,
+    prediction: str,
+    target: str,
+) -> Float[Array, ' B']:
+    """Return the mean squared error of each image, measured on `target` ('eps' as in the paper, 'x' or 'v').
+
+    The network's output is `prediction`. Where the two differ, the error is rescaled rather than the output converted:
+    error_eps = (alpha/sigma) error_x = alpha error_v, which stays finite at both ends of λ.
+    """
+    truth = {'eps': eps, 'x': x, 'v': diffusion.velocity(x, eps, logsnr)}[prediction]
+    mse = jnp.mean(jnp.square(output - truth), axis=tuple(range(1, z.ndim)))
+    # log of: squared error on eps per squared error on eps, x and v
+    in_eps = {'eps': 0.0, 'x': logsnr, 'v': diffusion.log_alpha2(logsnr)}
+    return mse * jnp.exp(in_eps[prediction] - in_eps[target]) if prediction != target else mse
+
+
+# ---------------------------------------------------------------- Algorithm 1
+
+
+def diffusion_loss(
+    network: Network,
+    x: Float[Array, ' B *D'],
+    labels: Int[Array, ' B'],
+    key: Key[Array, ''],
+    *,
+    schedule: Schedule,
+    null_label: int,
+    p_uncond: Scalar,
+    prediction: str = 'eps',
+    target: str = 'eps',
+    low_discrepancy: bool = False,
+) -> Loss:
+    """Compute Algorithm 1's loss of images x in [-1, 1].
+
+    network(z, logsnr, labels) -> shape of z, a `prediction` of 'eps', 'x' or 'v'.
     """
     u, eps, labels, dropped = _draw(
         key, x, labels, null_label=null_label, p_uncond=p_uncond, low_discrepancy=low_discrepancy
@@ -81,32 +116,42 @@ def diffusion_loss(
     return Loss(loss, logsnr, dropped)
 
 
-# ---------------------------------------------------------------- the variational bound (IDDPM, eq. 4 to 7)
+# ---------------------------------------------------------------- L_{t-1}, L_T: KL of Gaussians (IDDPM, eq. 6 and 7)
 
 
-def bits_per_dim(nats):
-    """Nats per dimension [B, ...] -> their mean over an image, in bits: [B]."""
+def bits_per_dim(nats: Float[Array, ' B *D']) -> Float[Array, ' B']:
+    """Convert nats per dimension to their mean over an image, in bits."""
     return jnp.mean(nats, axis=tuple(range(1, nats.ndim))) / math.log(2.0)
 
 
-def gaussian_kl(mean_a, log_variance_a, mean_b, log_variance_b):
-    """KL(N(mean_a, variance_a) || N(mean_b, variance_b)) of each dimension, in nats; the arguments broadcast."""
+def gaussian_kl(
+    mean_a: Scalar | Float[Array, '...'],
+    log_variance_a: Scalar | Float[Array, '...'],
+    mean_b: Scalar | Float[Array, '...'],
+    log_variance_b: Scalar | Float[Array, '...'],
+) -> Float[Array, '...']:
+    """Return KL(N(mean_a, variance_a) || N(mean_b, variance_b)) of each dimension, in nats; the arguments broadcast."""
     log_ratio = log_variance_a - log_variance_b
     return 0.5 * (jnp.expm1(log_ratio) - log_ratio + jnp.square(mean_a - mean_b) * jnp.exp(-log_variance_b))
 
 
+# ---------------------------------------------------------------- L_0: -log p(x_0 | x_1) (IDDPM, eq. 5; DDPM, eq. 13)
+
+
 def _normal_cdf(value):
-    """Page's approximation of the normal distribution function, which the published bits per dimension rest on.
+    """Return Page's approximation of the normal distribution function, which the published bits per dimension rest on.
 
     sigmoid(2 y) is (1 + tanh y) / 2 without its rounding in the lower tail.
     """
     return jax.nn.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (value + 0.044715 * value**3))
 
 
-def discretized_log_likelihood(x, mean, log_variance):
-    """log of N(mean, variance)'s mass on each value's bin, in nats, at least log 1e-12. Shape of x (DDPM, eq. 13).
+def discretized_log_likelihood(
+    x: Float[Array, '*S'], mean: Scalar | Float[Array, '...'], log_variance: Scalar | Float[Array, '...']
+) -> Float[Array, '*S']:
+    """Return log of N(mean, variance)'s mass on each value's bin, in nats, at least log 1e-12. Shape of x.
 
-    x: 8-bit data scaled to [-1, 1]. A bin reaches 1/255 to either side, and the outermost ones to infinity.
+    x: 8-bit data scaled to [-1, 1]. A bin reaches 1/255 to either side; the outermost ones reach infinity.
     """
     inverse_std, half_bin = jnp.exp(-0.5 * log_variance), 1.0 / 255.0
     distance = -jnp.abs(x - mean)  # both tails are computed as the lower one, where float32 is fine
@@ -115,11 +160,22 @@ def discretized_log_likelihood(x, mean, log_variance):
     return jnp.log(jnp.maximum(jnp.where(jnp.abs(x) > 0.999, outer, inner), 1e-12))
 
 
-def variational_bound(prediction, x, z, t, *, logsnrs, clip_x):
-    """One term of the bound, at timestep t, in bits per dimension: [B].
+# ---------------------------------------------------------------- one term of L_vlb = L_0 + ... + L_T (IDDPM, eq. 4)
 
-    KL(q(z_s | z_t, x) || p(z_s | z_t)) for t > 0, -log p(x | z_0) for t = 0. prediction: with its v. t: int [B].
-    logsnrs: [T], t=0 first.
+
+def variational_bound(
+    prediction: Prediction,
+    x: Float[Array, ' B *D'],
+    z: Float[Array, ' B *D'],
+    t: Int[Array, ' B'],
+    *,
+    logsnrs: Float[Array, ' T'],
+    clip_x: bool,
+) -> Float[Array, ' B']:
+    """Return the bound's term at timestep t, in bits per dimension.
+
+    KL(q(z_s | z_t, x) || p(z_s | z_t)) for t > 0, -log p(x | z_0) for t = 0. prediction: with its v.
+    logsnrs: t=0 first.
     """
     _, mean, log_variance = diffusion.table_reverse(prediction, z, t, logsnrs=logsnrs, clip_x=clip_x)
     true_mean, _ = diffusion.q_posterior(x, z, *diffusion.table_step(logsnrs, t))
@@ -128,14 +184,22 @@ def variational_bound(prediction, x, z, t, *, logsnrs, clip_x):
     return jnp.where(t == 0, -bits_per_dim(discretized_log_likelihood(x, mean, log_variance)), kl)
 
 
-# ---------------------------------------------------------------- learned variances (IDDPM, section 3.1)
+# ---------------------------------------------------------------- L_hybrid = L_simple + λ L_vlb (IDDPM, eq. 16)
 
 
-def hybrid_terms(output, z, x, eps, t, *, logsnrs):
-    """(mean squared error on eps, bound · T/1000), each [B]: their sum is L_hybrid (IDDPM, eq. 16; weights as in ADM).
+def hybrid_terms(
+    output: Float[Array, 'B *D F'],
+    z: Float[Array, 'B *D C'],
+    x: Float[Array, 'B *D C'],
+    eps: Float[Array, 'B *D C'],
+    t: Int[Array, ' B'],
+    *,
+    logsnrs: Float[Array, ' T'],
+) -> tuple[Float[Array, ' B'], Float[Array, ' B']]:
+    """Return (mean squared error on eps, bound · T/1000): their sum is L_hybrid, weighted as in ADM.
 
-    output: a network's, [..., 2C] (`diffusion.split_variance`). The bound teaches v alone: no gradient reaches eps
-    through it. logsnrs: [T], t=0 first. t: int [B], at which z was made from x and eps.
+    output: a network's, F = 2C (`diffusion.split_variance`). The bound trains v alone: no gradient reaches eps through
+    it. logsnrs: t=0 first. t: the timesteps at which z was made from x and eps.
     """
     eps_hat, v = diffusion.split_variance(output)
     mse = jnp.mean(jnp.square(eps_hat - eps), axis=tuple(range(1, z.ndim)))
@@ -144,33 +208,50 @@ def hybrid_terms(output, z, x, eps, t, *, logsnrs):
     return mse, bound * (len(logsnrs) / 1000.0)
 
 
-def hybrid_loss(network, x, labels, key, *, logsnrs, null_label, p_uncond, low_discrepancy=False):
-    """L_hybrid at uniform timesteps, with Algorithm 1's dropped labels; x [B, H, W, C] in [-1, 1]. Returns `Loss`.
+def hybrid_loss(
+    network: Network,
+    x: Float[Array, ' B *D'],
+    labels: Int[Array, ' B'],
+    key: Key[Array, ''],
+    *,
+    logsnrs: Float[Array, ' T'],
+    null_label: int,
+    p_uncond: Scalar,
+    low_discrepancy: bool = False,
+) -> Loss:
+    """Compute L_hybrid at uniform timesteps, with Algorithm 1's dropped labels, of images x in [-1, 1].
 
-    network(z, logsnr, labels) -> [..., 2C], eps and then the variance's half. logsnrs: [T], t=0 first.
+    network(z, logsnr, labels) -> [..., 2C], eps and then the variance's half. logsnrs: t=0 first.
     """
     u, eps, labels, dropped = _draw(
         key, x, labels, null_label=null_label, p_uncond=p_uncond, low_discrepancy=low_discrepancy
     )
-    t = jnp.minimum(jnp.int32(u * len(logsnrs)), len(logsnrs) - 1)  # float32's u T may round up to T
+    t = diffusion.uniform_timestep(u, len(logsnrs))
     logsnr, _ = diffusion.table_step(logsnrs, t)
     z = diffusion.q_sample(x, eps, logsnr)
     mse, bound = hybrid_terms(network(z, logsnr, labels), z, x, eps, t, logsnrs=logsnrs)
     return Loss(mse + bound, logsnr, dropped)
 
 
-# ---------------------------------------------------------------- the noisy classifier (ADM, section 4)
+# ---------------------------------------------------------------- the noisy classifier's -log p(c|z) (ADM, section 4)
 
 
-def label_log_prob(logits, labels):
-    """log p(label) of each image: [B]. logits: [B, num_classes], labels: int [B]."""
+def label_log_prob(logits: Float[Array, 'B K'], labels: Int[Array, ' B']) -> Float[Array, ' B']:
+    """Return log p(label) of each image."""
     return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
 
-def classifier_loss(network, x, labels, key, *, schedule):
-    """Cross-entropy of p(label | z_λ) at random λ, for images x [B, H, W, C] in [-1, 1]. Returns `Loss`.
+def classifier_loss(
+    network: Callable[[Float[Array, ' B *D'], Float[Array, ' B']], Float[Array, 'B K']],
+    x: Float[Array, ' B *D'],
+    labels: Int[Array, ' B'],
+    key: Key[Array, ''],
+    *,
+    schedule: Schedule,
+) -> Loss:
+    """Compute the cross-entropy of p(label | z_λ) at random λ, of images x in [-1, 1].
 
-    network(z, logsnr) -> logits [B, num_classes]. schedule: u -> λ.
+    network(z, logsnr) -> logits.
     """
     u, eps, _, dropped = _draw(key, x, labels, null_label=0, p_uncond=0.0, low_discrepancy=False)
     logsnr = schedule(u)
@@ -178,15 +259,25 @@ def classifier_loss(network, x, labels, key, *, schedule):
     return Loss(-label_log_prob(logits, labels), logsnr, dropped, correct=logits.argmax(1) == labels)
 
 
-# ---------------------------------------------------------------- the likelihood of a data set
+# ---------------------------------------------------------------- L_vlb of each image, every term (IDDPM, eq. 4)
 
 
-def bits_per_dim_terms(denoise, x, keys, *, logsnrs, v=0.3, clip_x=True):
-    """The bound on -log p(x), in bits per dimension: a dict of 'total' [B], 'prior' [B], and, by timestep, [B, T]:
-    'terms' (total = prior + their sum), 'x_mse' and 'eps_mse' (of the eps that fits the clipped x).
+def bits_per_dim_terms(
+    denoise: Denoiser,
+    x: Float[Array, ' B *D'],
+    keys: Key[Array, ' B'],
+    *,
+    logsnrs: Float[Array, ' T'],
+    v: Scalar = 0.3,
+    clip_x: bool = True,
+) -> dict[str, Float[Array, 'B ...']]:
+    """Compute the bound on -log p(x), in bits per dimension, and its parts, as a dict.
 
-    denoise(z, logsnr) -> Prediction. x: 8-bit images scaled to [-1, 1]. keys: [B] typed PRNG keys, one per image.
-    logsnrs: [T], t=0 first: a table, or a sampler's grid reversed. v: as in `samplers.ancestral`.
+    'total' [B], 'prior' [B], and, by timestep, [B, T]: 'terms' (total = prior + their sum), 'x_mse' and 'eps_mse' (of
+    the eps that fits the clipped x).
+
+    x: 8-bit images scaled to [-1, 1]. keys: one per image. logsnrs: t=0 first: a table, or a sampler's grid reversed.
+    v: as in `samplers.ancestral`.
     """
     logsnrs = jnp.asarray(logsnrs, jnp.float32)
 
@@ -209,5 +300,5 @@ def bits_per_dim_terms(denoise, x, keys, *, logsnrs, v=0.3, clip_x=True):
     terms = jax.lax.scan(term, None, jnp.arange(len(logsnrs)))[1]
     terms = {name: value.T for name, value in terms.items()}
     alpha, _ = diffusion.alpha_sigma(logsnrs[-1])
-    prior = bits_per_dim(gaussian_kl(alpha * x, jax.nn.log_sigmoid(-logsnrs[-1]), 0.0, 0.0))
+    prior = bits_per_dim(gaussian_kl(alpha * x, diffusion.log_sigma2(logsnrs[-1]), 0.0, 0.0))
     return {'total': prior + terms['terms'].sum(axis=1), 'prior': prior, **terms}

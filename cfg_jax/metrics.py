@@ -1,6 +1,6 @@
-"""Metrics of generated images, from the features and logits of a judge network, and their error bars.
+"""Metrics of generated images, computed from a judge network's features and logits, and their error bars.
 
-features: [N, D], any real type; logits: [N, num_classes]; labels: int [N]. Sums are float64, block by block.
+features: [N, D], any real type; logits: [N, num_classes]; labels: int [N]. All sums are float64, a block at a time.
 """
 
 from typing import NamedTuple
@@ -8,9 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
-from cfg_jax import neighbours
-
-_BLOCK = 4096  # rows that are float64 at a time
+_BLOCK = 4096  # rows converted to float64 at a time
 
 
 def _blocks(features, size=_BLOCK):
@@ -21,12 +19,12 @@ def _blocks(features, size=_BLOCK):
 
 
 def frechet_distance(features_a, features_b):
-    """|μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^{1/2}) of the Gaussians fitted to the features (covariance with N - 1)."""
+    """Return |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^{1/2}) of Gaussians fitted to the features (covariance over N - 1)."""
     return gaussian_distance(*feature_statistics(features_a), *feature_statistics(features_b))
 
 
 def feature_statistics(features):
-    """(mean [D], covariance [D, D] with N - 1), float64, of [N, D] features; [N] is taken for [N, 1]."""
+    """Return (mean [D], covariance [D, D] over N - 1), float64, of [N, D] features; [N] is read as [N, 1]."""
     features = _as_rows(features)
     ((_, mean, covariance),) = _growing_statistics(features, np.arange(len(features)), [len(features)])
     return mean, covariance
@@ -38,7 +36,7 @@ def _as_rows(features):
 
 
 def _growing_statistics(features, order, sizes):
-    """Yields (size, mean, covariance) of the first `size` features in this order; sizes increase."""
+    """Yield (size, mean, covariance) of the first `size` features in this order, for increasing sizes."""
     centre = sum(block.sum(0) for block in _blocks(features)) / len(features)
     total, scatter = np.zeros(features.shape[1]), np.zeros((features.shape[1],) * 2)
     for start, stop in zip([0, *sizes], sizes):
@@ -51,16 +49,16 @@ def _growing_statistics(features, order, sizes):
 
 
 def gaussian_distance(mean_a, covariance_a, mean_b, covariance_b):
-    """The squared Fréchet (2-Wasserstein) distance of two Gaussians.
+    """Return the squared Fréchet (2-Wasserstein) distance of two Gaussians.
 
-    tr (Σa Σb)^{1/2} is the sum of the square roots of the eigenvalues of L^T Σa L, Σb = L L^T: symmetric, so that
-    singular covariances need no offset on their diagonals, and a fifth of the time of a matrix root.
+    tr (Σa Σb)^{1/2} is the sum of the square roots of the eigenvalues of L^T Σa L, where Σb = L L^T. As that matrix is
+    symmetric, singular covariances need no offset on the diagonal, and it takes a fifth of a matrix root's time.
     """
     return _distance_to(mean_b, covariance_b)(mean_a, covariance_a)
 
 
 def _distance_to(mean_b, covariance_b):
-    """`gaussian_distance` to one Gaussian, as a function of the other's mean and covariance."""
+    """Return `gaussian_distance` to one Gaussian as a function of the other's mean and covariance."""
     root, trace = _root(covariance_b), np.trace(covariance_b)
 
     def distance(mean, covariance):
@@ -73,7 +71,7 @@ def _distance_to(mean_b, covariance_b):
 
 
 def _root(covariance):
-    """L with L L^T = Σ; of a singular Σ from its eigenvectors."""
+    """Return L with L L^T = Σ, from the eigenvectors if Σ is singular."""
     try:
         return np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:
@@ -82,22 +80,22 @@ def _root(covariance):
 
 
 def check_enough(num_samples, num_features):
-    """Raises ValueError, whose text is the reason, if there are too few samples for a Fréchet distance."""
+    """Raise ValueError, with the reason, if there are too few samples for a Fréchet distance."""
     if num_samples <= num_features:
         raise ValueError(
-            f'{num_samples:,} samples of {num_features:,} features: with fewer than {num_features + 1:,} the '
-            'covariance is singular, and the Fréchet distance is far above its value for many samples'
+            f'{num_samples:,} samples of {num_features:,} features: with fewer than {num_features + 1:,} samples the '
+            'covariance is singular and the Fréchet distance much too large'
         )
 
 
 def frechet_distance_error(features, mean, covariance):
-    """The standard error of the Fréchet distance of N features to a fixed Gaussian.
+    """Return the standard error of the Fréchet distance of N features to a fixed Gaussian.
 
-    To first order in 1/N that of a bootstrap over images with endless resamples (the infinitesimal jackknife, Efron
-    1982), for one eigendecomposition: with the optimal transport's T = L (L^T Σ L)^{-1/2} L^T, Σ and μ those of the
-    features and L L^T the other covariance, image x moves the distance by 1/N times
+    It equals, to first order in 1/N, that of a bootstrap over images with infinitely many resamples (the infinitesimal
+    jackknife, Efron 1982), at the cost of one eigendecomposition. Let μ and Σ be the features' mean and covariance,
+    L L^T the other covariance and T = L (L^T Σ L)^{-1/2} L^T the optimal transport. Image x changes the distance by
 
-        2 (x - μ)·(μ - mean) + |x - μ|² - (x - μ)^T T (x - μ).
+        (2 (x - μ)·(μ - mean) + |x - μ|² - (x - μ)^T T (x - μ)) / N.
     """
     features = _as_rows(features)
     own_mean, own_covariance = feature_statistics(features)
@@ -114,7 +112,7 @@ def frechet_distance_error(features, mean, covariance):
 
 
 class Extrapolation(NamedTuple):
-    """A line value + slope / N through the distances of the first `sizes` features, in a random order."""
+    """The line value + slope / N, fitted to the distances of the first `sizes` features in a random order."""
 
     value: float
     slope: float
@@ -123,18 +121,18 @@ class Extrapolation(NamedTuple):
 
 
 def extrapolated_frechet_distance(features, mean, covariance, *, num_points=6, seed=0):
-    """The Fréchet distance to a Gaussian as N goes to infinity (Chong & Forsyth 2020), an `Extrapolation`.
+    """Return the `Extrapolation` of the Fréchet distance to a Gaussian to N = infinity (Chong & Forsyth 2020).
 
-    The plain distance is too large by about slope / N. The paper's line begins at N / 10; this one at N / 2, for where
-    N / 10 is near D it bends. What the finite number of the other's images adds stays in. Raises ValueError unless
-    N / 2 > D; from N = 5 D on it is to be trusted.
+    The plain distance is too large by about slope / N. The paper fits the line from N / 10 on, this function from
+    N / 2, because the curve bends where N / 10 is near D. The bias from the other side's finite number of images
+    remains. Raises ValueError unless N / 2 > D; reliable for N of 5 D or more.
     """
     features = _as_rows(features)
     number, dimensions = features.shape
     if number // 2 <= dimensions:
         raise ValueError(
-            f'the extrapolation over numbers of samples needs {2 * dimensions + 2:,} samples or more, over twice the '
-            f'{dimensions:,} features, and has {number:,}'
+            f'the extrapolation needs {2 * dimensions + 2:,} samples or more (over twice the {dimensions:,} features), '
+            f'but there are {number:,}'
         )
     if num_points < 2:
         raise ValueError(f'num_points is {num_points}; a line needs 2 or more')
@@ -150,13 +148,13 @@ def extrapolated_frechet_distance(features, mean, covariance, *, num_points=6, s
 
 
 def inception_score(logits, *, num_splits):
-    """exp E KL(p(y | x) || p(y)) over `num_splits` parts in order: its (mean, standard deviation) over the parts."""
+    """Return (mean, standard deviation) of exp E KL(p(y | x) || p(y)) over `num_splits` consecutive parts."""
     scores = [np.exp(divergences.mean()) for divergences in _divergences(logits, num_splits)]
     return float(np.mean(scores)), float(np.std(scores))
 
 
 def inception_score_error(logits, *, num_splits):
-    """The standard error of the score's mean over the parts: to first order that of a bootstrap within each part."""
+    """Return the standard error of the score's mean over the parts, to first order a bootstrap's within each part."""
     variances = [
         np.exp(2.0 * divergences.mean()) * divergences.var() / len(divergences)
         for divergences in _divergences(logits, num_splits)
@@ -165,7 +163,7 @@ def inception_score_error(logits, *, num_splits):
 
 
 def _divergences(logits, num_splits):
-    """Yields KL(p(y | x) || p(y)) of the images of each part."""
+    """Yield, for each part, KL(p(y | x) || p(y)) of its images."""
     if not 1 <= num_splits <= len(logits):
         raise ValueError(f'num_splits is {num_splits}; it must be from 1 to the number of images, {len(logits)}')
     for part in np.array_split(logits, num_splits):
@@ -178,32 +176,80 @@ def _divergences(logits, num_splits):
 
 
 def precision_recall(generated, real, *, k=3):
-    """(precision, recall): the fraction of one set's features within the k-nearest-neighbour balls of the other's."""
+    """Return (precision, recall): the fractions of the generated and the real features that are `manifold_members`."""
     precise, recalled = manifold_members(generated, real, k=k)
     return float(precise.mean()), float(recalled.mean())
 
 
 def manifold_members(generated, real, *, k=3):
-    """What `precision_recall` averages: bool [N] of the generated features, bool [M] of the real ones.
+    """Return bool [N] and bool [M]: which features of each set lie in a k-nearest-neighbour ball of the other set.
 
-    A bootstrap of either mean holds the other set's balls fixed. Over new draws of generated images the precision
-    spreads as it says; the recall, whose balls are theirs, within a quarter of it (Gaussians of 16 dimensions).
+    A feature's ball reaches to its k-th nearest neighbour in its own set. Its edge is inside, with a margin for
+    float64's rounding. A standard error computed from these takes the balls as fixed. Over new draws of generated
+    images it is right for the precision, and within a quarter for the recall (Gaussians of 16 dimensions), as the
+    recall's balls are drawn too. Raises ValueError unless the features are finite and more than k in each set.
     """
-    return neighbours.members(np.asarray(generated), np.asarray(real), k)
+    a, b = np.asarray(generated), np.asarray(real)
+    centre = (a.mean(0, np.float64) + b.mean(0, np.float64)) / 2.0  # small norms lose fewer digits
+    radii_a, radii_b = _squared_radii(a, centre, k), _squared_radii(b, centre, k)
+    inside_a, inside_b = np.zeros(len(a), bool), np.zeros(len(b), bool)
+    for rows, x in _centred(a, centre):
+        for columns, y in _centred(b, centre):
+            distances = _squared_distances(x, y, -1.0)
+            inside_a[rows] |= (distances <= radii_b[columns]).any(1)
+            inside_b[columns] |= (distances <= radii_a[rows, None]).any(0)
+    return inside_a, inside_b
+
+
+def _squared_radii(features, centre, k):
+    """Return the squared distance of each feature to its k-th nearest neighbour; each pair is computed once."""
+    if k >= len(features):
+        raise ValueError(f'k is {k}; it must be below the number of images, {len(features)}')
+    nearest = np.full((len(features), k + 1), np.inf)  # including the feature itself
+    for rows, x in _centred(features, centre):
+        for columns, y in _centred(features, centre, rows.start):
+            distances = _squared_distances(x, y, 1.0)
+            for part, block in [(rows, distances), (columns, distances.T)][: 1 + (columns != rows)]:
+                candidates = np.hstack([nearest[part], block])
+                candidates.partition(k, axis=1)
+                nearest[part] = candidates[:, : k + 1]
+    return nearest[:, k]
+
+
+def _centred(features, centre, first=0):
+    """Yield (slice of rows, these features - centre in float64), block by block from row `first` on."""
+    for start in range(first, len(features), _BLOCK):
+        rows = slice(start, min(start + _BLOCK, len(features)))
+        yield rows, features[rows] - centre
+
+
+def _squared_distances(x, y, side):
+    """Return an upper (side 1) or lower (side -1) bound on |x - y|² of all pairs, [X, Y], tight to rounding.
+
+    |x|² + |y|² - 2 x·y in float64 is off by at most 2⁻⁵² (D + 16) (|x|² + |y|²), whatever the order of summation.
+    """
+    squares = [np.einsum('nd,nd->n', z, z) * (1.0 + side * 2.0**-52 * (z.shape[1] + 16)) for z in (x, y)]
+    if not all(np.isfinite(norms).all() for norms in squares):
+        raise ValueError('the features must be finite')
+    distances = x @ y.T
+    distances *= -2.0
+    distances += squares[0][:, None]
+    distances += squares[1]
+    return distances
 
 
 # ---------------------------------------------------------------- kernel distance (Bińkowski et al. 2018)
 
 
 def kernel_distance(features_a, features_b):
-    """The unbiased squared MMD with the kernel (a·b / D + 1)³, over all features (no subsets)."""
+    """Return the unbiased squared MMD with the kernel (a·b / D + 1)³, over all features (no subsets)."""
     a, b = np.asarray(features_a), np.asarray(features_b)
     cross = sum(_kernel(x, y).sum() for x in _blocks(a) for y in _blocks(b)) / (len(a) * len(b))
     return float(_mean_off_diagonal(a) + _mean_off_diagonal(b) - 2.0 * cross)
 
 
 def kernel_distance_subsets(features_a, features_b, *, num_subsets=100, subset_size=1000, seed=0):
-    """(mean, standard deviation) of `kernel_distance` over random subsets of both, as the papers report it."""
+    """Return (mean, standard deviation) of `kernel_distance` over random subsets of both, as papers report it."""
     a, b = np.asarray(features_a), np.asarray(features_b)
     if not 2 <= subset_size <= min(len(a), len(b)):
         raise ValueError(f'subset_size is {subset_size}; it must be from 2 to {min(len(a), len(b))}, the smaller set')
@@ -221,7 +267,7 @@ def _kernel(x, y):
 
 
 def _mean_off_diagonal(features):
-    """The mean of the kernel over pairs of different features; of the pairs of blocks each is computed once."""
+    """Return the mean of the kernel over pairs of different features; each pair of blocks is computed once."""
     total = 0.0
     for start, x in zip(range(0, len(features), _BLOCK), _blocks(features)):
         within = _kernel(x, x)
@@ -234,30 +280,15 @@ def _mean_off_diagonal(features):
 
 
 def class_accuracy(logits, labels):
-    """The fraction of images that the judge puts into the class they were asked for."""
+    """Return the fraction of images that the judge assigns to the class they were generated for."""
     return float(np.mean(np.argmax(logits, axis=1) == labels))
 
 
 def within_class_spread(features, labels):
-    """Root mean squared distance of a class's features to their mean, averaged over classes: falls as variety does."""
+    """Return the mean over classes of the RMS distance of features to their class's mean; it falls with variety."""
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     spreads = [
         np.sqrt(np.square(members - members.mean(0)).sum(1).mean())
         for members in (features[labels == label] for label in np.unique(labels))
     ]
     return float(np.mean(spreads))
-
-
-# ---------------------------------------------------------------- error bars
-
-
-def bootstrap(statistic, *arrays, num_resamples=200, seed=0):
-    """The standard error of statistic(*arrays): its deviation as the images are drawn anew, with replacement.
-
-    arrays: [N, ...], whose rows go together; statistic: -> a number or an array, as the error then is.
-    """
-    number = len(arrays[0])
-    rng = np.random.default_rng(seed)
-    resamples = (rng.integers(number, size=number) for _ in range(num_resamples))
-    errors = np.std([statistic(*(array[rows] for array in arrays)) for rows in resamples], axis=0, ddof=1)
-    return float(errors) if errors.ndim == 0 else errors

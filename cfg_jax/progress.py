@@ -1,4 +1,4 @@
-"""Progress lines of long work: how far it is, at what rate, and the time left."""
+"""Progress lines for long work: units done, rate, and time left."""
 
 import contextlib
 import threading
@@ -8,7 +8,7 @@ _SHOWN_SECONDS = 20
 
 
 def duration(seconds):
-    """'45s', '12m05s', '3h07m' or '2d04h'."""
+    """Return seconds as text: '45s', '12m05s', '3h07m' or '2d04h'."""
     seconds = int(seconds)
     for unit, size, below, below_size in (('d', 86400, 'h', 3600), ('h', 3600, 'm', 60), ('m', 60, 's', 1)):
         if seconds >= size:
@@ -17,20 +17,20 @@ def duration(seconds):
 
 
 class Progress:
-    """Rate and time left of a job that counts `total` units, of which `done` were done before this process."""
+    """Rate and time left of work that counts `total` units, `done` of them before this process started."""
 
     def __init__(self, total, done=0):
         self.total, self._last_done = total, done
         self._start = self._last_time = time.monotonic()
 
     def seconds(self):
-        """Since the last call of `rate`, or the start."""
+        """Return the seconds since the last call of `rate`, or since the start."""
         return time.monotonic() - self._last_time
 
     def show(self, done, name, *, unit='images', every=10.0):
-        """Prints '<name>  <done>/<total> <unit>  <rate>  <time left>' every so many seconds.
+        """Print '<name>  <done>/<total> <unit>  <rate>  <time left>', at most once in `every` seconds.
 
-        And once all are done, of what took more than a second.
+        The last unit is always shown, unless all of the work took less than a second.
         """
         last = done == self.total and time.monotonic() - self._start > 1
         if self.seconds() < every and not last:
@@ -39,7 +39,7 @@ class Progress:
         print(f'{name}  {done}/{self.total} {unit}  {rate:.1f} {unit}/s  {left} left', flush=True)
 
     def rate(self, done):
-        """(units a second since the last call, the time left at that rate as text)."""
+        """Return (units per second since the last call, time left at that rate as text)."""
         now = time.monotonic()
         rate = (done - self._last_done) / max(now - self._last_time, 1e-9)
         self._last_time, self._last_done = now, done
@@ -48,7 +48,7 @@ class Progress:
 
 @contextlib.contextmanager
 def shown(what):
-    """Context manager: print every 20 s for how long `what` has been running."""
+    """Return a context that prints every 20 s for how long `what` has been running."""
     finished, start = threading.Event(), time.monotonic()
 
     def show():

@@ -1,32 +1,38 @@
 """Samplers: a denoiser, a start and a grid of λ to images. They know nothing of labels, weights or classifiers.
 
-`denoise(z, logsnr) -> Prediction` with z [B, ...] and logsnr [B]; `logsnrs` [T] increases, and each of its entries is
-one call of the denoiser, all within one `lax.scan`. The last call's x is returned, without noise.
+`logsnrs` increases; each of its entries is one call of the denoiser, all within one `lax.scan`. The last call's x is
+returned, without noise.
 """
 
 import jax
 import jax.numpy as jnp
 
 from cfg_jax import diffusion
+from cfg_jax.diffusion import Denoiser, MeanShift
+from cfg_jax.typing import Array, Float, Int, Key, Scalar
+
+# ---------------------------------------------------------------- CFG paper, Algorithm 2: z_1 ~ N(0, I)
 
 
-def step_noise(keys, step, image_shape):
-    """Standard normal noise [B, *image_shape]; image i's depends on keys[i] and step alone.
+def step_noise(
+    keys: Key[Array, ' B'], step: int | Int[Array, ''], image_shape: tuple[int, ...]
+) -> Float[Array, 'B ...']:
+    """Draw standard normal noise [B, *image_shape]; image i's depends on keys[i] and step alone.
 
     Step 0 is the start z ~ N(0, I); a sampler's T-1 noisy steps are 1 .. T-1.
     """
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), image_shape))(keys)
 
 
-def image_keys(seed, indices):
-    """The typed PRNG key of each image, fold_in(seed, image index): [B]. indices: int [B]."""
+def image_keys(seed: int | Int[Array, ''], indices: Int[Array, ' B']) -> Key[Array, ' B']:
+    """Return the typed PRNG key of each image, fold_in(seed, image index)."""
     key = jax.random.key(seed)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
 def _walk(denoise, z, logsnrs, clip_x, step_to):
-    """Scans over the grid; `step_to(step, z, x, prediction, λ_t, λ_s)` makes z at the next λ."""
-    # The last step goes nowhere: any finite λ_s will do there, for x is taken in its place.
+    """Scan over the grid; `step_to(step, z, x, prediction, λ_t, λ_s)` makes z at the next λ."""
+    # The last step takes x in place of z_s, so any finite λ_s will do there.
     targets = jnp.append(logsnrs[1:], logsnrs[-1] + 1.0)
     steps = jnp.arange(1, len(logsnrs) + 1)
 
@@ -41,10 +47,22 @@ def _walk(denoise, z, logsnrs, clip_x, step_to):
     return jax.lax.scan(body, z, (steps, logsnrs, targets))[0]
 
 
-def ancestral(denoise, z, logsnrs, keys, *, v=0.3, clip_x=True, mean_shift=None):
-    """Ancestral sampling (CFG paper, Algorithm 2): z_s ~ N(mean of q(z_s | z_t, x), (σ~²)^{1-v} (σ²_{t|s})^v).
+# ---------------------------------------------------------------- CFG paper, Algorithm 2, with eq. 3 and 4
 
-    keys: [B] typed PRNG keys, one per image. v: the constant of eq. 4, unless the denoiser predicts its own.
+
+def ancestral(
+    denoise: Denoiser,
+    z: Float[Array, ' B *D'],
+    logsnrs: Float[Array, ' T'],
+    keys: Key[Array, ' B'],
+    *,
+    v: Scalar = 0.3,
+    clip_x: bool = True,
+    mean_shift: MeanShift | None = None,
+) -> Float[Array, ' B *D']:
+    """Sample each step z_s ~ N(mean of q(z_s | z_t, x), (σ~²)^{1-v} (σ²_{t|s})^v).
+
+    keys: one per image. v: the constant of eq. 4, unless the denoiser predicts its own.
     mean_shift(z, logsnr_t, variance) -> shape of z is added to the mean of every step but the last (ADM's Algorithm
     1, which shifts the last one too, by the data end's sigma² · gradient: 2e-6 on the reference's images).
     """
@@ -59,11 +77,22 @@ def ancestral(denoise, z, logsnrs, keys, *, v=0.3, clip_x=True, mean_shift=None)
     return _walk(denoise, z, logsnrs, clip_x, step_to)
 
 
-def ddim(denoise, z, logsnrs, keys=None, *, eta=0.0, clip_x=True):
-    """DDIM (Song et al. 2021, eq. 12 and 16): z_s = alpha_s x + sqrt(sigma_s² - c²) eps + c noise, c² = eta² σ~².
+# ---------------------------------------------------------------- DDIM, eq. 12 and 16 (Song et al. 2021)
 
-    eta=0 is deterministic and needs no keys; eta=1 has the posterior's variance. keys: [B] typed PRNG keys. eps is
-    the one that fits the clipped x, as in ADM (which clips before guidance: `diffusion.clip_prediction`).
+
+def ddim(
+    denoise: Denoiser,
+    z: Float[Array, ' B *D'],
+    logsnrs: Float[Array, ' T'],
+    keys: Key[Array, ' B'] | None = None,
+    *,
+    eta: float = 0.0,
+    clip_x: bool = True,
+) -> Float[Array, ' B *D']:
+    """Sample each step z_s = alpha_s x + sqrt(sigma_s² - c²) eps + c noise, c² = eta² σ~².
+
+    eta=0 is deterministic and needs no keys; eta=1 has the posterior's variance. keys: one per image. eps is the one
+    that fits the clipped x, as in ADM (which clips before guidance: `diffusion.clip_prediction`).
     """
     if eta and keys is None:
         raise ValueError('ddim with eta > 0 adds noise and needs keys, one per image')
@@ -74,7 +103,7 @@ def ddim(denoise, z, logsnrs, keys=None, *, eta=0.0, clip_x=True):
         if not eta:
             return alpha_s * x + sigma_s * eps
         # c² = η² (1 - e^{λt-λs}) sigma_s²: factored, so that the rest of sigma_s² never rounds below zero
-        share = -(eta**2) * jnp.expm1(logsnr_t - logsnr_s)
+        share = eta**2 * diffusion.one_minus_ratio(logsnr_t, logsnr_s)
         noise = step_noise(keys, step, z.shape[1:])
         return alpha_s * x + sigma_s * (jnp.sqrt(1.0 - share) * eps + jnp.sqrt(share) * noise)
 

@@ -1,7 +1,8 @@
 """Noise schedules: numbers u in [0, 1], or timesteps, to log signal-to-noise ratios.
 
 A schedule is a function u -> logsnr (λ), decreasing from λ_max at u=0 (data) to λ_min at u=1 (noise). Discrete
-schedules are tables of λ, one per timestep, t=0 (data) first.
+schedules are tables of λ, one per timestep, t=0 (data) first. Equations are the CFG paper's where no
+other is named.
 """
 
 import dataclasses
@@ -11,18 +12,23 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
+from cfg_jax import diffusion
+from cfg_jax.diffusion import Schedule
 from cfg_jax.errors import UserError
+from cfg_jax.typing import Array, Float, Float32, Float64, Scalar
 
-# ---------------------------------------------------------------- continuous time (CFG paper, section 2)
+# ---------------------------------------------------------------- section 2: λ(u) = -2 log tan(a u + b)
 
 
 def _cosine_ends(logsnr_min, logsnr_max):
-    """Angles (start, stop) of the cosine schedule: arctan(e^{-λmax/2}) and its mirror arctan(e^{λmin/2})."""
+    """Return the cosine schedule's end angles (start, stop): arctan(e^{-λmax/2}) and its mirror arctan(e^{λmin/2})."""
     return math.atan(math.exp(-0.5 * logsnr_max)), math.atan(math.exp(0.5 * logsnr_min))
 
 
-def cosine_logsnr(u, *, logsnr_min=-20.0, logsnr_max=20.0):
-    """λ(u) = -2 log tan(a u + b), b = arctan(e^{-λmax/2}), a = arctan(e^{-λmin/2}) - b. Shape of u.
+def cosine_logsnr(
+    u: Scalar | Float[Array, '*S'], *, logsnr_min: float = -20.0, logsnr_max: float = 20.0
+) -> Float32[Array, '*S']:
+    """Return λ(u) = -2 log tan(a u + b), b = arctan(e^{-λmax/2}), a = arctan(e^{-λmin/2}) - b. Shape of u.
 
     Above u = 1/2 the same function is evaluated as 2 log tan(π/2 - a u - b): near π/2 the tangent would lose three
     digits of λ in float32.
@@ -36,8 +42,10 @@ def cosine_logsnr(u, *, logsnr_min=-20.0, logsnr_max=20.0):
     return jnp.where(u < 0.5, near_data, near_noise)
 
 
-def cosine_u(logsnr, *, logsnr_min=-20.0, logsnr_max=20.0):
-    """The inverse of `cosine_logsnr`: u in [0, 1], shape of logsnr."""
+def cosine_u(
+    logsnr: Scalar | Float[Array, '*S'], *, logsnr_min: float = -20.0, logsnr_max: float = 20.0
+) -> Float32[Array, '*S']:
+    """Return u in [0, 1], the inverse of `cosine_logsnr`. Shape of logsnr."""
     start, stop = _cosine_ends(logsnr_min, logsnr_max)
     slope = 0.5 * math.pi - start - stop
     logsnr = jnp.asarray(logsnr, jnp.float32)
@@ -46,55 +54,70 @@ def cosine_u(logsnr, *, logsnr_min=-20.0, logsnr_max=20.0):
     return jnp.where(logsnr > 0.0, near_data, near_noise)
 
 
-def logsnr_grid(schedule, num_steps):
-    """λ at `num_steps` uniformly spaced u, from schedule(1) = λ_min up to schedule(0) = λ_max. [num_steps]."""
+# ---------------------------------------------------------------- Algorithm 2: λ_1 < ... < λ_T, from T uniform u
+
+
+def logsnr_grid(schedule: Schedule, num_steps: int) -> Float[Array, ' {num_steps}']:
+    """Return λ at `num_steps` uniformly spaced u, from schedule(1) = λ_min up to schedule(0) = λ_max."""
     if num_steps < 1:
         raise UserError(f'num_steps is {num_steps}; it must be at least 1 (config.sample.num_steps).')
     return schedule(jnp.linspace(1.0, 0.0, num_steps))
 
 
-def continuous_time_input(logsnr):
-    """What a continuous-time network is told of λ: 1000 · arctan(e^{-λ/2}) / (π/2), in (0, 1000). Shape of logsnr."""
+# ---------------------------------------------------------------- the network's time (the authors' ddpm_w_distillation)
+
+
+def continuous_time_input(logsnr: Scalar | Float[Array, '*S']) -> Float[Array, '*S']:
+    """Return a continuous-time network's time input, 1000 · arctan(e^{-λ/2}) / (π/2), in (0, 1000). Shape of logsnr."""
     return jnp.arctan(jnp.exp(-0.5 * logsnr)) * (1000.0 / (0.5 * math.pi))
 
 
-# ---------------------------------------------------------------- discrete time (DDPM, Improved DDPM, ADM)
+# ---------------------------------------------------------------- linear β_t (DDPM, section 4)
 
 
-def linear_betas(num_timesteps=1000):
-    """DDPM's β_t, linear from 1e-4 to 0.02 at 1000 steps, rescaled for other lengths. float64 [T]."""
+def linear_betas(num_timesteps: int = 1000) -> Float64[np.ndarray, ' T']:
+    """Return DDPM's β_t, linear from 1e-4 to 0.02 at 1000 steps, rescaled for other lengths."""
     scale = 1000.0 / num_timesteps
     return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
 
 
-def iddpm_cosine_betas(num_timesteps=1000, *, max_beta=0.999):
-    """Improved DDPM's β_t of ᾱ(t) = cos²((t + 0.008)/1.008 · π/2), capped at `max_beta`. float64 [T]."""
+# ---------------------------------------------------------------- cosine β_t (IDDPM, eq. 17)
+
+
+def iddpm_cosine_betas(num_timesteps: int = 1000, *, max_beta: float = 0.999) -> Float64[np.ndarray, ' T']:
+    """Return Improved DDPM's β_t of ᾱ(t) = cos²((t + 0.008)/1.008 · π/2), t in [0, 1], capped at `max_beta`."""
     t = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2.0) ** 2
     return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
 
 
-def betas_logsnr(betas):
-    """λ_t = log(ᾱ_t / (1 - ᾱ_t)) with ᾱ_t = Π (1 - β). float64 [T], decreasing."""
+# ---------------------------------------------------------------- λ_t = log(ᾱ_t / (1 - ᾱ_t)) (DDPM, eq. 4)
+
+
+def betas_logsnr(betas: Float[Array, ' T']) -> Float64[np.ndarray, ' T']:
+    """Return λ_t = log(ᾱ_t / (1 - ᾱ_t)) with ᾱ_t = Π (1 - β), decreasing."""
     alpha_bar = np.cumprod(1.0 - np.asarray(betas, np.float64))
     return np.log(alpha_bar) - np.log1p(-alpha_bar)
 
 
-def linear_beta_logsnr(num_timesteps=1000):
-    """λ_t of DDPM's and ADM's linear schedule. float64 [T], t=0 first."""
+def linear_beta_logsnr(num_timesteps: int = 1000) -> Float64[np.ndarray, ' T']:
+    """Return λ_t of DDPM's and ADM's linear schedule, t=0 first."""
     return betas_logsnr(linear_betas(num_timesteps))
 
 
-def iddpm_cosine_logsnr(num_timesteps=1000):
-    """λ_t of Improved DDPM's cosine schedule. float64 [T], t=0 first."""
+def iddpm_cosine_logsnr(num_timesteps: int = 1000) -> Float64[np.ndarray, ' T']:
+    """Return λ_t of Improved DDPM's cosine schedule, t=0 first."""
     return betas_logsnr(iddpm_cosine_betas(num_timesteps))
 
 
-def spaced_timesteps(num_timesteps, spacing):
-    """The timesteps that a respaced process keeps, as sorted ints.
+# ---------------------------------------------------------------- fewer steps than timesteps (IDDPM, section 4)
 
-    spacing: '250' (that many, evenly), 'ddim25' (a fixed stride, as in the DDIM paper) or '10,15,20' (so many from
-    each equal section). Raises UserError where the counts do not fit.
+
+def spaced_timesteps(num_timesteps: int, spacing: str | int) -> list[int]:
+    """Return the timesteps that a respaced process keeps, sorted.
+
+    spacing: '250' (that many, evenly), 'ddim25' (a fixed stride, as in the DDIM paper) or '10,15,20' (that many from
+    each of three equal sections). Raises UserError if the counts do not fit.
     """
     wrong = f"spacing {spacing!r} does not fit {num_timesteps} timesteps; allowed: '250', 'ddim25' or '10,15,20'"
     spacing = str(spacing)
@@ -109,13 +132,13 @@ def spaced_timesteps(num_timesteps, spacing):
     except ValueError:
         raise UserError(f'{wrong}.') from None
     if min(counts) < 1:
-        raise UserError(f'{wrong} (a section with no steps).')
+        raise UserError(f'{wrong} (each section needs at least 1 step).')
     size, extra = divmod(num_timesteps, len(counts))
     kept, start = [], 0
     for section, count in enumerate(counts):
         length = size + (section < extra)
         if count > length:
-            raise UserError(f'{wrong} (a section of {length} cannot give {count} steps).')
+            raise UserError(f'{wrong} (a section of {length} timesteps cannot give {count} steps).')
         stride = 1.0 if count == 1 else (length - 1) / (count - 1)
         position = 0.0  # summed, not multiplied: the reference rounds the running sum
         for _ in range(count):
@@ -125,7 +148,13 @@ def spaced_timesteps(num_timesteps, spacing):
     return sorted(set(kept))
 
 
-# ---------------------------------------------------------------- a table between timesteps and λ
+def spaced_grid(logsnrs: Float[Array, ' T'], spacing: str | int) -> Float32[Array, ' S']:
+    """Return λ of the timesteps that `spaced_timesteps` keeps, for a sampler: increasing, t=0 last."""
+    logsnrs = np.asarray(logsnrs, np.float64)
+    return jnp.asarray(logsnrs[spaced_timesteps(len(logsnrs), spacing)[::-1]], jnp.float32)
+
+
+# ---------------------------------------------------------------- functions of a table, that compare and hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,40 +168,38 @@ class _TableFunction:
         return self.function(value, np.float32(self.logsnrs))
 
 
-def _of_table(function, logsnrs):
+def _table_function(function, logsnrs):
     logsnrs = np.asarray(logsnrs, np.float64)
     if logsnrs.ndim != 1 or len(logsnrs) < 2 or not (np.isfinite(logsnrs).all() and np.all(np.diff(logsnrs) < 0)):
-        raise ValueError('a table of λ is finite and decreases: [T], T > 1, t=0 (data) first')
+        raise ValueError('a table of λ must be finite and decrease: [T], T > 1, t=0 (data) first')
     return _TableFunction(function, tuple(logsnrs.tolist()))
 
 
-def _timestep(logsnr, logsnrs):
+def _interpolated_timestep(logsnr, logsnrs):
     timesteps = np.arange(len(logsnrs), dtype=np.float32)
     t = jnp.interp(jnp.asarray(logsnr, jnp.float32), logsnrs[::-1], timesteps[::-1])
     return jnp.where(jnp.abs(t - jnp.round(t)) < 1e-2, jnp.round(t), t)
 
 
-def _uniform_entry(u, logsnrs):
-    # float32's u T may round up to T
-    t = jnp.minimum(jnp.floor(jnp.asarray(u, jnp.float32) * len(logsnrs)), len(logsnrs) - 1)
-    return jnp.asarray(logsnrs)[jnp.int32(t)]
+def _uniform_logsnr(u, logsnrs):
+    return jnp.asarray(logsnrs)[diffusion.uniform_timestep(u, len(logsnrs))]
 
 
-def table_time_input(logsnrs):
-    """What a discrete-time network is told of λ: the function λ -> t in [0, T-1], float32, shape of λ.
+# ---------------------------------------------------------------- the network's time on a table (ADM's program)
 
-    logsnrs: float64 [T], t=0 first. Between entries t is linear in λ, beyond them it stays. A t within 0.01 of a whole
-    one is that: λ of the table in float32 gives its timestep exactly.
+
+def table_time_input(logsnrs: Float[Array, ' T']) -> Schedule:
+    """Return a discrete-time network's time input: the function λ -> t in [0, T-1], float32, shape of λ.
+
+    logsnrs: t=0 first. Between entries t is linear in λ, beyond them it is constant. A t within 0.01 of a whole number
+    is rounded: the table's λ in float32 give their timesteps exactly.
     """
-    return _of_table(_timestep, logsnrs)
+    return _table_function(_interpolated_timestep, logsnrs)
 
 
-def table_logsnr(logsnrs):
-    """A uniform timestep's λ for training: the function u in [0, 1) -> logsnrs[floor(u T)], float32, shape of u."""
-    return _of_table(_uniform_entry, logsnrs)
+# ---------------------------------------------------------------- λ_t of a uniform t (DDPM, Algorithm 1)
 
 
-def spaced_grid(logsnrs, spacing):
-    """λ of the timesteps that `spaced_timesteps` keeps, for a sampler: float32 [S], increasing; t=0 comes last."""
-    logsnrs = np.asarray(logsnrs, np.float64)
-    return jnp.asarray(logsnrs[spaced_timesteps(len(logsnrs), spacing)[::-1]], jnp.float32)
+def table_logsnr(logsnrs: Float[Array, ' T']) -> Schedule:
+    """Return the training schedule of a table: the function u in [0, 1) -> logsnrs[floor(u T)], float32, shape of u."""
+    return _table_function(_uniform_logsnr, logsnrs)

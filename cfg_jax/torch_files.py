@@ -1,8 +1,8 @@
-"""Files of `torch.save`, read without torch and without running what they hold.
+"""Reader of `torch.save` files that needs no torch and runs no code from the file.
 
 A .pt file is a pickle, and a pickle is a program. This module never unpickles: it interprets the few instructions that
-describe a dictionary of tensors, refuses every other, and calls nothing that a file names. Tensors are views of the
-memory-mapped file. All that is wrong with a file comes out as a `UserError` of one line.
+describe a dictionary of tensors, refuses all others, and calls nothing that a file names. Tensors are views of the
+memory-mapped file. Every fault of a file is reported as a `UserError` of one line.
 """
 
 import io
@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cfg_jax import files
 from cfg_jax.errors import UserError
 
 # ---------------------------------------------------------------- the pickle: instructions for a dictionary of tensors
 
-_MAX_INSTRUCTIONS = 1_000_000  # bounds what a hostile file can cost; ADM's largest checkpoint takes some 40 thousand
+_MAX_INSTRUCTIONS = 1_000_000  # limits the time a hostile file can take; ADM's largest checkpoint has about 40,000
 _LITERALS = {
     'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8',
 }  # fmt: skip
@@ -31,13 +32,13 @@ _DTYPES = {
 
 
 class _Name(NamedTuple):
-    """'module name' of something that the pickle refers to; it is looked up nowhere."""
+    """'module name' of an object that the pickle refers to; it is never looked up."""
 
     text: str
 
 
 class _Storage(NamedTuple):
-    """A run of `size` numbers; `view` is None, or (offset, size) of the part of it that is meant."""
+    """A run of `size` numbers; `view` is None for all of it, or (offset, size) of a part."""
 
     key: str
     kind: str
@@ -61,7 +62,7 @@ def _are_counts(values):
 
 
 def _read_pickle(stream):
-    """The value of one pickle, made of dicts, lists, tuples, literals, `_Name`s, `_Storage`s and `_Tensor`s."""
+    """Return the value of one pickle: dicts, lists, tuples, literals, `_Name`s, `_Storage`s and `_Tensor`s."""
     stack, marks, memo = [], [], {}
 
     def since_mark():
@@ -109,7 +110,7 @@ def _read_pickle(stream):
             case 'REDUCE':
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(_reduce(function, arguments))
-            case 'BUILD':  # the attributes of a state dict (`_metadata`, torch's version numbers): dropped
+            case 'BUILD':  # attributes of a state dict (`_metadata`, torch's version numbers) are dropped
                 stack.pop()
                 _container(stack, dict)
             case 'SETITEM':
@@ -127,25 +128,25 @@ def _read_pickle(stream):
             case 'STOP':
                 return stack.pop()
             case name:
-                raise ValueError(f'its pickle holds the instruction {name}, which no state dict needs')
-    raise ValueError('its pickle has no end')  # genops itself says so earlier
+                raise ValueError(f'its pickle has the instruction {name}, which a state dict never needs')
+    raise ValueError('its pickle has no end')  # genops itself normally raises first
 
 
 def _container(stack, kind):
     if not isinstance(stack[-1], kind):
-        raise ValueError(f'its pickle fills something that is not a {kind.__name__}')
+        raise ValueError(f'its pickle adds items to something that is not a {kind.__name__}')
     return stack[-1]
 
 
 def _set_items(target, items):
     for key, value in zip(items[::2], items[1::2]):
-        if not isinstance(key, (str, int)):  # nothing deep is ever hashed or compared
-            raise ValueError('a key of its pickle is neither text nor a number')
+        if not isinstance(key, (str, int)):  # so that nothing deeply nested is hashed or compared
+            raise ValueError('its pickle has a key that is neither a string nor an integer')
         target[key] = value
 
 
 def _reduce(function, arguments):
-    """What calling `function`, a name in the file, would give: three are imitated, none is called."""
+    """Return the equivalent of calling `function`, a name in the file: three are imitated, none is ever called."""
     name = function.text if isinstance(function, _Name) else '?'
     if isinstance(arguments, tuple):
         if name == 'collections OrderedDict' and not arguments:
@@ -155,46 +156,63 @@ def _reduce(function, arguments):
         if name == 'torch._utils _rebuild_parameter' and len(arguments) == 3 and isinstance(arguments[0], _Tensor):
             return arguments[0]
     raise ValueError(
-        f'its pickle calls {ascii(name)[1:-1][:80]!r}; a state dict (tensors by name) holds nothing of the kind, '
-        'a whole pickled module does'
+        f'its pickle calls {ascii(name)[1:-1][:80]!r}, as a whole pickled module does; '
+        'save the state dict (tensors by name) instead'
     )
 
 
 def _storage(identity):
-    """('storage', type, key, device, size[, None or (view key, offset, size)]) -> _Storage."""
+    """Parse ('storage', type, key, device, size[, None or (view key, offset, size)]) into a `_Storage`."""
     match identity:
         case ('storage', _Name(kind), str(key), _, size) | ('storage', _Name(kind), str(key), _, size, None):
             view = None
         case ('storage', _Name(kind), str(key), _, size, (_, offset, length)) if _are_counts((offset, length)):
             view = (offset, length)
         case _:
-            raise ValueError('its pickle refers to something that is not the storage of a tensor')
+            raise ValueError('its pickle refers to an object that is not the storage of a tensor')
     if kind not in _DTYPES or not _is_count(size):
-        raise ValueError(f'its pickle holds a storage of the type {ascii(kind)[1:-1][:80]!r}')
+        raise ValueError(f'its pickle has a storage of the unsupported type {ascii(kind)[1:-1][:80]!r}')
     return _Storage(key, kind, size, view)
 
 
-# ---------------------------------------------------------------- the file: a zip archive, or what torch 1.5 wrote
+# ---------------------------------------------------------------- the file: a zip archive, or torch 1.5's format
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
 def load_openai_state_dict(path):
-    """{name: array} of a file that `torch.save` wrote from a state dict, without torch and without running its code.
+    """Read {name: array} from a state dict saved by `torch.save`, without torch and without running the file's code.
 
-    The arrays are read-only views of the memory-mapped file, of the stored dtype; bfloat16 becomes float32.
-    Raises UserError where the file is missing, damaged, or anything but a flat dictionary of dense tensors.
+    The arrays are read-only views of the memory-mapped file, in the stored dtype; bfloat16 becomes float32.
+    Raises UserError if the file is missing, damaged, or anything but a flat dictionary of dense tensors.
     """
     try:
         data = np.memmap(path, np.uint8, mode='r')
         return _read_zip(data, path) if bytes(data[:2]) == b'PK' else _read_legacy(data)
-    except Exception as error:  # whatever the standard library's readers make of a hostile file
+    except Exception as error:  # a hostile file makes the standard library raise many kinds
         raise unreadable(path, error, 'a state dict saved by torch.save') from error
 
 
+def mismatches(state_dict, shapes, unused=()):
+    """List the tensors that are missing, surplus, misshapen or not floating-point, one message each.
+
+    state_dict: {name: array}; shapes: {name: shape} of what is needed; unused: further names that may be present.
+    """
+    problems = [f'{name} is missing' for name in shapes if name not in state_dict]
+    surplus = state_dict.keys() - shapes.keys() - set(unused)
+    problems += [f'{ascii(name)[1:-1][:80]} is surplus' for name in state_dict if name in surplus]
+    for name, shape in shapes.items():
+        array = state_dict.get(name)
+        if array is not None and array.shape != shape:
+            problems.append(f'{name} has the shape {array.shape}, not {shape}')
+        elif array is not None and array.dtype.kind != 'f':
+            problems.append(f'{name} holds {array.dtype}, not floating-point numbers')
+    return problems
+
+
 def unreadable(path, error, expected):
-    """A UserError that says why a file cannot be read, in one line without the file's own control characters."""
+    """Return a UserError of one line that says why a file cannot be read, with control characters replaced."""
     reason = getattr(error, 'strerror', None) or str(error) or type(error).__name__
     if not isinstance(error, (OSError, ValueError, zipfile.BadZipFile)):
         reason = f'damaged ({reason})'
@@ -203,16 +221,16 @@ def unreadable(path, error, expected):
 
 
 def _read_zip(data, path):
-    """<name>/data.pkl with the dictionary, <name>/data/<key> with the numbers of each storage."""
+    """Read a zip archive: <name>/data.pkl is the dictionary, <name>/data/<key> the numbers of each storage."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
     if sum(info.file_size for info in members.values()) > data.size:
-        raise ValueError('the archive announces more than it holds (compressed, or damaged)')
+        raise ValueError('the archive lists more bytes than the file has (compressed or damaged)')
     roots = [name[: -len('data.pkl')] for name in members if name.split('/')[1:] == ['data.pkl']]
     if len(roots) != 1:
-        raise ValueError('a zip archive without the data.pkl of torch.save')
+        raise ValueError('a zip archive without exactly one data.pkl, as torch.save writes')
     if f'{roots[0]}byteorder' in members and bytes(_member(data, members[f'{roots[0]}byteorder'])) != b'little':
-        raise ValueError('big-endian numbers, which are not supported')
+        raise ValueError('big-endian numbers are not supported')
     tensors = _read_pickle(io.BytesIO(bytes(_member(data, members[f'{roots[0]}data.pkl']))))
 
     def numbers(storage):
@@ -224,28 +242,27 @@ def _read_zip(data, path):
 
 
 def _member(data, info):
-    """The bytes of a member of the archive, which must be stored as they are and have the right check sum."""
+    """Return the bytes of an archive member, which must be uncompressed and match its checksum."""
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-        raise ValueError(f'{info.filename!r} is compressed or encrypted, as torch.save leaves nothing')
-    header = bytes(data[info.header_offset : info.header_offset + 30])
-    if len(header) < 30 or header[:4] != b'PK\x03\x04':
-        raise ValueError(f'{info.filename!r} is not where the archive says')
-    names = int.from_bytes(header[26:28], 'little') + int.from_bytes(header[28:30], 'little')
-    content = data[info.header_offset + 30 + names :][: info.file_size]
-    # torch can be told to leave the check sum out
+        raise ValueError(f'{info.filename!r} is compressed or encrypted; torch.save does neither')
+    header = bytes(data[info.header_offset :][: files.ZIP_HEADER_BYTES])
+    if len(header) < files.ZIP_HEADER_BYTES or header[:4] != b'PK\x03\x04':
+        raise ValueError(f'{info.filename!r} is not at the position that the archive lists')
+    content = data[info.header_offset + files.zip_header_size(header) :][: info.file_size]
+    # torch has an option to leave the checksum out
     if content.size != info.file_size or info.CRC not in (0, zlib.crc32(content)):
-        raise ValueError(f'{info.filename!r} is damaged (its check sum is wrong)')
+        raise ValueError(f'{info.filename!r} is damaged (checksum mismatch)')
     return content
 
 
 def _read_legacy(data):
-    """Five pickles (magic number, version, system, tensors, keys of storages), then of each storage: size, numbers."""
+    """Read five pickles (magic number, version, system, tensors, storage keys), then size and numbers per storage."""
     stream = _Stream(data)
     if bytes(data[:1]) != b'\x80' or _read_pickle(stream) != _LEGACY_MAGIC:
         raise ValueError('not a file of torch.save')
     protocol, system = _read_pickle(stream), _read_pickle(stream)
     if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict) or system.get('little_endian') is not True:
-        raise ValueError('a version or byte order of torch.save that is not supported')
+        raise ValueError('unsupported version or byte order of torch.save')
     tensors, keys = _read_pickle(stream), _read_pickle(stream)
     if not isinstance(tensors, dict) or not isinstance(keys, list):
         raise ValueError('not a dictionary of tensors')
@@ -253,7 +270,7 @@ def _read_legacy(data):
     contents = {}
     for key in keys:
         if not isinstance(key, str) or key not in storages:
-            raise ValueError('it holds numbers that belong to no tensor')
+            raise ValueError('a storage belongs to no tensor')
         size = int.from_bytes(stream.read(8), 'little') * np.dtype(_DTYPES[storages[key].kind]).itemsize
         contents[key] = data[stream.position : stream.position + size]
         stream.position += size
@@ -265,7 +282,7 @@ def _read_legacy(data):
 
 
 class _Stream:
-    """What pickletools needs of a file, over bytes in memory; it never allocates more than is there."""
+    """The part of the file interface that pickletools uses, over bytes in memory; reads never go beyond them."""
 
     def __init__(self, data):
         self.data, self.position = data, 0
@@ -281,7 +298,7 @@ class _Stream:
 
 
 def _arrays(tensors, numbers):
-    """{name: _Tensor} -> {name: array}. numbers: _Storage -> its bytes, uint8."""
+    """Convert {name: _Tensor} to {name: array}. numbers: function from a _Storage to its bytes, uint8."""
     if not isinstance(tensors, dict) or not tensors:
         raise ValueError('not a dictionary of tensors')
     storages, flats = {}, {}
@@ -290,7 +307,7 @@ def _arrays(tensors, numbers):
             raise ValueError(f'the entry {ascii(name)[:80]} is not a tensor')
         whole = tensor.storage._replace(view=None)
         if storages.setdefault(whole.key, whole) != whole:
-            raise ValueError(f'two descriptions of the storage {ascii(whole.key)[:80]}')
+            raise ValueError(f'conflicting descriptions of the storage {ascii(whole.key)[:80]}')
         if whole.key not in flats:
             flats[whole.key] = _flat(whole, numbers(whole))
     return {name: _array(name, tensor, flats[tensor.storage.key]) for name, tensor in tensors.items()}
@@ -308,12 +325,12 @@ def _flat(storage, content):
 
 
 def _array(name, tensor, flat):
-    """The view of a storage that a tensor is, checked against the storage's bounds."""
+    """Return a tensor as a view of its storage, after checking that it stays within bounds."""
     start, size = tensor.storage.view or (0, flat.size)
     flat = flat[start : start + size]
     shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
     if not (_are_counts(shape) and _are_counts(strides) and len(shape) == len(strides) and _is_count(offset)):
-        raise ValueError(f'{ascii(name)[:80]} has no proper shape')
+        raise ValueError(f'{ascii(name)[:80]} has an invalid shape')
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
     empty = 0 in shape
     if flat.size != size or math.prod(shape) > size or (not empty and last >= size):

@@ -1,30 +1,30 @@
 # shellcheck shell=bash
-# What the scripts of this folder share; they source it. Needs bash 4.4 or newer.
+# Functions for the scripts of this folder, which source it. Needs bash 4.4 or newer.
 
-# Ends the script for what its caller can mend, as the program itself does: one line, exit code 2.
+# End the script because of a mistake that its caller can correct, as the program does: one line, exit code 2.
 die() {
   echo "error: $*" >&2
   exit 2
 }
 
-# The help text: the script's own first comment.
+# Print the help text, which is the script's own first comment.
 help() {
   awk 'NR == 1 || /^#SBATCH/ || /^#$/ && !text { next } !/^#/ { exit } { text = 1; sub(/^# ?/, ""); print }' "$0"
 }
 
-# A command as words that a shell reads back.
+# Print a command so that a shell can read it back.
 quoted() {
   local line
   printf -v line '%q ' "$@"
   echo "${line% }"
 }
 
-# Runs a command; under --dry-run prints it instead.
+# Run a command; with --dry-run, print it instead.
 run() {
   if [ "${dry_run:-}" ]; then quoted "$@"; else "$@"; fi
 }
 
-# Is the word a flag of cfg_jax.main? Scripts refuse what is neither one of these nor an option of their own.
+# Succeed if the word is a flag of cfg_jax.main. Scripts refuse words that are neither such a flag nor their own option.
 is_program_flag() {
   case $1 in
     --config=* | --config.* | --noconfig.* | --workdir=* | --mode=* | --join_seconds=*) true ;;
@@ -32,7 +32,7 @@ is_program_flag() {
   esac
 }
 
-# The last value of --NAME=value: flag_value NAME words...
+# Print the last value of --NAME=value: flag_value NAME words...
 flag_value() {
   local name=$1 value='' word
   shift
@@ -42,8 +42,8 @@ flag_value() {
   echo "$value"
 }
 
-# Where the program's flags put everything: --workdir, or runs/<name of the config>. A leading ~ is the home folder;
-# bash leaves as it is in --workdir=~/x.
+# Print the workdir that the program's flags mean: --workdir, or runs/<name of the config>. A leading ~ is the home
+# folder, which bash does not expand in --workdir=~/x.
 workdir_of() {
   local workdir config
   workdir=$(flag_value workdir "$@")
@@ -52,12 +52,12 @@ workdir_of() {
   echo "${workdir:-runs/$(basename "${config%%:*}" .py)}"
 }
 
-# Dies unless the value of an option is a whole number: whole_number OPTION VALUE LEAST
+# Die unless the value of an option is a whole number: whole_number OPTION VALUE LEAST
 whole_number() {
   if ! [[ $2 =~ ^[0-9]{1,9}$ ]] || ((10#$2 < $3)); then die "$1 is '$2'; it must be a whole number, at least $3."; fi
 }
 
-# The newest step that a workdir has a whole checkpoint of, or -1.
+# Print the step of the newest complete checkpoint in a workdir, or -1.
 newest_checkpoint() {
   local newest=-1 path step
   for path in "$1"/checkpoints/*/; do
@@ -67,8 +67,8 @@ newest_checkpoint() {
   echo "$newest"
 }
 
-# Is starting again of use after this exit code of the program? Not when it is done (0), when its user has to mend
-# something (2) or has stopped it (130); 75 says so itself, and anything else is a crash.
+# Succeed if a restart can help after this exit code of the program: after a preemption (75) or a crash (the rest), but
+# not when it is done (0), needs a correction by its user (2) or was stopped with Ctrl-C (130).
 may_restart() {
   case $1 in
     0 | 2 | 130) false ;;
@@ -76,9 +76,10 @@ may_restart() {
   esac
 }
 
-# May the job start again, now that NEWEST is its newest checkpoint? Up to MOST times in a row without a new one, never
-# if MOST is 0. `newest` and `stuck`, which the script sets at first, hold what was before: goes_on NEWEST MOST
-goes_on() {
+# Succeed if the job may restart with NEWEST as its newest checkpoint: at most MOST times in a row without a new one,
+# never if MOST is 0. The script initialises `newest` and `stuck`, the restarts without a new checkpoint so far:
+# under_limit NEWEST MOST
+under_limit() {
   stuck=$(($1 > newest ? 0 : stuck + 1)) newest=$1
   (($2 && stuck <= $2))
 }

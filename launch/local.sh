@@ -1,23 +1,22 @@
 #!/usr/bin/env bash
-# Runs cfg_jax.main in several processes of this machine, as one job.
+# Run cfg_jax.main as one job of several processes on this machine.
 #
 #   launch/local.sh N [options] --config=configs/digits.py [--workdir=DIR] [more flags of cfg_jax.main]
 #
-# Every line of output starts with the number of its process. A SIGTERM or Ctrl-C reaches all processes, a second Ctrl-C
-# kills them. When one of them fails, the others have --grace seconds to end and are killed then. The exit code is that
-# of the process that failed first, or 2 if one of them ended with 2.
+# Every line of output starts with the number of its process. SIGTERM and Ctrl-C are passed on to all processes, and a
+# second Ctrl-C kills them. When one process fails, the others have --grace seconds to end before they are killed. The
+# exit code is that of the process that failed first, or 2 if any of them ended with 2.
 #
-#   --devices=D    each process computes on D virtual CPU devices
-#   --restarts=K   starts again after exit code 75 (preempted) or a crash, up to K times in a row without a new
-#                  checkpoint in the workdir; never after 0, 2 or 130, or when this script itself was told to stop;
-#                  0, not at all, if unset
-#   --grace=S      seconds, 30 if unset
-#   --logs=DIR     output goes to DIR/process_<number>.log, and process 0's also to the terminal, as it is
-#   --dry-run      prints the commands, one a line, and runs nothing
-#   --help         prints this
-#   --             what follows goes to the program, whatever it is
+#   --devices=D    number of virtual CPU devices of each process
+#   --restarts=K   restart after exit code 75 (preempted) or a crash, at most K times in a row without a new checkpoint
+#                  in the workdir, never after 0, 2 or 130 or after a signal to this script (default 0: never)
+#   --grace=S      seconds that the other processes have to end after one has failed (default 30)
+#   --logs=DIR     write output to DIR/process_<number>.log, and process 0's, without its number, to the terminal too
+#   --dry-run      print the commands, one per line, and run nothing
+#   --help         print this help
+#   --             pass everything after it to the program
 #
-# $PYTHON is the interpreter, python if unset. The processes meet at a free port of localhost.
+# $PYTHON is the interpreter (default python). The processes meet at a free port of localhost.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -34,7 +33,7 @@ while (($#)); do
     --logs=*) logs=${1#*=} ;;
     --) flags+=("${@:2}") && break ;;
     -*)
-      is_program_flag "$1" || die "unknown option '$1'; launch/local.sh --help shows what there is."
+      is_program_flag "$1" || die "unknown option '$1'; launch/local.sh --help lists the options."
       flags+=("$1")
       ;;
     *)
@@ -44,13 +43,13 @@ while (($#)); do
   esac
   shift
 done
-[ "$count" ] || die 'say how many processes: launch/local.sh 2 --config=configs/digits.py.'
+[ "$count" ] || die 'no number of processes; for two: launch/local.sh 2 --config=configs/digits.py.'
 whole_number 'the number of processes' "$count" 1
 [ "$(flag_value config "${flags[@]}")" ] || die 'no config; give one of configs/, such as --config=configs/digits.py.'
 command=("${PYTHON:-python}" -m cfg_jax.main "${flags[@]}")
 workdir=$(workdir_of "${flags[@]}")
 
-# A port that nobody listens on, below those that the system hands out by itself.
+# Print a port that nothing listens on, below those that the system assigns by itself.
 free_port() {
   local port
   for _ in {1..100}; do
@@ -63,7 +62,7 @@ free_port() {
   die 'found no free port of localhost.'
 }
 
-# Sets `settings`, the environment of process $1 of a job that meets at port $2.
+# Set `settings` to the environment of process $1 in a job that meets at port $2.
 environment() {
   settings=("JAX_COORDINATOR_ADDRESS=localhost:$2" "JAX_NUM_PROCESSES=$count" "JAX_PROCESS_ID=$1" PYTHONUNBUFFERED=1)
   if [ "$devices" ]; then
@@ -85,7 +84,7 @@ pipes=$(mktemp -d)
 trap 'rm -rf "$pipes"' EXIT
 pids=() printers=() stopped=''
 
-# To every process; they end by themselves, with a checkpoint where they can. A second Ctrl-C does not wait for that.
+# Pass a signal on to every process. They save if they can and end; a second Ctrl-C does not wait for that.
 # shellcheck disable=SC2317 # traps call it
 forward() {
   local signal=$1
@@ -97,11 +96,11 @@ forward() {
 trap 'forward TERM' TERM HUP
 trap 'forward INT' INT
 
-# Reads a process's output to where it goes. Signals to the whole group must not end it before the process.
+# Copy a process's output to its destination. Signals to the whole group must not end this before the process.
 print_output() {
   trap '' TERM HUP INT
   if [ ! "$logs" ]; then
-    exec sed -u "s/^\(\[$1\] \)\{0,1\}/[$1] /" # the program's own stderr has it already
+    exec sed -u "s/^\(\[$1\] \)\{0,1\}/[$1] /" # some lines of stderr have the number already
   elif [ "$1" = 0 ]; then
     exec tee -a "$logs/process_$1.log"
   else
@@ -109,27 +108,27 @@ print_output() {
   fi
 }
 
-# Starts process $1 of a job that meets at port $2.
+# Start process $1 of a job that meets at port $2.
 start() {
   local pipe=$pipes/$1
   environment "$1" "$2"
   [ -p "$pipe" ] || mkfifo "$pipe"
   print_output "$1" < "$pipe" &
   printers+=($!)
-  # Under job control a process is a group of its own, which Ctrl-C does not reach directly, and does not start with
-  # SIGINT ignored as background processes otherwise do.
+  # Job control gives the process a group of its own, which Ctrl-C does not reach directly, and keeps bash from starting
+  # it with SIGINT ignored, as it does with background processes.
   set -m
   env "${settings[@]}" "${command[@]}" > "$pipe" 2>&1 < /dev/null &
   pids[$1]=$!
   set +m
 }
 
-# No pipe into grep -q: the writer's SIGPIPE would make it fail now and then.
+# Without a pipe into grep -q, which would now and then fail by SIGPIPE in the writer.
 is_running() {
   [[ $'\n'$(jobs -rp)$'\n' == *$'\n'$1$'\n'* ]]
 }
 
-# Waits for all processes and sets `code`.
+# Wait for all processes and set `code`.
 watch() {
   local deadline='' index status
   code=0
@@ -146,12 +145,12 @@ watch() {
       if [ "$status" = 2 ]; then code=2; fi
     done
     if [ "$deadline" ] && ((${#pids[@]} && SECONDS >= deadline)); then
-      echo "processes ${!pids[*]} have not ended within $grace s; killed" >&2
+      echo "processes ${!pids[*]} did not end within $grace s; killing them" >&2
       kill -KILL "${pids[@]}" 2> /dev/null || true
       deadline=$((SECONDS + 3600))
     fi
   done
-  # Their output ends with them, unless a child of theirs holds it open.
+  # Their output ends with them, unless a child process keeps it open.
   for _ in {1..25}; do
     for index in "${!printers[@]}"; do
       if ! is_running "${printers[index]}"; then unset "printers[index]"; fi
@@ -162,19 +161,19 @@ watch() {
   printers=()
 }
 
-if [ "$logs" ]; then mkdir -p "$logs" || die "$logs cannot be written (--logs)."; fi
+if [ "$logs" ]; then mkdir -p "$logs" || die "cannot write to $logs (--logs)."; fi
 newest=$(newest_checkpoint "$workdir") stuck=0
 while true; do
   port=$(free_port)
   for ((index = 0; index < count; index++)); do
     [ "$stopped" ] || start "$index" "$port"
   done
-  # told to stop before there was a process to tell
+  # a signal came before there was a process to pass it on to
   if ((${#pids[@]} == 0)); then exit "$([ "$stopped" = INT ] && echo 130 || echo 75)"; fi
   watch
   if [ "$stopped" ] || ((restarts == 0)) || ! may_restart "$code"; then exit "$code"; fi
-  goes_on "$(newest_checkpoint "$workdir")" "$restarts" || break
-  echo "exit code $code: starting again (newest checkpoint: $newest)" >&2
+  under_limit "$(newest_checkpoint "$workdir")" "$restarts" || break
+  echo "exit code $code: restarting from checkpoint $newest (-1: none)" >&2
 done
-echo "exit code $code: no new checkpoint in $workdir after $restarts restarts" >&2
+echo "exit code $code: giving up after $restarts restarts without a new checkpoint in $workdir" >&2
 exit "$code"

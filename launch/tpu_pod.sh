@@ -1,34 +1,34 @@
 #!/usr/bin/env bash
-# Runs cfg_jax.main on all workers of a Cloud TPU slice: makes the slice, installs this project there, starts the same
-# command on every worker, shows its output, starts again after a preemption, and deletes the slice at the end.
+# Run cfg_jax.main on all workers of a Cloud TPU slice: create the slice, install this project on it, start the same
+# command on every worker, show its output, restart it after a preemption, and delete the slice at the end.
 #
 #   launch/tpu_pod.sh NAME --zone=ZONE --type=v5litepod-64 --bucket=BUCKET --delete [options] \
 #       --config=configs/imagenet64.py --workdir=/mnt/cfg_jax/imagenet64 [more flags of cfg_jax.main]
-#   launch/tpu_pod.sh NAME --zone=ZONE --stop      the job saves and ends, and the script that follows it ends too;
-#                                                  the slice stays, unless that script has --delete
-#   launch/tpu_pod.sh NAME --zone=ZONE --delete    deletes the slice
+#   launch/tpu_pod.sh NAME --zone=ZONE --stop      let the job save and end, and with it the script that follows it; the
+#                                                  slice stays, unless that script has --delete
+#   launch/tpu_pod.sh NAME --zone=ZONE --delete    delete the slice
 #
 # The slice:
-#   --zone=ZONE  --project=PROJECT   where it is
+#   --zone=ZONE  --project=PROJECT   its location
 #   --type=TYPE                      such as v5litepod-64, v6e-64, v5p-128
-#   --version=VERSION                its software; chosen by the type if unset
-#   --spot                           cheaper, and taken away at any time
-#   --queued                         waits in Google's queue until there is capacity; of use with --spot
-#   --delete | --keep                at the end: one of the two has to be said. A slice that stays goes on costing
-# Storage that all workers share and that outlives the slice; the program reads and writes files and no gs:// paths:
-#   --bucket=NAME | --nfs=HOST:/SHARE | --mounted   mounted by launch/tpu_setup.sh, or there by other means
-#   --mount=DIR                      where; /mnt/cfg_jax if unset. The workdir and the data have to lie below it
+#   --version=VERSION                its software (default: by type)
+#   --spot                           cheaper, but may be preempted at any time
+#   --queued                         wait in Google's queue until there is capacity; useful with --spot
+#   --delete | --keep                what to do with the slice at the end; required. A slice that is kept keeps costing
+# Storage that all workers share and that outlives the slice; the program reads and writes files, not gs:// paths:
+#   --bucket=NAME | --nfs=HOST:/SHARE | --mounted   mounted by launch/tpu_setup.sh, or already mounted
+#   --mount=DIR                      mount point (default /mnt/cfg_jax); the workdir and the data must be below it
 # The job:
-#   --restarts=K    after a preemption or a crash, starts again up to K times in a row without a new checkpoint; 5 if
-#                   unset, 0 for never. Never after exit code 2, which is for you to mend
-#   --all-logs      shows every worker's output; otherwise worker 0's, and of a worker that failed its last lines
-#   --log=FILE      all output, every line with its worker's number; NAME.log if unset
-#   --dry-run       prints the commands, one a line, and runs nothing
-#   --help          prints this
+#   --restarts=K    restart after a preemption or a crash, at most K times in a row without a new checkpoint (default 5;
+#                   0: never), and never after exit code 2, which asks for a correction
+#   --all-logs      show every worker's output instead of worker 0's and the last lines of a worker that failed
+#   --log=FILE      file for all output, every line with its worker's number (default NAME.log)
+#   --dry-run       print the commands, one per line, and run nothing
+#   --help          print this help
 #
-# The job does not need this script once it runs: after Ctrl-C, or on another machine, the same command finds it and
-# goes on showing its output. The exit code is the job's. Needs gcloud, logged in, with an SSH key that has no
-# passphrase or is in ssh-agent (ssh-add ~/.ssh/google_compute_engine); an agent with other keys has to have it too.
+# Once the job runs it does not need this script: after Ctrl-C, or on another machine, the same command finds it and
+# shows its output again. The exit code is the job's. Needs gcloud, logged in, with an SSH key that has no passphrase or
+# is in ssh-agent (ssh-add ~/.ssh/google_compute_engine); if the agent has other keys, it must have this one too.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -54,33 +54,33 @@ while (($#)); do
     --all-logs) all_logs=1 ;;
     --log=*) log=${1#*=} ;;
     --delete | --keep)
-      [ ! "$at_end" ] || [ "$at_end" = "$1" ] || die '--delete and --keep are both set; give one.'
+      [ ! "$at_end" ] || [ "$at_end" = "$1" ] || die '--delete and --keep exclude each other; give one.'
       at_end=$1
       ;;
     --stop) stop=1 ;;
     --dry-run) dry_run=1 ;;
     -*)
-      is_program_flag "$1" || die "unknown option '$1'; launch/tpu_pod.sh --help shows what there is."
+      is_program_flag "$1" || die "unknown option '$1'; launch/tpu_pod.sh --help lists the options."
       flags+=("$1")
       ;;
     *)
-      [ ! "$name" ] || die "unexpected word '$1'; the slice is '$name', and flags are given as --name=value."
+      [ ! "$name" ] || die "unexpected word '$1' after the slice's name '$name'; flags are given as --name=value."
       name=$1
       ;;
   esac
   shift
 done
-[ "$name" ] || die 'say what the slice is called: launch/tpu_pod.sh NAME ...; --help shows the rest.'
+[ "$name" ] || die 'no name for the slice; give it first: launch/tpu_pod.sh NAME ... (--help lists the options).'
 [ "$zone" ] || die 'no --zone=ZONE, such as us-west4-a.'
 : "${log:=$name.log}"
 location=("--zone=$zone")
 if [ "$project" ]; then location+=("--project=$project"); fi
 
-# Of a tpu-vm or of a queued-resources request by that name: describe KIND FORMAT
+# Describe the tpu-vm or the queued-resources request of this name: describe KIND FORMAT
 describe() {
   run gcloud compute tpus "$1" describe "$name" "--format=$2" "${location[@]}"
 }
-# Its state, or MISSING: state_of KIND FIELD
+# Print its state, or MISSING: state_of KIND FIELD
 state_of() {
   local answer
   if answer=$(describe "$1" "value($2)" 2>&1); then
@@ -93,7 +93,7 @@ state_of() {
   fi
 }
 
-# What came out of the queue is deleted with its request.
+# Delete the slice; one from the queue is deleted with its request.
 delete_slice() {
   local request
   if [ "$dry_run" ]; then
@@ -109,16 +109,16 @@ delete_slice() {
   fi
 }
 
-# A connection that is gone is noticed within two minutes.
+# A lost connection is noticed within two minutes.
 ssh_flags=(--ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=4 --ssh-flag=-oConnectTimeout=20)
-# Runs a command, given as words, on all workers at once.
+# Run a command, given as words, on all workers at once.
 on_workers() {
   run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${location[@]}" "${ssh_flags[@]}" "--command=$(quoted "$@")"
 }
 worker=(bash cfg_jax/launch/tpu_worker.sh) # in the home folder there
 
 if [ "$stop" ]; then
-  ((${#flags[@]} == 0)) || die '--stop ends the job that runs; leave its flags away.'
+  ((${#flags[@]} == 0)) || die '--stop ends the running job; leave out the flags of cfg_jax.main.'
   on_workers "${worker[@]}" stop
   exit
 fi
@@ -131,25 +131,25 @@ config=$(flag_value config "${flags[@]}")
 workdir=$(flag_value workdir "${flags[@]}")
 [ "$config" ] || die 'no config; give one of configs/, such as --config=configs/imagenet64.py.'
 [ "$type" ] || die 'no --type=TYPE, such as v5litepod-64.'
-[ "$at_end" ] || die 'say --delete or --keep: what becomes of the slice at the end.'
+[ "$at_end" ] || die 'no --delete or --keep; say what to do with the slice at the end.'
 case ${bucket:+b}${nfs:+n}${mounted:+m} in
   b | n | m) ;;
-  '') die "no storage that outlives the slice; give --bucket=NAME, --nfs=HOST:/SHARE or --mounted." ;;
+  '') die 'no storage that outlives the slice; give --bucket=NAME, --nfs=HOST:/SHARE or --mounted.' ;;
   *) die '--bucket, --nfs and --mounted exclude each other; give one.' ;;
 esac
 [[ $mount == /* ]] || die "--mount is '$mount'; it must start with /."
-[[ $workdir == "$mount"/* ]] || die "--workdir is '$workdir'; it must lie below $mount, which outlives the slice."
+[[ $workdir == "$mount"/* ]] || die "--workdir is '$workdir'; it must be below $mount, which outlives the slice."
 if [ ! "$version" ]; then
   case $type in
     v5litepod-*) version=v2-alpha-tpuv5-lite ;;
     v5p-*) version=v2-alpha-tpuv5 ;;
     v6e-*) version=v2-alpha-tpuv6e ;;
     v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
-    *) die "no software is known here for --type=$type; give --version=VERSION." ;;
+    *) die "no default software for --type=$type; give --version=VERSION." ;;
   esac
 fi
 setup=(bash cfg_jax/launch/tpu_setup.sh "--mount=$mount")
-# A new slice finds there what the old one compiled.
+# So a new slice finds the programs that the old one compiled.
 start=(env "JAX_COMPILATION_CACHE_DIR=$mount/compiled" "${worker[@]}" start "${flags[@]}")
 if [ "$bucket" ]; then setup+=("--bucket=$bucket"); fi
 if [ "$nfs" ]; then setup+=("--nfs=$nfs"); fi
@@ -171,14 +171,14 @@ create_slice() {
   fi
 }
 
-# Waits for the next try to make the slice. At the first one its caller had better know at once; later there is a run to
-# go on with, for a day.
+# Wait before another attempt to create the slice. Fail at once if there was none yet, because the caller should know;
+# after a preemption keep trying for a day.
 try_later() {
   tries=$((tries + 1))
   [ "$found" ] && ((tries <= 288)) && sleep 300
 }
 
-# Returns once the slice is READY: waits for it, makes it where there is none, and anew where it is lost.
+# Return once the slice is READY: wait for it, create it if it is missing, and again if it was lost.
 ensure_slice() {
   local state tries=0 was=''
   while true; do
@@ -195,14 +195,14 @@ ensure_slice() {
         return
         ;;
       MISSING)
-        # One that is taken away stays, PREEMPTED or SUSPENDED, until it is deleted.
+        # Google does not delete a slice that it preempts: it stays, PREEMPTED or SUSPENDED.
         if [ "$found" ] && [ ! "$deleted" ]; then
           note 'somebody has deleted the slice'
           exit 1
         fi
         installed=''
         create_slice || try_later || {
-          note 'the slice could not be made; with --queued it waits until there is capacity'
+          note 'the slice could not be created; --queued waits until there is capacity'
           exit 1
         }
         ;;
@@ -210,23 +210,23 @@ ensure_slice() {
         running='' deleted=1
         delete_slice || sleep 60
         ;;
-      FAILED) # the request, for a reason that its state holds
+      FAILED) # the request; its state gives the reason
         describe queued-resources 'yaml(state)' >&2 || true
         deleted=1
         delete_slice || true
-        try_later || die 'the request for the slice has failed, see above.'
+        try_later || die 'the request for the slice failed, see above.'
         ;;
       STOPPED) gcloud compute tpus tpu-vm start "$name" "${location[@]}" || sleep 60 ;;
       UNKNOWN)
-        [ "$answered" ] || die 'gcloud failed, see above; is it logged in, and are the zone and project right?'
+        [ "$answered" ] || die 'gcloud failed, see above; check its login, the zone and the project.'
         sleep 60
         ;;
-      *) sleep 30 ;; # on its way, or in the queue
+      *) sleep 30 ;; # being created, or in the queue
     esac
   done
 }
 
-# Copies the project as it is here to all workers and makes them ready.
+# Copy the project as it is here to all workers, and set them up.
 install_project() {
   local archive=cfg_jax.tar.gz packed=/tmp status=0
   local left_out=(--exclude=./.git --exclude=./runs '--exclude=./.venv*' --exclude=__pycache__)
@@ -239,13 +239,13 @@ install_project() {
   return "$status"
 }
 
-# The workers that these lines are from. gcloud repeats a command whose connection broke, and so its lines.
+# Count the workers that these lines come from. Lines may repeat: gcloud reruns a command whose connection broke.
 count_workers() {
   awk '/^\[/ && !seen[$1]++ { count++ } END { print count + 0 }'
 }
 
-# Shows the output until all workers have ended; sets `code`, or leaves it empty if the connection was lost. `over`: its
-# user has stopped it.
+# Show the output until all workers have ended. Set `code`, or leave it empty if the connection was lost, and set `over`
+# if the job was stopped with --stop.
 follow() {
   local codes part failed
   followed=1
@@ -253,13 +253,13 @@ follow() {
   on_workers "${worker[@]}" follow "$@" 2>&1 | tee -a "$log" "$part" | {
     if [ "$all_logs" ]; then cat; else grep --line-buffered '^\[0\]' || true; fi
   } || true
-  # "[worker] code" of each
+  # lines of "[worker] code"
   codes=$(awk '/^\[[^]]*\] ended with exit code / && !seen[$1]++ { print $1, $6 + 0 }' "$part")
   code=''
   if [ "$codes" ] && (($(count_workers <<< "$codes") >= workers)); then
     running=''
     if grep -q '^\[[^]]*\] ended with exit code .*, stopped$' "$part"; then over=$stopped; fi
-    # One that the user has to mend counts most, then the first that failed.
+    # A code 2, which asks for a correction, counts most, then the first failure.
     read -r failed code < <(grep ' 2$' <<< "$codes" || grep -v ' 0$' <<< "$codes" || echo "$codes")
     if [ ! "$all_logs" ] && ! grep -qxF "[0] $code" <<< "$codes"; then
       awk -v worker="$failed" '$1 == worker' "$part" | tail -n 20
@@ -268,7 +268,7 @@ follow() {
   rm -f "$part"
 }
 
-# What a script of this folder runs on each worker, indented.
+# Print, indented, the commands that a script of this folder runs on each worker.
 show_inside() {
   local commands home='~'
   mapfile -t commands < <(bash "$root/launch/$1" --dry-run "${@:2}")
@@ -291,36 +291,36 @@ if [ "$dry_run" ]; then
   exit
 fi
 command -v gcloud > /dev/null || die 'gcloud is not installed.'
-# With such an agent gcloud refuses to copy to several workers, which had better be known before the slice is paid for.
+# Without its key in the agent gcloud refuses to copy to several workers. Find out before the slice costs anything.
 key=$HOME/.ssh/google_compute_engine
-if held=$(ssh-add -l 2> /dev/null) &&
-  ! { print=$(ssh-keygen -lf "$key" 2> /dev/null) && [[ $held == *"$(cut -d ' ' -f 2 <<< "$print")"* ]]; }; then
-  die "ssh-agent has keys, but not gcloud's; ssh-add $key adds it (gcloud compute config-ssh makes it)."
+if agent_keys=$(ssh-add -l 2> /dev/null) &&
+  ! { print=$(ssh-keygen -lf "$key" 2> /dev/null) && [[ $agent_keys == *"$(cut -d ' ' -f 2 <<< "$print")"* ]]; }; then
+  die "ssh-agent has keys, but not gcloud's; add it with ssh-add $key (gcloud compute config-ssh creates it)."
 fi
 
-# Starts the job, or finds it running, and follows it; sets `code`, or leaves it empty where that went wrong.
+# Start the job, or find it running, and follow it. Set `code`, or leave it empty if that failed.
 attempt() {
   local state started prepare checkpoint
   code=''
   ensure_slice
-  # Without an answer what ran is taken to run still; 127 says that the project is not there.
+  # Without an answer a job that ran is assumed to be running. 127: the project is not installed.
   state=$(on_workers "${worker[@]}" state "${flags[@]}" 2> /dev/null) || if [ $? != 127 ] && [ "$running" ]; then
     return 0
   fi
   if [[ $state == *'] running: '* && $state != *'] not running'* ]]; then
-    note "a job is running there: $(sed -n '/\] running: / { s/.*\] running: //p; q; }' <<< "$state")"
+    note "a job is running: $(sed -n '/\] running: / { s/.*\] running: //p; q; }' <<< "$state")"
     workers=$(count_workers <<< "$state") running=1 failures=0
     follow
     return
   fi
-  # If it ended, or a part of it, while there was no connection, its exit codes are kept there.
+  # The workers keep the exit codes of a job that ended while there was no connection.
   if [ "$running" ]; then
     running=''
     follow
     [ ! "$code" ] || return 0
   fi
-  if [[ $state == *'] running: '* ]]; then on_workers "${worker[@]}" stop anew > /dev/null 2>&1 || return 0; fi
-  # Setting up again mounts the storage that a restart of the machines has taken away.
+  if [[ $state == *'] running: '* ]]; then on_workers "${worker[@]}" stop restart > /dev/null 2>&1 || return 0; fi
+  # A restart of the machines unmounts the storage, and setting up mounts it again.
   note 'setting up'
   if [ "$installed" ]; then prepare=(on_workers "${setup[@]}"); else prepare=(install_project); fi
   "${prepare[@]}" >> "$log" 2>&1 || {
@@ -337,8 +337,8 @@ attempt() {
     newest=$checkpoint
   elif [[ $state == *'] not running, stopped, '* ]]; then
     over=$stopped
-  elif ! goes_on "$checkpoint" "$restarts"; then
-    over="no new checkpoint in $workdir after $restarts restarts"
+  elif ! under_limit "$checkpoint" "$restarts"; then
+    over="giving up after $restarts restarts without a new checkpoint in $workdir"
   fi
   [ ! "$over" ] || return 0
   started=$(on_workers "${start[@]}") || return 0
@@ -350,17 +350,17 @@ attempt() {
 # shellcheck disable=SC2317 # the trap calls it
 interrupted() {
   if [ "$running" ]; then
-    note 'the job goes on; the same command shows its output again, --stop ends it'
+    note 'the job keeps running; the same command shows its output again, --stop ends it'
   else
-    note "a slice or request that was made stays, and goes on costing: launch/tpu_pod.sh $name ${location[*]} --delete"
+    note "a slice or request that was made keeps costing; to delete it: launch/tpu_pod.sh $name ${location[*]} --delete"
   fi
   exit 130
 }
 trap interrupted INT
 
 stopped='stopped with --stop'
-# Of the slice: `answered`: gcloud has told its state; `found`: it was ready once; `deleted`: this script has done that.
-# Of the job: `followed`: there was one; `running`: as far as is known; `over`: why it is not started again.
+# The slice: gcloud has `answered` with a state, it was `found` ready once, this script has `deleted` it.
+# The job: it was `followed` once, it is `running` as far as is known, it is `over` for this reason.
 answered='' found='' deleted='' installed='' followed='' running='' over=''
 code='' last=1 newest=-1 workers=0 stuck=0 failures=0
 while true; do
@@ -378,17 +378,17 @@ while true; do
     # The connection or the slice was lost, or a command on the workers failed.
     failures=$((failures + 1))
     if ((failures > 10)); then
-      note 'the workers could not be reached, or not be made ready, ten times in a row'
+      note 'the workers could not be reached or set up ten times in a row'
       break
     fi
     sleep 30
   fi
 done
 if [ "$running" ]; then
-  note 'the job may run still, so the slice stays, and goes on costing; the same command finds it again'
+  note 'the job may still be running, so the slice stays and keeps costing; the same command finds it again'
 elif [ "$at_end" = --delete ]; then
   delete_slice
 else
-  note 'the slice stays, and goes on costing'
+  note 'the slice stays and keeps costing'
 fi
 exit "$last"

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Makes a worker of a Cloud TPU slice ready: Python 3.11 or newer, a virtual environment with this project and
-# jax[tpu], and the storage that all workers share. Doing it again changes nothing. launch/tpu_pod.sh runs it on
-# every worker.
+# Set up a worker of a Cloud TPU slice: Python 3.11 or newer, a virtual environment with this project and jax[tpu], and
+# the storage that all workers share. Running it again changes nothing. launch/tpu_pod.sh runs it on every worker.
 #
 #   launch/tpu_setup.sh [--bucket=NAME | --nfs=HOST:/SHARE | --mounted] [--mount=DIR] [--venv=DIR]
 #       [--dry-run] [--help]
 #
-#   --bucket=NAME       mounts this Cloud Storage bucket with gcsfuse, which is installed from Google's apt repository
-#                       where it is missing. Make it a bucket with a hierarchical namespace: a checkpoint is finished
-#                       by renaming its folder, which other buckets do file by file
-#   --nfs=HOST:/SHARE   mounts an NFS share, such as a Filestore instance's
-#   --mounted           mounts nothing and fails where nothing is mounted
-#   --mount=DIR         where; /mnt/cfg_jax if unset
-#   --venv=DIR          the virtual environment; ~/cfg_jax_venv if unset
-#   --dry-run           prints the commands for a fresh worker, one a line, and runs nothing
+#   --bucket=NAME       mount this Cloud Storage bucket with gcsfuse, installed from Google's apt repository if missing.
+#                       Use a bucket with a hierarchical namespace: a checkpoint is finished by renaming its folder,
+#                       which other buckets do file by file
+#   --nfs=HOST:/SHARE   mount an NFS share, such as that of a Filestore instance
+#   --mounted           mount nothing, and fail if nothing is mounted
+#   --mount=DIR         mount point (default /mnt/cfg_jax)
+#   --venv=DIR          the virtual environment (default ~/cfg_jax_venv)
+#   --dry-run           print the commands for a fresh worker, one per line, and run nothing
+#   --help              print this help
 #
-# The project reads and writes files and no gs:// paths. A mounted bucket is slow at small files and at appending;
-# NFS has neither trouble.
+# The project reads and writes files, not gs:// paths. A mounted bucket is slow with small files and at appending, NFS
+# is not.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -32,7 +32,7 @@ while (($#)); do
     --mounted) mounted=1 ;;
     --mount=*) mount=${1#*=} ;;
     --venv=*) venv=${1#*=} ;;
-    *) die "unknown option '$1'; launch/tpu_setup.sh --help shows what there is." ;;
+    *) die "unknown option '$1'; launch/tpu_setup.sh --help lists the options." ;;
   esac
   shift
 done
@@ -40,20 +40,20 @@ case ${bucket:+b}${nfs:+n}${mounted:+m} in
   '' | b | n | m) ;;
   *) die '--bucket, --nfs and --mounted exclude each other; give one.' ;;
 esac
-[[ $bucket != */* ]] || die "--bucket is '$bucket'; it must be the bucket's name alone."
+[[ $bucket != */* ]] || die "--bucket is '$bucket'; it must be only the bucket's name."
 [[ ! $nfs || $nfs == *:/* ]] || die "--nfs is '$nfs'; it must be HOST:/SHARE."
 [[ $mount == /* ]] || die "--mount is '$mount'; it must start with /."
 
-# Does a check of this worker succeed? Not in a dry run, which is about a fresh one.
+# Succeed if a check of this worker does. Never in a dry run, which describes a fresh worker.
 is_so() {
   [ ! "$dry_run" ] && "$@" > /dev/null 2>&1
 }
 
-# The first Python that is new enough.
+# Print the first Python that is new enough.
 find_python() {
   local name
   for name in python3.11 python3.12 python3.13 python3.14; do
-    # The module is a package of its own on Debian and Ubuntu.
+    # Debian and Ubuntu package ensurepip separately.
     if is_so "$name" -c 'import ensurepip'; then
       echo "$name"
       return
@@ -61,7 +61,7 @@ find_python() {
   done
 }
 
-# All that can be missing comes first: what fails had better fail before the minutes that pip takes.
+# Packages and storage come first, so that they fail before the minutes that pip takes.
 packages=()
 python=$(find_python)
 if [ ! "$python" ]; then
@@ -85,7 +85,7 @@ fi
 if { [ "$bucket" ] || [ "$nfs" ]; } && ! is_so mountpoint -q "$mount"; then
   run sudo mkdir -p "$mount"
   if [ "$nfs" ]; then
-    # Workers wait for each other's files: they may be a second late, not a minute.
+    # Workers wait for each other's files, which may appear a second late but not a minute.
     run sudo mount -t nfs -o hard,actimeo=1 "$nfs" "$mount"
     run sudo chmod a+rwx "$mount"
   else
@@ -98,10 +98,10 @@ if [ "$mounted" ] && [ ! "$dry_run" ]; then
 fi
 
 is_so test -x "$venv/bin/python" || run "$python" -m venv "$venv"
-# The constraints: after a preemption the new workers have to compute as the old ones did.
+# Constraints, so that new workers after a preemption compute exactly as the old ones did.
 run "$venv/bin/pip" install --quiet --constraint "$root/constraints/py311.txt" "${root}[tpu]"
 
-# JAX starts faster with them, from v5e on, and warns where they are off.
+# JAX starts faster with huge pages on v5e and newer, and warns without them.
 pages=/sys/kernel/mm/transparent_hugepage/enabled
 if [ "$dry_run" ] || [ -w "$pages" ] || sudo -n true 2> /dev/null; then
   run sudo sh -c "echo always > $pages"

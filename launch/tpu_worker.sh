@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# The job on one worker of a Cloud TPU slice. launch/tpu_pod.sh calls this on all workers at once; every line that it
-# prints starts with the worker's number. The job does not end with the connection that started it.
+# Manage the job on one worker of a Cloud TPU slice. launch/tpu_pod.sh calls this on all workers at once. Every line of
+# output starts with the worker's number. The job outlives the connection that started it.
 #
-#   launch/tpu_worker.sh state FLAGS...    running, and with which flags, or not, and what these would go on from
-#   launch/tpu_worker.sh start FLAGS...    starts cfg_jax.main with these flags in the background
-#   launch/tpu_worker.sh follow [all]      prints its output as it comes, until it ends, and its exit code; the output
-#                                          of before from its start, the first time, or the last 20 lines of it
-#   launch/tpu_worker.sh stop [anew]       sends it SIGTERM, so that it saves, and SIGKILL five minutes later; a script
-#                                          that follows does not start it again, except after `stop anew`
-#   --dry-run, before these                prints the command that start runs, and runs nothing
-#   --help                                 prints this
+#   launch/tpu_worker.sh state FLAGS...    print the flags of the running job, or else the checkpoint that a job with
+#                                          these flags would resume from
+#   launch/tpu_worker.sh start FLAGS...    start cfg_jax.main with these flags in the background
+#   launch/tpu_worker.sh follow [all]      print the job's output until it ends, and its exit code; begins at the last
+#                                          20 lines, or, with `all` and for the first time, at the first
+#   launch/tpu_worker.sh stop [restart]    send SIGTERM, so that the job saves, and SIGKILL five minutes later; a script
+#                                          that follows the job restarts it only after `stop restart`
+#   --dry-run, before these                print the command that start runs, and run nothing
+#   --help                                 print this help
 #
-# Log, exit code and process numbers are kept in ~/cfg_jax_job; the interpreter is $PYTHON, or that of
+# ~/cfg_jax_job holds the log, exit code and process numbers. The interpreter is $PYTHON, or that of
 # launch/tpu_setup.sh.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -23,7 +24,7 @@ python=${PYTHON:-$HOME/cfg_jax_venv/bin/python}
 dry_run=''
 if [ "${1:-}" = --dry-run ]; then dry_run=1 && shift; fi
 action=${1:-}
-[ "$action" ] || die 'say what to do; launch/tpu_worker.sh --help shows what there is.'
+[ "$action" ] || die 'no action; launch/tpu_worker.sh --help lists them.'
 shift
 case $action in
   --help) help && exit ;;
@@ -32,8 +33,8 @@ case $action in
     [ "$(flag_value config "$@")" ] || die 'no config; give one of configs/.'
     ;;
   follow) [ "$*" = all ] || (($# == 0)) || die "unexpected '$1' after $action." ;;
-  stop) [ "$*" = anew ] || (($# == 0)) || die "unexpected '$1' after $action." ;;
-  *) die "unknown action '$action'; launch/tpu_worker.sh --help shows what there is." ;;
+  stop) [ "$*" = restart ] || (($# == 0)) || die "unexpected '$1' after $action." ;;
+  *) die "unknown action '$action'; launch/tpu_worker.sh --help lists them." ;;
 esac
 command=("$python" -m cfg_jax.main "$@")
 if [ "$dry_run" ]; then
@@ -41,17 +42,17 @@ if [ "$dry_run" ]; then
   exit
 fi
 
-# As JAX finds it out.
+# From the same source as JAX.
 worker=$(curl -sf --max-time 10 -H 'Metadata-Flavor: Google' \
   http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number) || worker=$(hostname)
 say() {
   echo "[$worker] $*"
 }
 is_running() {
-  # by its command, for after a restart of the machine its number may be another program's
+  # checks the command too, because after a reboot another program may have its number
   [ -s "$state/keeper" ] && grep -qs cfg_jax.main "/proc/$(cat "$state/keeper")/cmdline"
 }
-# What its user has stopped is not started again by a script that follows it.
+# A script that follows the job does not restart it once its user has stopped it.
 stopped() {
   if [ -e "$state/stopped" ]; then echo ', stopped'; fi
 }
@@ -65,13 +66,13 @@ case $action in
     ;;
   start)
     if is_running; then
-      say 'is running already'
+      say 'already running'
       exit
     fi
     rm -f "$state"/{code,process,shown,stopped}
     quoted "$@" > "$state/flags"
     : > "$state/log"
-    # A keeper in a session of its own outlives this connection and notes the exit code.
+    # A keeper in a session of its own outlives this connection and records the exit code.
     # shellcheck disable=SC2016 # the inner bash expands them
     keep='cd "$1"; "${@:3}" & echo $! > "$2/process"; code=0; wait $! || code=$?; echo $code > "$2/code"'
     PYTHONUNBUFFERED=1 setsid bash -c "$keep" bash "$root" "$state" "${command[@]}" \
@@ -80,20 +81,20 @@ case $action in
     say started
     ;;
   follow)
-    [ -s "$state/keeper" ] || die 'nothing was started on this worker.'
+    [ -s "$state/keeper" ] || die 'no job was started on this worker.'
     lines=20
-    # Once: gcloud repeats a command whose connection broke.
+    # Only once, because gcloud reruns a command whose connection broke.
     if [ "${1:-}" = all ] && [ ! -e "$state/shown" ]; then lines=+1; fi
     : > "$state/shown"
     tail -n "$lines" -F "$state/log" 2> /dev/null > >(exec sed -u "s/^\(\[$worker\] \)\{0,1\}/[$worker] /") &
     while is_running; do sleep 1; done
     sleep 1 # for the last lines
     kill $! 2> /dev/null || true
-    # Without a note the keeper itself was killed, or the machine started anew.
+    # Without a recorded code the keeper itself was killed, or the machine rebooted.
     say "ended with exit code $(cat "$state/code" 2> /dev/null || echo 137)$(stopped)"
     ;;
   stop)
-    [ "${1:-}" = anew ] || : > "$state/stopped"
+    [ "${1:-}" = restart ] || : > "$state/stopped"
     if ! is_running; then say 'not running' && exit; fi
     kill -TERM "$(cat "$state/process")" 2> /dev/null || true
     for _ in {1..300}; do

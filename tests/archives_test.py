@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cfg_jax.data.images import ImageError, decode, encode_png
-from cfg_jax.data.preparing import folders, imagenet
+from cfg_jax.data.preparing import imagenet_npz, imagenet_tar, labels, raw_images
 from cfg_jax.data.preparing.archives import open_images, open_plain_images
 from cfg_jax.errors import UserError
 
@@ -40,7 +40,7 @@ def png(number):
 
 
 def content_of(value):
-    """An image's number becomes a PNG, None some text; bytes are themselves, all else JSON."""
+    """Return a PNG of a number, some text for None, bytes unchanged, and JSON of anything else."""
     if value is None or isinstance(value, bytes):
         return value or b'no image'
     return png(value) if isinstance(value, int) else json.dumps(value).encode()
@@ -72,7 +72,7 @@ def put_tar(path, files, mode='w'):
 
 @pytest.fixture(params=['folder', 'zip', 'zip with a top folder', 'stored zip'])
 def pack(request, tmp_path):
-    """A function that packs {name: content} in each way that must look the same."""
+    """A function that packs {name: content} in one of the ways that must all look the same."""
 
     def packed(files):
         root = tmp_path / 'images'
@@ -88,12 +88,12 @@ def pack(request, tmp_path):
 
 
 def number_of(read):
-    """What a PNG was made from."""
+    """Return the number that a PNG was made from."""
     return int(decode(read, 1)[0, 0, 0])
 
 
 def check(images, kind, class_names, names, labels, *, ignored=()):
-    """What every archive must hold to, and these expectations."""
+    """Check the properties of every archive, and these expectations."""
     assert images.kind == kind and images.class_names == tuple(class_names) and list(images.names) == list(names)
     assert images.labels.dtype == np.int32 and images.labels.tolist() == list(labels)
     assert len(images) == len(images.names) == len(images.labels) == len(set(images.names))
@@ -107,7 +107,7 @@ def check(images, kind, class_names, names, labels, *, ignored=()):
 
 
 def refuses(path, *words, **settings):
-    """open_images(path) raises a UserError of one line with all of these words."""
+    """Check that open_images(path) raises a UserError of one line with all of these words."""
     with pytest.raises(UserError) as caught:
         open_images(str(path), **settings)
     message = str(caught.value)
@@ -153,7 +153,7 @@ def test_labels_by_id(pack):
 
 @pytest.mark.parametrize('file', ['labels.json', 'dataset.json'])
 def test_labels_as_pairs(pack, file):
-    """StyleGAN's and ADM's form; images may lie in folders."""
+    """This is StyleGAN's and ADM's form; images may be in folders."""
     labels = {'labels': [['00/b.png', 1], ['00/a.png', 0]], 'class_names': ['cat', 'dog', 'bird']}
     images = open_images(pack({'00/a.png': 1, '00/b.png': 2, 'x.md': None, file: labels}))
     check(images, pack.kind, ['cat', 'dog', 'bird'], ['00/a.png', '00/b.png'], [0, 1], ignored=['x.md'])
@@ -173,7 +173,7 @@ def test_class_names_order_the_classes_that_labels_name(pack):
         (b'[' * 100_000, ['not JSON']),
         ([1, 2], ['must map file names to labels']),
         ({'a.png': 0}, ['leaves 1 images without a label', 'b.png']),
-        ({'a.png': 0, 'b.png': 1, 'c.png': 0, 'd.png': 0}, ['names 2 images that are not there', 'c.png']),
+        ({'a.png': 0, 'b.png': 1, 'c.png': 0, 'd.png': 0}, ['names 2 images that do not exist', 'c.png']),
         ({'a.png': 0, 'b.png': 'dog'}, ['mixes class names and ids']),
         ({'a.png': 0, 'b.png': 1.5}, ['class name or an id', '"b.png"', '1.5']),
         ({'a.png': 0, 'b.png': True}, ['class name or an id']),
@@ -227,14 +227,14 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / 'images/cat/loop').symlink_to(tmp_path / 'images')
     images = open_images(str(tmp_path / 'images'))
     assert images.names == ['cat/1.png', 'cat/2.png', 'dog/1.png'] and number_of(images.read(2)) == 5
-    assert images.ignored == [('cat/loop/', 'a link to a folder that it lies in')]
+    assert images.ignored == [('cat/loop/', 'a link to a folder that contains it')]
     (tmp_path / 'images/cat/2.png').unlink()
     with pytest.raises(ImageError, match='unreadable: No such file'):
         images.read(1)
 
 
 def test_what_is_no_file_is_left_out(tmp_path, monkeypatch):
-    """Reading a pipe would wait for ever, and one broken link must not stop everything."""
+    """Reading a pipe would block for ever, and one broken link must not stop everything."""
     put(tmp_path, {'cat/1.png': 1})
     monkeypatch.chdir(tmp_path / 'cat')  # a socket's path must be short
     os.mkfifo('pipe.png')
@@ -248,8 +248,8 @@ def test_what_is_no_file_is_left_out(tmp_path, monkeypatch):
     check(images, 'folder', ['cat'], ['cat/1.png'], [0], ignored=[
         'cat/pipe.png', 'labels.json', 'cat/none/', 'cat/gone.png', 'cat/itself.png', 'cat/socket.png'])  # fmt: skip
     reasons = dict(images.ignored)
-    assert reasons['cat/pipe.png'] == reasons['labels.json'] == reasons['cat/socket.png'] == 'not a file'
-    assert reasons['cat/gone.png'] == 'a link to nothing' and reasons['cat/none/'] == 'an empty folder'
+    assert reasons['cat/pipe.png'] == reasons['labels.json'] == reasons['cat/socket.png'] == 'not a regular file'
+    assert reasons['cat/gone.png'] == 'a broken link' and reasons['cat/none/'] == 'an empty folder'
     assert reasons['cat/itself.png'].startswith('a link that cannot be followed: Too many levels')
 
 
@@ -296,7 +296,7 @@ def test_the_top_folder_of_a_zip(tmp_path, files, classes, names, ignored):
 
 
 def test_names_in_utf8_that_a_zip_does_not_mark_as_such(tmp_path):
-    """As macOS's Finder writes them; and names that are in the old code page."""
+    """macOS's Finder writes such names; names in the old code page are read as well."""
 
     class Unmarked(zipfile.ZipInfo):
         def _encodeFilenameFlags(self):
@@ -317,13 +317,13 @@ def test_classes_without_a_name(tmp_path):
 
 
 def test_only_folders_and_zips_are_read_as_they_are(tmp_path):
-    """Archives have splits, which a folder has not; they are prepared."""
+    """Archives have splits, which folders lack; archives must be prepared."""
     cifar = put_cifar(tmp_path, {name: pickle.dumps(content) for name, content in cifar_files().items()}, True)
     npz_folder = put(tmp_path / 'npz', npz_batches())
     for path in (cifar, npz_folder, npz_folder + '/val_data.npz', train_tar(tmp_path / 'x.tar')):
         with pytest.raises(UserError) as caught:
             open_plain_images(path, field='config.data.data_dir')
-        for word in (f'{path} is no folder or zip', 'config.data.data_dir', f'--config.prepare.path={path}'):
+        for word in (f'{path} is not a folder or zip', 'config.data.data_dir', f'--config.prepare.path={path}'):
             assert word in str(caught.value)
     put(tmp_path / 'plain', {'cat/1.png': 1})
     assert open_plain_images(str(tmp_path / 'plain'), field='').kind == 'folder'
@@ -344,7 +344,7 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('form', ['folder', 'zip', 'cifar10', 'npz'])
 def test_stamps_differ_once_a_file_does(tmp_path, form):
-    """A zip file's members tell by their checksums, whatever becomes of the file's time; other files by theirs."""
+    """A zip file is compared by its members' checksums, whatever its time; other files by their times."""
     files = {'cat/1.png': 1, 'cat/2.png': 2}
     if form == 'cifar10':
         path = put_cifar(tmp_path, {name: pickle.dumps(value) for name, value in cifar_files().items()}, True)
@@ -372,7 +372,7 @@ def test_paths_at_home(tmp_path, monkeypatch):
 
 
 def test_windows_zip_files_and_later_versions(tmp_path):
-    """Backslashes for slashes; of two members of one name the later counts, as when unpacked."""
+    """Backslashes count as slashes; of two members of one name the later counts, as in unpacking."""
     with zipfile.ZipFile(tmp_path / 'x.zip', 'w') as archive:
         archive.writestr('cat\\1.png', png(0))
         archive.writestr('dog\\1.png', png(1))
@@ -432,7 +432,7 @@ def test_zip_files_that_cannot_be_read(tmp_path):
     encrypted[directory + 8] |= 1
     (tmp_path / 'secret.zip').write_bytes(encrypted)
     refuses(tmp_path / 'secret.zip', 'encrypted', 'cat/2.PNG')
-    refuses(put_zip(tmp_path / 'lzma.zip', TREE, zipfile.ZIP_LZMA), 'compressed otherwise than by deflate')
+    refuses(put_zip(tmp_path / 'lzma.zip', TREE, zipfile.ZIP_LZMA), 'compressed by a method other than deflate')
     broken_labels = bytearray(pathlib.Path(put_zip(tmp_path / 'l.zip', {'labels.json': {}, 'a.png': 1})).read_bytes())
     broken_labels[42] ^= 255
     (tmp_path / 'l.zip').write_bytes(broken_labels)
@@ -443,7 +443,7 @@ def test_progress_is_shown_when_it_takes_long(tmp_path, monkeypatch, capsys):
     put(tmp_path, TREE)
     open_images(str(tmp_path))
     assert not capsys.readouterr().out
-    monkeypatch.setattr(folders, 'PROGRESS_SECONDS', 0)
+    monkeypatch.setattr(raw_images, 'PROGRESS_SECONDS', 0)
     open_images(str(tmp_path))
     assert f'{tmp_path}: 4 files found so far' in capsys.readouterr().out
 
@@ -457,7 +457,7 @@ def test_what_is_not_there_or_not_known(tmp_path):
             tmp_path / name, name, 'zip file of images', 'cifar-10-python.tar.gz', 'ILSVRC2012_img_train.tar', 'npz'
         )
     os.mkfifo(tmp_path / 'pipe')  # reading it would wait for ever
-    refuses(tmp_path / 'pipe', 'nothing that is recognised')
+    refuses(tmp_path / 'pipe', 'is not recognised')
 
 
 # CIFAR-10.
@@ -466,7 +466,7 @@ CIFAR_CLASSES = [b'airplane', b'automobile', b'bird']
 
 
 def cifar_files(per_batch=3):
-    """{name: dictionary} as unpickled with encoding='bytes', of few images."""
+    """Return {name: dictionary} of a few images, as unpickled with encoding='bytes'."""
     rng = np.random.default_rng(0)
     names = [*(f'data_batch_{number}' for number in range(1, 6)), 'test_batch']
     files = {
@@ -482,7 +482,7 @@ def cifar_files(per_batch=3):
 
 
 def python2_pickle(value):
-    """Protocol 2 as Python 2 wrote it: byte strings as its str, NumPy by the names of its time."""
+    """Pickle by protocol 2 as Python 2 did: byte strings as str, NumPy by its old names."""
     if isinstance(value, dict):
         items = b''.join(python2_pickle(key) + python2_pickle(item) for key, item in value.items())
         return b'}(' + items + b'u'
@@ -565,7 +565,7 @@ def test_cifar10_that_cannot_be_read(tmp_path):
         {b'labels': [0, 1, 0.5]},
     ]:
         bad = whole | {'data_batch_1': pickle.dumps(good | change, 2)}
-        refuses(put_cifar(tmp_path / 'c', bad, False), 'data_batch_1', 'not as CIFAR-10')
+        refuses(put_cifar(tmp_path / 'c', bad, False), 'data_batch_1', 'differs from the published layout of CIFAR-10')
     bad = whole | {'data_batch_1': pickle.dumps(good | {b'labels': [0, 1, 3]}, 2)}
     refuses(put_cifar(tmp_path / 'c', bad, False), 'labels outside 0 to 2')
     for data in [b'', b'text', whole['data_batch_1'][:500], pickle.dumps([1]), pickle.dumps({})]:
@@ -582,14 +582,14 @@ def test_cifar10_that_cannot_be_read(tmp_path):
     path.write_bytes(flipped)
     refuses(path, path.name, 'damaged', 'CRC')
     other = put_tar(tmp_path / 'other.tgz', {'cifar-100-python/train': b'x'}, 'w:gz')
-    refuses(other, 'nothing that is recognised', 'cifar-10-python.tar.gz')
+    refuses(other, 'is not recognised', 'cifar-10-python.tar.gz')
 
 
 # Downsampled ImageNet.
 
 
 def npz(labels, side=4, *, first=0, save=np.savez_compressed, **changes):
-    """A batch whose image i is filled with first + i, but for its top left pixel, which is 1, 2, 3."""
+    """Return a batch whose image i is filled with first + i, except its top left pixel, which is 1, 2, 3."""
     labels = np.array(labels)
     data = np.repeat(np.arange(first, first + len(labels), dtype=np.uint8)[:, None], 3 * side * side, 1)
     data[:, [0, side * side, 2 * side * side]] = [1, 2, 3]
@@ -646,9 +646,9 @@ def test_one_batch_of_downsampled_imagenet(tmp_path):
 def test_a_batch_is_opened_once(tmp_path, monkeypatch):
     images = open_images(put(tmp_path, npz_batches()))
     opened = []
-    open_batch = imagenet.ImagenetNpz._opened
+    open_batch = imagenet_npz.ImagenetNpz._opened
     monkeypatch.setattr(
-        imagenet.ImagenetNpz, '_opened', lambda self, stem: opened.append(stem) or open_batch(self, stem)
+        imagenet_npz.ImagenetNpz, '_opened', lambda self, stem: opened.append(stem) or open_batch(self, stem)
     )
     for index in range(5):
         images.read(index)
@@ -661,8 +661,8 @@ def test_a_batch_is_opened_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize('outer', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_a_batch_is_never_whole_in_memory(tmp_path, monkeypatch, outer, save):
-    """Of 8 MB, opened and read in order and then back, no more than 6 are held; labels lie behind the pixels."""
-    monkeypatch.setattr(imagenet, '_TAIL', 1 << 18)
+    """Reading 8 MB in order and then back takes at most 6 MB of memory; the labels follow the pixels."""
+    monkeypatch.setattr(imagenet_npz, '_TAIL', 1 << 18)
     monkeypatch.setattr(zipfile.ZipExtFile, 'MAX_SEEK_READ', 1 << 18)  # else 16 MB
     data = np.tile(np.random.default_rng(0).integers(0, 256, (27, 3072), np.uint8), (100, 1))
     batch = npz(np.arange(2700) % 5 + 1, save=save, data=data)
@@ -679,7 +679,7 @@ def test_a_batch_is_never_whole_in_memory(tmp_path, monkeypatch, outer, save):
 
 
 def test_a_thousand_classes_are_imagenets(tmp_path):
-    """Labels of downsampled ImageNet count TFDS's own list for it, which is not in the order of the names."""
+    """Labels of downsampled ImageNet index TFDS's own list for it, which is not sorted by name."""
     labels = np.random.default_rng(0).permutation(1000) + 1
     images = open_images(put(tmp_path, {'val_data.npz': npz(labels, 1)}), split='validation')
     assert len(images.class_names) == len(set(images.class_names)) == 1000
@@ -762,7 +762,7 @@ def tar_bytes(files):
 
 
 def train_tar(path, wnids=WNIDS):
-    """In the reverse of all orders, as tar files keep the order of adding."""
+    """Write a tar file whose members are in reverse order: tar files keep the order of adding."""
     return put_tar(path, {
         f'{wnid}.tar': tar_bytes({f'{wnid}_{number}.JPEG': jpeg(3 * index + number) for number in (2, 1)})
         for index, wnid in reversed(list(enumerate(wnids)))
@@ -787,7 +787,7 @@ def test_other_classes_in_the_layout_of_imagenet_train(tmp_path):
 
 def test_imagenet_validation_tar(tmp_path, monkeypatch):
     lists = {'labels.txt': WNIDS, 'validation_labels.txt': [WNIDS[2], WNIDS[0], WNIDS[2]]}
-    monkeypatch.setattr(imagenet, '_tfds_lines', lambda path: lists[os.path.basename(path)])
+    monkeypatch.setattr(imagenet_tar, 'tfds_lines', lambda path: lists[os.path.basename(path)])
     names = [f'ILSVRC2012_val_0000000{number}.JPEG' for number in (1, 2, 3)]
     files = {f'./{names[number]}': jpeg(number) for number in (1, 2, 0)}
     path = put_tar(tmp_path / 'val.tar', files | {'./x.txt': b'x', './._y.JPEG.txt': b'y'})
@@ -798,8 +798,8 @@ def test_imagenet_validation_tar(tmp_path, monkeypatch):
 
 
 def test_tfds_lists_are_as_they_are_taken_to_be(tmp_path):
-    validation = imagenet._tfds_lines('datasets/imagenet2012/validation_labels.txt')
-    names = imagenet._tfds_lines('datasets/imagenet2012/labels.txt')
+    validation = labels.tfds_lines('datasets/imagenet2012/validation_labels.txt')
+    names = labels.tfds_lines('datasets/imagenet2012/labels.txt')
     assert len(validation) == 50_000 and len(names) == 1000 and set(validation) == set(names)
     path = put_tar(tmp_path / 'val.tar', {'ILSVRC2012_val_00000001.JPEG': jpeg(1)})
     refuses(path, 'holds 1 images', '50,000', split='validation')
@@ -814,7 +814,7 @@ def test_other_tar_files(tmp_path):
         'empty': {},
     }.items():
         path = put_tar(tmp_path / f'{name}.tar', files)
-        refuses(path, f'{name}.tar', 'nothing that is recognised', 'ILSVRC2012_img_train.tar')
+        refuses(path, f'{name}.tar', 'is not recognised', 'ILSVRC2012_img_train.tar')
     refuses(put_tar(tmp_path / 'x.tar', {'n01440764.tar': tar_bytes({'x.txt': b'x'})}), 'without images')
 
 

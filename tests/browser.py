@@ -1,4 +1,4 @@
-"""Headless Chromium, spoken to by its DevTools protocol over two pipes: no driver and no package is needed."""
+"""Headless Chromium, driven through its DevTools protocol over two pipes: it needs no driver and no package."""
 
 import base64
 import json
@@ -18,22 +18,22 @@ _FLAGS = (
 
 
 class Browser:
-    """One page of a browser with a profile of its own; `errors` are what its console has complained of."""
+    """One page of a browser with a fresh profile; `errors` lists the errors and warnings of its console."""
 
     def __enter__(self):
         self._profile = tempfile.mkdtemp(prefix='cfg_jax_chromium_')
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
         silent = os.open(os.devnull, os.O_RDWR)
-        # The browser reads commands from descriptor 3 and answers on 4; ours are moved out of their way first.
-        theirs = [os.dup(end) for end in (commands, answers, silent)]
-        while min(theirs) < 5:
-            theirs = [os.dup(end) for end in theirs]
-        moves = [(os.POSIX_SPAWN_DUP2, end, place) for end, place in zip(theirs, (3, 4, 1))]
-        moves.append((os.POSIX_SPAWN_DUP2, theirs[2], 2))
+        # The browser reads commands from descriptor 3 and answers on 4: its ends are first moved above those numbers.
+        child_ends = [os.dup(end) for end in (commands, answers, silent)]
+        while min(child_ends) < 5:
+            child_ends = [os.dup(end) for end in child_ends]
+        moves = [(os.POSIX_SPAWN_DUP2, end, place) for end, place in zip(child_ends, (3, 4, 1))]
+        moves.append((os.POSIX_SPAWN_DUP2, child_ends[2], 2))
         arguments = [PROGRAM, *_FLAGS, f'--user-data-dir={self._profile}', 'about:blank']
         self._process = os.posix_spawn(PROGRAM, arguments, os.environ, file_actions=moves, setpgroup=0)
-        for end in (commands, answers, silent, *theirs):
+        for end in (commands, answers, silent, *child_ends):
             os.close(end)
         self._rest, self._count, self._session, self.errors = b'', 0, None, []
         target = self.send('Target.createTarget', url='about:blank')['targetId']
@@ -49,7 +49,7 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def send(self, method, **parameters):
-        """Gives a command and waits for its answer; notes what the console says meanwhile."""
+        """Send a command and return its answer; keep what the console says meanwhile."""
         self._count += 1
         message = {'id': self._count, 'method': method, 'params': parameters}
         if self._session:
@@ -62,7 +62,7 @@ class Browser:
                 return answer['result']
 
     def _next(self, seconds=60):
-        """The next message of the browser."""
+        """Return the next message of the browser."""
         deadline = time.monotonic() + seconds
         while b'\0' not in self._rest:
             ready, _, _ = select.select([self._read], [], [], max(0, deadline - time.monotonic()))
@@ -81,7 +81,7 @@ class Browser:
         return message
 
     def open(self, path, *, width, height=900, scheme='light'):
-        """Opens a file in a window of this size and colour scheme."""
+        """Open a file in a window of this size and colour scheme."""
         self.send('Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.send('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': scheme}])
         self.send('Page.navigate', url=path.resolve().as_uri())
@@ -89,13 +89,13 @@ class Browser:
             time.sleep(0.02)
 
     def evaluate(self, expression):
-        """The value of a JavaScript expression, awaited."""
+        """Return the value of a JavaScript expression, awaited."""
         answer = self.send('Runtime.evaluate', expression=expression, returnByValue=True, awaitPromise=True)
         assert 'exceptionDetails' not in answer, answer['exceptionDetails']
         return answer['result'].get('value')
 
     def point_at(self, selector, *, click=False):
-        """Moves the mouse onto the middle of an element, which is scrolled into view, and may press there."""
+        """Scroll an element into view, move the mouse onto its middle and, if asked, click."""
         x, y = self.evaluate(
             f'(() => {{ const e = document.querySelector({json.dumps(selector)});'
             "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
@@ -111,7 +111,7 @@ class Browser:
             self.send('Input.dispatchKeyEvent', type=kind, key=key, code=key)
 
     def screenshot(self, path, *, whole=True):
-        """Writes a PNG of the page, or of what the window shows."""
+        """Write a PNG of the whole page, or of what the window shows."""
         extra = {}
         if whole:
             width, height = self.evaluate('[innerWidth, document.documentElement.scrollHeight]')

@@ -1,4 +1,4 @@
-"""A training job of two processes, killed in many ways at many moments, ends as the undisturbed one does."""
+"""A training job of two processes that is killed in many ways at many moments ends like an undisturbed one."""
 
 import json
 import random
@@ -13,7 +13,7 @@ import pytest
 from cfg_jax.jobs import train
 from tests import processes_test, tiny
 
-# XLA's sums on the CPU are the same from run to run where each process has one device.
+# XLA's sums on the CPU are reproducible if each process has one device.
 CHANGES = {
     'model__channels': 4,
     'train__batch_size': 4,
@@ -21,11 +21,11 @@ CHANGES = {
     'train__keep_checkpoints': 3,
 }
 KINDS = ('SIGKILL of all', 'SIGKILL of one', 'SIGTERM of all', 'SIGTERM of one', 'SIGKILL of all, saving')
-SECONDS_TO_END = 100  # after one process was killed, or all were asked to stop, on a machine that is busy
+SECONDS_TO_END = 100  # after one process is killed or all are asked to stop, on a busy machine
 
 
 class Job:
-    """Two processes that train in `workdir`; what the first prints is read as it comes."""
+    """Two processes that train in `workdir`. The output of process 0 is read as it comes."""
 
     def __init__(self, changes, workdir):
         self.workdir, self.lines = workdir, []
@@ -35,7 +35,7 @@ class Job:
         ]
 
     def until(self, condition):
-        """Reads on until condition() holds; False where the job ended before."""
+        """Read on until condition() holds, and return True; return False if the job ends before."""
         for line in self.processes[0].stdout:
             self.lines.append(line)
             if condition():
@@ -43,11 +43,11 @@ class Job:
         return False
 
     def steps(self):
-        """Of its lines so far."""
+        """Return the steps in the lines read so far."""
         return [int(line.split()[1].split('/')[0]) for line in self.lines if line.startswith('step ')]
 
     def end(self, limit=SECONDS_TO_END):
-        """(exit statuses, what stood on stderr, seconds) once all have ended."""
+        """Return (exit statuses, texts of stderr, seconds) once all have ended."""
         started, errors = time.monotonic(), []
         for process in self.processes:
             errors.append(process.communicate(timeout=limit)[1])
@@ -59,7 +59,7 @@ def saving(workdir):
 
 
 def disturb(job, kind, chance):
-    """Kills the job, or a part of it, at a moment that `chance` chooses; what it ended with is checked."""
+    """Kill the job, or a part of it, at a moment that `chance` chooses, and check how it ends; False if it was done."""
     step = chance.randrange(1, 12)
     if not job.until(lambda: len(job.steps()) * 3 > step):
         return False
@@ -81,14 +81,14 @@ def disturb(job, kind, chance):
         assert 'preempted: ' in errors[0] and 'preempted' not in errors[1]
     else:
         assert all(process.returncode == -signal.SIGKILL for process in hit)
-        # the other one by itself, with a status that asks for a new start: by our own line, or aborted by JAX
+        # the other one ends by itself, with our own line or aborted by JAX; both statuses ask for a restart
         assert {process.returncode for process in job.processes if process not in hit} <= {1, -signal.SIGABRT}, errors
     print(f'{kind} after step {max(job.steps())}: {statuses} in {seconds:.1f} s', flush=True)
     return True
 
 
 def lines_of(workdir):
-    """Of metrics.jsonl, less what depends on the clock."""
+    """Return the lines of metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     for line in lines:
         del line['images_per_second']

@@ -1,5 +1,6 @@
 """Tests run on the CPU, whatever the machine has, with the program's own runtime settings and compilation cache."""
 
+import importlib.util
 import os
 import signal
 
@@ -11,7 +12,15 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 # The tests spend their time compiling: LLVM without optimisation halves it. The programs that they start inherit it.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 
+# Types and shapes are checked at every call of these modules, provided that the checkers are installed.
+CHECKED = ['schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics', 'models']
+if importlib.util.find_spec('jaxtyping') and importlib.util.find_spec('beartype'):
+    import jaxtyping
 
-from cfg_jax import runtime
+    from tests import typechecker
+
+    jaxtyping.install_import_hook([f'cfg_jax.{name}' for name in CHECKED], f'{typechecker.__name__}.check')
+
+from cfg_jax import runtime  # noqa: E402
 
 runtime.configure()

@@ -1,4 +1,4 @@
-"""OpenAI's checkpoints against what the original computes; hostile files get one UserError, and nothing is run."""
+"""OpenAI's checkpoints give the original's outputs; a hostile file gives one UserError, and none of its code runs."""
 
 import io
 import json
@@ -22,7 +22,7 @@ DATA = Path(__file__).parent / 'data'
 
 
 def timestep(t):
-    """The reference gives the table's timestep itself where the networks here take λ."""
+    """Return t: the reference networks take the table's timestep where ours take λ."""
     return t
 
 
@@ -42,7 +42,7 @@ def new_order(name):
 
 
 def load(name):
-    """(state dict, params) of a reference checkpoint."""
+    """Return (state dict, params) of a reference checkpoint."""
     state = convert.load_openai_state_dict(DATA / f'{name}.pt')
     to_params = convert.openai_classifier_params if name == 'classifier' else convert.openai_unet_params
     return state, to_params(state, NETWORKS[name], 16, new_attention_order=new_order(name))
@@ -95,7 +95,7 @@ def test_the_wrong_order_of_attention_would_be_seen():
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_there_and_back(name):
-    """The original's names, shapes and numbers come back, and the count is the original's."""
+    """Converting there and back gives the original names, shapes, numbers and parameter count."""
     state, params = load(name)
     assert (
         sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -148,7 +148,12 @@ def test_a_checkpoint_of_another_network_is_refused_by_name():
     state['time_embed.0.bias'] = np.zeros(128, np.int64)
     with pytest.raises(UserError) as caught:
         convert.openai_classifier_params(state, NETWORKS['classifier'], 16)
-    for text in ('4 of its', 'out.2.c_proj.bias is missing', 'extra.weight is surplus', '(10,)', '(192,)', 'int64'):
+    for text in (
+        'does not fit this network (4 tensors differ): out.2.c_proj.bias is missing',
+        'extra.weight is surplus',
+        'out.2.qkv_proj.bias has the shape (10,), not (192,)',
+        'time_embed.0.bias holds int64, not floating-point numbers',
+    ):
         assert text in str(caught.value)
     assert '\n' not in str(caught.value)
     with pytest.raises(UserError, match=r'and [0-9]+ more'):
@@ -167,7 +172,7 @@ class Call(tuple):
 
 
 class Persistent(tuple):
-    """What torch keeps outside the pickle."""
+    """A reference to an object that torch keeps outside the pickle."""
 
 
 def pickled(value):
@@ -205,7 +210,7 @@ def tensor(key, size, shape, strides, *, kind='Float', offset=0, legacy=False, v
 
 
 def torch_zip(tensors, storages, compression=zipfile.ZIP_STORED):
-    """tensors: what the pickle holds, or its bytes. storages: {key: bytes}."""
+    """Return a file in the zip format. tensors: the pickle's value, or its bytes. storages: {key: bytes}."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, 'w', compression) as archive:
         archive.writestr('net/data.pkl', tensors if isinstance(tensors, bytes) else pickled(tensors))
@@ -216,7 +221,7 @@ def torch_zip(tensors, storages, compression=zipfile.ZIP_STORED):
 
 
 def torch_legacy(tensors, storages):
-    """storages: {key: (number of numbers, bytes)}."""
+    """Return a file in the legacy format. storages: {key: (number of numbers, bytes)}."""
     head = [0x1950A86A20F9469CFC6C, 1001, {'protocol_version': 1001, 'little_endian': True}, tensors, list(storages)]
     tail = [struct.pack('<q', size) + content for size, content in storages.values()]
     return b''.join(map(pickled, head)) + b''.join(tail)
@@ -228,7 +233,7 @@ COUNT = np.array(7, np.int64)
 
 
 def small(legacy):
-    """A file with a weight, its transpose in the same storage, a bias in half precision and an integer."""
+    """Return a file with a weight, its transpose in the same storage, a bias in half precision and an integer."""
     tensors = {
         'weight': tensor('0', 12, (3, 4), (4, 1), legacy=legacy),
         'columns': tensor('0', 12, (4, 2), (1, 4), offset=4, legacy=legacy),
@@ -417,7 +422,7 @@ def test_every_truncation_is_refused(tmp_path, legacy):
 
 
 def refusal(function):
-    """The text of the UserError that it raises, or None."""
+    """Return the text of the UserError that the function raises, or None."""
     try:
         function()
     except UserError as error:
@@ -425,7 +430,7 @@ def refusal(function):
 
 
 def damaged(content, rng):
-    """A few bytes flipped, overwritten, cut out, doubled or moved."""
+    """Return the content with a few bytes flipped, overwritten, cut out, doubled or moved."""
     content = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 5))):
         start = rng.randrange(len(content))
@@ -500,15 +505,17 @@ def test_safetensors_refusals(tmp_path):
     from safetensors.numpy import save_file
 
     path = tmp_path / 'net.safetensors'
-    for arrays in (
-        {'a': np.arange(3)},
-        {'a': WEIGHT, 'a/b': WEIGHT},
-        {'a/b': WEIGHT, 'a': WEIGHT},
-        {'a/' * 99: WEIGHT},
+    for arrays, message in (
+        ({'a': np.arange(3)}, "'a' does not hold floating-point numbers"),
+        ({'a': WEIGHT, 'a/b': WEIGHT}, "'a/b' continues that of another array"),
+        ({'a/b': WEIGHT, 'a': WEIGHT}, "'a/b' continues that of another array"),
+        ({'b/c': WEIGHT, 'b/c/d/e': WEIGHT}, "'b/c/d/e' continues that of another array"),
+        ({'a/' * 99: WEIGHT}, 'a name has more than 32 levels'),
     ):
         save_file(arrays, path)
-        with pytest.raises(UserError, match=r'net\.safetensors'):
+        with pytest.raises(UserError, match=rf'net\.safetensors: cannot be read: .*{message}') as caught:
             convert.load_safetensors(path)
+        assert str(caught.value).isprintable()
     for missing in (tmp_path / 'none', tmp_path):
         with pytest.raises(UserError):
             convert.load_safetensors(missing)

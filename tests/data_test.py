@@ -25,7 +25,7 @@ from tests import tfds_layout, tiny
 
 
 class Numbered(sources.Source):
-    """Source whose image i is filled with i, but for a bright left column."""
+    """A source whose image i is filled with i, except for a bright left column."""
 
     def __len__(self):
         return 50
@@ -72,7 +72,7 @@ def test_the_order_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize('rows', [np.split(np.arange(12), 3), [np.arange(12)[::2], np.arange(12)[1::2]]])
 def test_processes_share_each_batch(rows):
-    """What they read together is to the bit what one process reads: no overlap, nothing missed, whatever the epoch."""
+    """Their parts together are to the bit what one process reads: no overlap, nothing missed, in every epoch."""
     settings = {'batch_size': 12, 'flip': True, 'random_crop': True}
     alone = make(**settings)
     parts = [make(**settings, rows=ours) for ours in rows]
@@ -85,7 +85,7 @@ def test_processes_share_each_batch(rows):
 
 @pytest.mark.parametrize('reading', [{}, {'num_threads': 2}, {'num_workers': 1}], ids=str)
 def test_the_position_resumes_whatever_reads(reading):
-    """In the middle of an epoch, with random flips and crops; the first reader has neither threads nor workers."""
+    """Resume in the middle of an epoch, with random flips and crops; the first reader has no threads or workers."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(['pytest'])  # Grain's workers ask them
     iterator = make(flip=True, random_crop=True)
@@ -121,7 +121,7 @@ if __name__ == '__main__':
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_killed_stream_goes_on_to_the_bit(workers, tmp_path):
-    """SIGKILL in the middle of the third epoch; what follows is what would have followed."""
+    """After SIGKILL in the middle of the third epoch, the stream continues as it would have."""
     script = tmp_path / 'stream.py'
     script.write_text(STREAM)
     environment = {**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)}
@@ -143,7 +143,7 @@ def test_a_killed_stream_goes_on_to_the_bit(workers, tmp_path):
 
 
 def test_workers_end_with_their_parent(tmp_path):
-    """Even where that is killed alone, by SIGKILL: an orphan would hold the job's output, and its memory, for ever."""
+    """They end even if SIGKILL hits the parent alone: an orphan would hold the job's output and memory for ever."""
     script = tmp_path / 'stream.py'
     script.write_text(STREAM)
     environment = {**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)}
@@ -189,7 +189,7 @@ def test_half_the_images_are_flipped():
 
 @pytest.fixture(scope='module')
 def tfds_dir(tmp_path_factory):
-    """cifar10, imagenet_resized/64x64 and imagenet2012 as TFDS writes them, small."""
+    """Small cifar10, imagenet_resized/64x64 and imagenet2012 as TFDS writes them."""
     data_dir = tmp_path_factory.mktemp('tensorflow_datasets')
     tfds_layout.write_cifar10(data_dir, 60)
     tfds_layout.write_imagenet_resized(data_dir, 70)
@@ -203,7 +203,7 @@ def open_tfds(data_dir, name, size, split='train', **options):
 
 @pytest.mark.parametrize(('name', 'size', 'count'), [('cifar10', 32, 60), ('imagenet_resized/64x64', 64, 70)])
 def test_tfdss_own_data_sets_are_read_without_tensorflow(tfds_dir, name, size, count):
-    """To the bit as stock TFDS reads them, through the pipeline each once an epoch."""
+    """Images equal those of stock TFDS to the bit, and the pipeline shows each once an epoch."""
     source, stock = open_tfds(tfds_dir, name, size), tfds.builder(name, data_dir=tfds_dir).as_data_source('train')
     assert len(source) == len(stock) == count and source.class_names[:2] == tuple(
         stock.dataset_info.features['label'].names[:2]
@@ -232,7 +232,7 @@ def test_parts_of_a_split(tfds_dir):
 
 
 def test_tfrecord_is_read_without_tensorflow(tfds_dir, tmp_path):
-    """Written by tensorboardX, whose framing and checksums are TensorFlow's."""
+    """The files are written by tensorboardX, whose framing and checksums are TensorFlow's."""
     for name, size in (('cifar10', 32), ('imagenet_resized/64x64', 64)):
         part = 'train[10%:90%]'
         expected = open_tfds(tfds_dir, name, size, part)
@@ -257,7 +257,7 @@ def test_tfrecord_is_read_without_tensorflow(tfds_dir, tmp_path):
 
 
 def flipped(path, *places):
-    """Changes bytes of a file."""
+    """Change bytes of a file."""
     data = bytearray(path.read_bytes())
     for place in places:
         data[place] ^= 255
@@ -275,13 +275,13 @@ def test_a_damaged_array_record_file_is_named(tfds_dir, tmp_path):
     for data in (b'', whole[: len(whole) // 2], whole[:-100], b'x' * len(whole)):
         shard.write_bytes(data)
         with pytest.raises(
-            UserError, match=rf'^{shard} is damaged: .*copy or prepare it anew \(config\.data\.data_dir'
+            UserError, match=rf'^{shard} is damaged: .*copy or prepare it again \(config\.data\.data_dir'
         ):
             open_tfds(tmp_path, 'cifar10', 32)
     shard.write_bytes(whole)
     info = shard.parent / 'dataset_info.json'
     info.write_text(info.read_text().replace('"60"', '"61"'))
-    with pytest.raises(UserError, match=rf'{shard} is damaged: it holds 60 records and its .* says 61'):
+    with pytest.raises(UserError, match=rf'{shard} is damaged: it holds 60 records, but .* says 61'):
         open_tfds(tmp_path, 'cifar10', 32)
 
 
@@ -305,13 +305,13 @@ def test_a_damaged_tfrecord_file_is_named(tfds_dir, tmp_path):
     source = open_tfds(tmp_path, 'cifar10', 32)
     for place in (12, 12 + length // 2, 12 + length):  # the first record's data, and their checksum
         flipped(shard, place)
-        with pytest.raises(UserError, match=rf'{shard} is damaged: the checksum of the record at byte 12 .*data_dir'):
+        with pytest.raises(UserError, match=rf'{shard} is damaged: checksum mismatch in the record at byte 12;.*dir'):
             source[0]
         source[1]
         shard.write_bytes(whole)
     for place in (0, 8):
         flipped(shard, place)
-        with pytest.raises(UserError, match=rf'{shard} is damaged: the checksum of the length of record 0'):
+        with pytest.raises(UserError, match=rf'{shard} is damaged: checksum mismatch in the length of record 0'):
             open_tfds(tmp_path, 'cifar10', 32)
         shard.write_bytes(whole)
     os.truncate(shard, 100)
@@ -320,7 +320,7 @@ def test_a_damaged_tfrecord_file_is_named(tfds_dir, tmp_path):
 
 
 def test_records_that_are_no_examples(tfds_dir, tmp_path):
-    """Whole by their checksums: bytes that are no Example, and one each without an image and without a label."""
+    """Their checksums match: bytes that are not an Example, an Example without an image, and one without a label."""
     folder = copy_of(tfds_dir, 'cifar10', tmp_path)
     tfds_layout.as_tfrecord(folder)
     (shard,) = folder.glob('*.tfrecord-*')
@@ -335,28 +335,26 @@ def test_records_that_are_no_examples(tfds_dir, tmp_path):
     source = open_tfds(tmp_path, 'cifar10', 32)
     for index in range(4):
         with pytest.raises(
-            UserError, match=rf'{shard} is damaged: image {index} of cifar10/3\.0\.2, .* no example with'
+            UserError, match=rf'{shard} is damaged: image {index} of cifar10/3\.0\.2, .* is not an example with'
         ):
             source[index]
 
 
 @pytest.mark.parametrize('part', ['train[:0]', 'train[:0%]', 'train[5:5]'])
 def test_parts_without_images(tfds_dir, part):
-    with pytest.raises(
-        UserError, match=rf'cifar10/3\.0\.2, split {re.escape(repr(part))}, has no images .*data\.split'
-    ):
+    with pytest.raises(UserError, match=rf'cifar10/3\.0\.2, split {re.escape(repr(part))} has no images .*data\.split'):
         open_tfds(tfds_dir, 'cifar10', 32, part)
 
 
 def test_labels_that_are_none(tmp_path):
-    """As TFDS has them in splits without labels."""
+    """TFDS gives the label -1 in splits without labels."""
     features = {'image': tfds.features.Image(shape=(8, 8, 3)), 'label': tfds.features.ClassLabel(num_classes=2)}
     examples = [{'image': tfds_layout.picture(0, 8), 'label': -1}]
     tfds_layout.write(tmp_path, 'unlabelled', examples, version='1.0.0', features=features)
     source = open_tfds(tmp_path, 'unlabelled', 8)
     for read in (source.label, source.__getitem__):
         with pytest.raises(
-            UserError, match=r'image 0 of unlabelled.* has label -1, where 0 to 1 .*config\.data\.split'
+            UserError, match=r'image 0 of unlabelled.* has label -1; allowed: 0 to 1\..*config\.data\.split'
         ):
             read(0)
 
@@ -376,13 +374,13 @@ def png(channels=3):
 
 
 def test_an_unusable_image_is_named_with_what_helps(tmp_path):
-    """The path with the folder; fields only where their values are why."""
+    """The error gives the whole path, and config fields only if their values are the cause."""
     write_pictures(tmp_path, a__1=b'', a__2=png(), a__3=png()[:40])
     for size, channels, index, reason, fields in [
         (8, 3, 0, 'empty file', ''),
         (8, 3, 2, 'truncated', ''),
         (16, 3, 1, 'smaller than 16x16: 8x8', ' (config.data.image_size, config.data.upsample)'),
-        (8, 1, 1, 'has colour, and 1 channel is asked for', ' (config.data.image_channels)'),
+        (8, 1, 1, 'has colour, but 1 channel is needed', ' (config.data.image_channels)'),
     ]:
         with pytest.raises(UserError) as caught:
             sources.FolderSource(str(tmp_path), (size, size, channels))[index]
@@ -398,12 +396,12 @@ def test_what_may_be_a_mistake_in_a_folder_is_said(tmp_path, capsys):
     (tmp_path / 'notes.txt').write_text('Mine.')
     assert sources.FolderSource(str(tmp_path), (8, 8, 3)).class_names == ('0', '1', '2')
     assert capsys.readouterr().out == (
-        '1 of 3 classes have no image: 0\nignored 1 other entries, such as notes.txt: not an image by its name\n'
+        '1 of 3 classes have no images: 0\nignored 1 other entries, such as notes.txt: not an image by its name\n'
     )
     content = {'a.png': 'x', 'b.png': 'x', 'class_names': ['x', *'abcdef']}
     (tmp_path / 'labels.json').write_text(json.dumps(content))
     sources.FolderSource(str(tmp_path), (8, 8, 3))
-    assert '6 of 7 classes have no image: a, b, c, d, e, ...\n' in capsys.readouterr().out
+    assert '6 of 7 classes have no images: a, b, c, d, e, ...\n' in capsys.readouterr().out
 
 
 def test_archives_are_no_folders(tmp_path):
@@ -437,7 +435,7 @@ def test_data_that_is_not_there(tfds_dir, tmp_path):
         assert part in str(error.value)
     with pytest.raises(UserError, match=r'--mode=prepare'):
         open_tfds(tmp_path, 'my_own', 64)
-    with pytest.raises(UserError, match=r"no split 'eval', but 'train'.*config\.data\.split"):
+    with pytest.raises(UserError, match=r"no split 'eval'; allowed: 'train'.*config\.data\.split"):
         open_tfds(tfds_dir, 'cifar10', 32, 'eval')
     with pytest.raises(UserError, match=r'config\.data\.name'):
         sources.TfdsSource('', 'train', None, (8, 8, 3))
@@ -452,7 +450,7 @@ def test_a_data_set_without_labels(tmp_path):
 
 
 def test_the_imagenet64_config_trains_on_tfdss_data(tfds_dir, tmp_path):
-    """Its network shrunk, its data as they are; class names travel into the checkpoint and back out of it."""
+    """The network is shrunk, the data unchanged; class names pass into the checkpoint and out of it again."""
     small = {
         'data.data_dir': tfds_dir,
         'model.channels': 8,

@@ -19,6 +19,20 @@ def test_alpha_sigma():
     exact = np.exp(np.float64(logsnr))
     np.testing.assert_allclose(alpha, np.sqrt(exact / (1 + exact)), rtol=1e-6)
     np.testing.assert_allclose(sigma, np.sqrt(1 / (1 + exact)), rtol=1e-6)
+    np.testing.assert_allclose(diffusion.log_alpha2(logsnr), -np.log1p(1 / exact), rtol=1e-6)
+    np.testing.assert_allclose(diffusion.log_sigma2(logsnr), -np.log1p(exact), rtol=1e-6)
+
+
+@pytest.mark.parametrize('array', [np.asarray, jnp.asarray])
+def test_8_bit_images_survive_the_round_trip(array):
+    images = array(np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1))
+    x = diffusion.to_unit_range(images)
+    assert type(x) is type(images) and x.dtype == np.float32
+    assert float(x.min()) == -1 and float(x.max()) == 1
+    back = diffusion.to_uint8(x)
+    assert type(back) is type(images) and back.dtype == np.uint8
+    np.testing.assert_array_equal(back, images)
+    np.testing.assert_array_equal(diffusion.to_uint8(array(np.float32([-7.0, 0.001, 1.1]))), [0, 128, 255])
 
 
 # The error of a round trip is float32's 6e-8, times what it divides by: 1/alpha is 2.2e4 at λ = -20, 1/sigma at λ = 20.
@@ -44,8 +58,32 @@ def test_unknown_prediction():
         diffusion.network_eps(EPS, X, 0.0, 'score')
 
 
+@pytest.mark.parametrize(('logsnr_t', 'logsnr_s'), [(-20.0, -19.0), (-1.0, 2.0), (15.0, 20.0)])
+def test_one_transition_after_another_is_the_forward_process(logsnr_t, logsnr_s):
+    """q(z_s | x), then q(z_t | z_s), gives the mean and the variance of q(z_t | x)."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = diffusion.alpha_sigma(logsnr_t), diffusion.alpha_sigma(logsnr_s)
+    scale, variance = diffusion.q_transition(logsnr_t, logsnr_s)
+    np.testing.assert_allclose(scale * alpha_s, alpha_t, rtol=1e-6)
+    np.testing.assert_allclose(scale**2 * sigma_s**2 + variance, sigma_t**2, rtol=1e-6)
+
+
+def test_one_minus_ratio_does_not_cancel():
+    np.testing.assert_allclose(
+        diffusion.one_minus_ratio(0.0, jnp.array([1e-6, 3.0])), [1e-6, 1 - np.exp(-3)], rtol=1e-6
+    )
+
+
+def test_the_score_is_the_gradient_of_the_log_density():
+    """Of q(z | x), whose eps is known."""
+    logsnr = jnp.linspace(-5.0, 5.0, len(X))
+    z = diffusion.q_sample(X, EPS, logsnr)
+    alpha, sigma = diffusion.alpha_sigma(logsnr[:, None, None, None])
+    gradient = jax.grad(lambda z: jnp.sum(-jnp.square(z - alpha * X) / (2 * sigma**2)))(z)
+    np.testing.assert_allclose(diffusion.score(EPS, logsnr), gradient, rtol=2e-4, atol=1e-4)
+
+
 def test_posterior_is_bayes_rule():
-    """q(z_s | z_t, x) from the joint Gaussian of z_s and z_t given x, in float64."""
+    """q(z_s | z_t, x) from q(z_s | x) and q(z_t | z_s), in float64."""
     for logsnr_t, logsnr_s in [(-20.0, -19.0), (-1.0, 2.0), (15.0, 20.0)]:
         exact = [np.sqrt(1 / (1 + np.exp(sign * value))) for value in (logsnr_t, logsnr_s) for sign in (-1, 1)]
         alpha_t, sigma_t, alpha_s, sigma_s = exact
@@ -54,15 +92,15 @@ def test_posterior_is_bayes_rule():
         precision = 1 / sigma_s**2 + alpha_ts**2 / variance_ts
         expected = (np.float64(X) * alpha_s / sigma_s**2 + np.float64(EPS) * alpha_ts / variance_ts) / precision
         mean, variance = diffusion.q_posterior(X, EPS, logsnr_t, logsnr_s)
+        np.testing.assert_allclose(diffusion.q_transition(logsnr_t, logsnr_s), [alpha_ts, variance_ts], rtol=1e-5)
         np.testing.assert_allclose(mean, expected, rtol=2e-5, atol=1e-5)
         np.testing.assert_allclose(variance, 1 / precision, rtol=2e-5)
 
 
 def test_reverse_variance_interpolates_in_the_logarithm():
     logsnr_t, logsnr_s = -1.0, 0.5
-    _, sigma_t = diffusion.alpha_sigma(logsnr_t)
     _, posterior = diffusion.q_posterior(X, EPS, logsnr_t, logsnr_s)
-    upper = (1 - np.exp(logsnr_t - logsnr_s)) * sigma_t**2
+    _, upper = diffusion.q_transition(logsnr_t, logsnr_s)
     np.testing.assert_allclose(diffusion.reverse_variance(logsnr_t, logsnr_s, 0.0), posterior, rtol=1e-6)
     np.testing.assert_allclose(diffusion.reverse_variance(logsnr_t, logsnr_s, 1.0), upper, rtol=1e-6)
     between = diffusion.reverse_variance(logsnr_t, logsnr_s, jnp.array([0.3, 0.5]))
@@ -74,3 +112,10 @@ def test_logsnr_may_be_one_per_image_or_one_for_all():
     np.testing.assert_array_equal(z_each, z_all)
     _, variance = diffusion.q_posterior(X, EPS, jnp.full(len(X), -1.0), jnp.full(len(X), 1.0))
     assert variance.shape == (len(X), 1, 1, 1)
+
+
+def test_uniform_timesteps_stay_below_their_number():
+    u = np.float32([0.0, 0.25, 0.9989, np.nextafter(np.float32(1), np.float32(0)), 1.0])
+    t = diffusion.uniform_timestep(u, 1000)
+    assert t.dtype == jnp.int32
+    np.testing.assert_array_equal(t, [0, 250, 998, 999, 999])

@@ -1,4 +1,4 @@
-"""The judge of small data sets: trained from a source, of use on it, and known by the hash of its weights."""
+"""The judge of small data sets: it is trained on a source, accurate on it, and identified by a hash of its weights."""
 
 import numpy as np
 

@@ -150,7 +150,7 @@ DIGITS = np.round(load_digits().images * 15.9375).astype(np.uint8)[..., None]
         ({'arr_0': DIGITS.astype(np.float32)}, r'arr_0 float32.*needed is uint8'),
         ({'arr_0': np.zeros((99, 3, 8, 8), np.uint8)}, r'NCHW.*transpose'),
         ({'arr_0': np.zeros((99, 16, 16, 1), np.uint8)}, r'images of \(16, 16, 1\), not \(8, 8, 1\)'),
-        ({'arr_0': DIGITS, 'arr_1': np.full(1797, 10)}, r'label 10, where config\.data\.num_classes allows 0 to 9'),
+        ({'arr_0': DIGITS, 'arr_1': np.full(1797, 10)}, r'label 10; config\.data\.num_classes allows 0 to 9'),
         ({'images': DIGITS}, r'has no arr_0'),
     ],
 )

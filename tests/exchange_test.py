@@ -1,3 +1,5 @@
+"""The convert job: OpenAI's weights into a workdir that samples, and our own into a file and back."""
+
 import json
 
 import jax
@@ -87,7 +89,7 @@ def test_export_and_back(imported, tmp_path):
 def test_what_does_not_fit_is_refused_and_nothing_written(imported, tmp_path):
     config = reference_config('unet_new_order')
     config.model.num_blocks = 2
-    with pytest.raises(UserError, match=r'unet_new_order\.pt: the checkpoint is not of this network .* is missing'):
+    with pytest.raises(UserError, match=r'unet_new_order\.pt: the checkpoint does not fit this network .* is missing'):
         convert_job.run(config, tmp_path / 'x')
     assert not (tmp_path / 'x').exists()
     config = reference_config('unet_new_order')

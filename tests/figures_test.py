@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from cfg_jax.evaluation import figures
@@ -36,8 +37,45 @@ def test_files_are_whole_or_absent(tmp_path):
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['a.png']
 
 
+ROWS = [{'guidance_weight': w, 'fid': 1 + w**2, 'inception_score': 5 + w} for w in (0.0, 0.3, 4.0)]
+
+
 def test_the_trade_off_is_a_picture():
-    rows = [{'guidance_weight': w, 'fid': 1 + w**2, 'inception_score': 5 + w} for w in (0.0, 0.3, 4.0)]
-    image = Image.open(io.BytesIO(figures.tradeoff(rows, title='title', real=9.0)))
+    image = Image.open(io.BytesIO(figures.tradeoff(ROWS, title='title', real=9.0)))
     assert image.width > 2.5 * image.height > 1000
-    figures.tradeoff(rows[:1], title='one weight')
+    figures.tradeoff(ROWS[:1], title='one weight')
+    figures.tradeoff([{**ROWS[0], 'fid': float('nan')}, *ROWS[1:]], title='$not $ mathematics, \udcff')
+
+
+def test_several_ways_to_guide_are_one_picture():
+    costs = {'network_evaluations': 32.0, 'classifier_gradients': 32.0, 'seconds_per_image': 0.01}
+    free = [{**row, **costs, 'classifier_weight': 0.0} for row in ROWS]
+    guided = [{**row, 'guidance_weight': 0.0, 'classifier_weight': row['guidance_weight']} for row in free]
+    image = Image.open(io.BytesIO(figures.comparison({'free': free, 'classifier': guided}, title='title')))
+    assert image.width > image.height > 500
+
+
+def test_a_chart_is_the_same_text_each_time():
+    curves = [figures.Curve(ROWS, 'guidance_weight', 'ddim', 7)]
+    first, second, other = (
+        figures.chart(curves, 'inception_score', 'fid', size=(400, 286), salt=salt, best=0) for salt in 'aab'
+    )
+    assert first == second != other
+    assert '<metadata' not in first and '>w = 0, FID 1.000</text>' in first
+    assert [f'id="point {index}"' in first for index in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ('shown', 'line', 'expected'),
+    [
+        ((0, 4), None, (0, 4.2)),
+        ((9.5, 9.9), None, (9.468, 9.932)),
+        ((9.5, 9.9), 9.4, (9.36, 9.94)),  # near
+        ((9.5, 9.9), 100.0, (9.468, 9.932)),
+        ((-1.0, 1.0), 0.0, (-1.16, 1.16)),
+        ((5.0,), None, (4.5, 5.5)),
+        ((0.0,), None, (-0.5, 0.5)),
+    ],
+)
+def test_axes_show_their_values(shown, line, expected):
+    assert figures._limits(shown, line) == pytest.approx(expected)

@@ -40,6 +40,25 @@ def test_classifier_free_is_classifier_guidance_with_the_exact_posterior(weight,
     np.testing.assert_allclose(eps(of_unconditional, logsnr), free, atol=1e-5 * max(scale, 1.0))
 
 
+@pytest.mark.parametrize('logsnr', [-2.0, 0.0, 2.0])
+def test_the_implicit_classifier_guides_as_classifier_free_does(logsnr):
+    """eps~ = eps_c - w sigma ∇ log p^i(c | z) for any model (paper, section 3.2)."""
+    implicit = guidance.implicit_classifier_score(mixture.model, LABELS, null_label=mixture.NULL)
+    gradient, weights = implicit(Z, jnp.full(len(Z), logsnr)), jnp.linspace(0.0, 4.0, len(Z))
+    _, sigma = diffusion.alpha_sigma(logsnr)
+    free = eps(guidance.classifier_free(mixture.model, LABELS, weights, null_label=mixture.NULL), logsnr)
+    np.testing.assert_allclose(
+        eps(conditional, logsnr) - weights[:, None] * sigma * gradient, free, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_with_exact_scores_the_implicit_classifier_is_the_real_one():
+    implicit = guidance.implicit_classifier_score(mixture.model, LABELS, null_label=mixture.NULL)
+    logsnr = jnp.full(len(Z), 0.5)
+    exact = jax.grad(lambda z: mixture.log_posterior(z, logsnr, LABELS).sum())(Z)
+    np.testing.assert_allclose(implicit(Z, logsnr), exact, rtol=1e-4, atol=1e-4)
+
+
 def test_weight_zero_is_the_conditional_model():
     free = guidance.classifier_free(mixture.model, LABELS, 0.0, null_label=mixture.NULL)
     np.testing.assert_allclose(eps(free, 1.0), eps(conditional, 1.0), atol=1e-6)

@@ -1,4 +1,4 @@
-"""The whole path of ImageNet, small: TFDS's layout, the config of the paper, InceptionV3, a sweep, the report.
+"""The whole path of ImageNet on a small scale: TFDS's layout, the paper's config, InceptionV3, a sweep, the report.
 
 Minutes long: pytest -m slow.
 """
@@ -14,7 +14,7 @@ from tests.inception_test import drawn_state_dict, saved
 
 
 def write_data(data_dir, count):
-    """`imagenet_resized/64x64`: a disc on plain ground, both coloured by the class, which is 5i mod 1000."""
+    """Write `imagenet_resized/64x64`: image i is a disc on plain ground, coloured by its class 5i mod 1000."""
     rng, examples = np.random.default_rng(0), []
     y, x = np.mgrid[:64, :64]
     for i in range(count):

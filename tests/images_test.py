@@ -19,13 +19,13 @@ def noise(height, width, channels=3, seed=0):
 
 
 def smooth(height, width):
-    """Three different ramps: lossy formats keep them, and no flip or turn leaves them as they are."""
+    """Return three different ramps: lossy formats keep them, and every flip or turn changes them."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y * 255 / height, x * 255 / width, (x + y) * 127 / (height + width)], -1).astype(np.uint8)
 
 
 def encoded(image, kind, **settings):
-    """A Pillow image or an array as the bytes of a file."""
+    """Encode a Pillow image or an array to the bytes of a file."""
     file = io.BytesIO()
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     image.save(file, kind, **settings)
@@ -33,7 +33,7 @@ def encoded(image, kind, **settings):
 
 
 def png_with(data, *chunks):
-    """A PNG with more chunks (kind, content) behind its header."""
+    """Insert chunks (kind, content) after the header of a PNG."""
     extra = b''.join(
         struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))
         for kind, content in chunks
@@ -43,7 +43,7 @@ def png_with(data, *chunks):
 
 @pytest.fixture(params=['pyspng', 'pillow'])
 def reader(request, monkeypatch):
-    """Every test with this holds for both readers of PNGs."""
+    """Run a test with each of the two PNG decoders."""
     if request.param == 'pillow':
         monkeypatch.setattr(images, 'pyspng', None)
     else:
@@ -63,7 +63,7 @@ def test_png_round_trip(reader, channels):
 
 
 def test_pyspng_reads_what_it_is_meant_to_and_nothing_else(monkeypatch):
-    """8-bit RGB and gray of at most a megapixel, whose chunks say nothing that changes pixels."""
+    """It reads 8-bit RGB and gray of at most a megapixel, without chunks that change pixels."""
     calls = []
     pyspng = pytest.importorskip('pyspng')
 
@@ -100,7 +100,7 @@ def test_pyspng_reads_what_it_is_meant_to_and_nothing_else(monkeypatch):
 @pytest.mark.parametrize('filter_type', range(5))
 @pytest.mark.parametrize('interlaced', [False, True])
 def test_pyspng_and_pillow_agree_to_the_bit(monkeypatch, filter_type, interlaced):
-    """Whatever filter the rows have; and in Adam7's seven passes, which Pillow does not write."""
+    """They agree for every row filter, and for Adam7's seven passes, which Pillow cannot write."""
     pytest.importorskip('pyspng')
     height, width = 11, 13
     bits = np.random.default_rng(filter_type).integers(0, 256, (height, width, 3), np.uint8)
@@ -155,7 +155,7 @@ def test_one_channel_refuses_colour():
 
 
 def test_cmyk_is_converted_as_pillow_does():
-    """Adobe's JPEGs store CMYK inverted, and Pillow turns it: white paper is white, red ink is red."""
+    """Adobe's JPEGs store CMYK inverted, and Pillow inverts it back: white paper is white, red ink is red."""
     cmyk = Image.new('CMYK', (16, 16), (0, 0, 0, 0))
     cmyk.paste((0, 255, 255, 0), (0, 0, 16, 8))
     data = encoded(cmyk, 'JPEG', quality=100)
@@ -229,7 +229,7 @@ def test_animations_give_their_first_frame(kind):
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'WEBP', 'TIFF'])
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_orientation(reader, kind, orientation):
-    """The standard's words: where the stored row 0 and column 0 belong in the upright image."""
+    """The standard defines orientations by where the stored row 0 and column 0 belong in the upright image."""
     upright = smooth(16, 24)
     stored = {
         1: upright,
@@ -250,7 +250,7 @@ def test_exif_orientation(reader, kind, orientation):
 
 
 def test_orientation_from_xmp_in_a_png(reader):
-    """Pillow reads it from there too, so pyspng must not take such a file."""
+    """Pillow reads the orientation from XMP too, so pyspng must not take such a file."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt('XML:com.adobe.xmp', '<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="3"/></x:xmpmeta>')
     image = noise(5, 4)
@@ -302,7 +302,7 @@ def test_a_png_with_any_bit_flipped_is_refused(reader):
 
 
 def test_pngs_damaged_under_right_checksums_are_images_or_image_errors(reader):
-    """A faulty writer: pyspng must neither crash nor give another shape."""
+    """A faulty writer makes such files: pyspng must neither crash nor return another shape."""
     data = encode_png(smooth(12, 12))
     rng = np.random.default_rng(0)
     refused = 0
@@ -329,7 +329,7 @@ def test_pngs_damaged_under_right_checksums_are_images_or_image_errors(reader):
 @pytest.mark.filterwarnings('ignore:Truncated File Read')
 @pytest.mark.parametrize('kind', ['JPEG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM'])
 def test_truncated_files_are_refused_or_whole(kind):
-    """Some end with bytes that no pixel needs; half an image is never given."""
+    """Some formats end with bytes that no pixel needs; half an image is never returned."""
     data = encoded(noise(30, 30), kind)
     whole = decode(data, 3)
     for length in [*range(1, len(data), max(1, len(data) // 60)), len(data) - 1]:
@@ -356,7 +356,7 @@ def test_decompression_bombs_are_refused(monkeypatch):
 
 
 def test_no_warnings_escape(tmp_path):
-    """Of a large image, broken EXIF, and a palette with transparency, under a Python that prints every warning."""
+    """A large image, broken EXIF and a transparent palette print nothing, even if Python shows every warning."""
     palette = Image.fromarray(np.zeros((4, 4), np.uint8)).convert('P')
     files = {
         'large': encoded(np.zeros((40, 40), np.uint8), 'PNG'),
@@ -390,7 +390,7 @@ def test_no_warnings_escape(tmp_path):
 
 
 def area_average(image, size):
-    """The definition, pixel by pixel in float64: each source pixel counts with the part of it that is covered."""
+    """Compute the definition pixel by pixel in float64: each source pixel counts by its covered share."""
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     square = image[top : top + side, left : left + side].astype(np.float64)
@@ -436,7 +436,7 @@ def test_box_keeps_extremes_and_the_mean():
 
 
 def adm_by_hand(image, size):
-    """ADM's preparation as its paper and code state it, with Pillow alone."""
+    """Resample as ADM's paper and code state it, with Pillow alone."""
     pil = Image.fromarray(image)
     while min(pil.size) >= 2 * size:
         pil = pil.resize(tuple(side // 2 for side in pil.size), resample=Image.BOX)
@@ -481,7 +481,7 @@ def test_small_images(method):
 
 @pytest.mark.parametrize('method', images.RESAMPLINGS)
 def test_the_centre_is_kept_and_directions_are_not_mixed(method):
-    """A wide image whose middle square alone is bright at its top."""
+    """Only the middle square of this wide image is bright, and only in its upper half."""
     image = np.zeros((32, 96, 3), np.uint8)
     image[:16, 32:64] = 240
     result = resample(image, 16, method)

@@ -16,7 +16,7 @@ from tests import tfds_layout, tiny
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """30 cats of 20x30, 10 dogs of 16x16 and an empty class in labels.json's stead: a folder a class."""
+    """Class folders of 30 cats of 20x30 and 10 dogs of 16x16."""
     root = tmp_path_factory.mktemp('pets')
     for name, count, (height, width) in (('cat', 30, (20, 30)), ('dog', 10, (16, 16))):
         (root / name).mkdir()
@@ -72,7 +72,7 @@ def test_the_rows_show_each_class_and_only_it(folder):
 
 @pytest.mark.filterwarnings('error::UserWarning')
 def test_class_names_of_all_kinds(tmp_path):
-    """TeX, letters that fonts lack, control characters, and bytes that are no text."""
+    """Names may hold TeX, letters that fonts lack, control characters, and bytes that are not text."""
     root = tmp_path / 'Prices in $ and $ \\x'
     picture = io.BytesIO()
     Image.fromarray(tfds_layout.picture(0, 16)).save(picture, 'png')
@@ -99,14 +99,14 @@ def test_classes_without_images_are_named_once(tmp_path, capsys, source):
         tfds_layout.write(tmp_path, 'mine', examples, version='1.0.0', features=features)
     name = '' if source == 'folder' else 'mine'
     inspect_job.run(config(tmp_path, data__source=source, data__name=name), tmp_path / 'runs')
-    assert capsys.readouterr().out.count('1 of 2 classes have no image: 0\n') == 1
+    assert capsys.readouterr().out.count('1 of 2 classes have no images: 0\n') == 1
 
 
 def test_a_split_without_labels(tmp_path):
     features = {'image': tfds.features.Image(shape=(16, 16, 3)), 'label': tfds.features.ClassLabel(num_classes=2)}
     examples = [{'image': tfds_layout.picture(0, 16), 'label': -1}]
     tfds_layout.write(tmp_path, 'unlabelled', examples, version='1.0.0', features=features)
-    with pytest.raises(UserError, match=r'has label -1, where 0 to 1 are allowed; .*config\.data\.split'):
+    with pytest.raises(UserError, match=r'has label -1; allowed: 0 to 1\..*config\.data\.split'):
         inspect_job.run(config(tmp_path, data__source='tfds', data__name='unlabelled'), tmp_path / 'runs')
 
 

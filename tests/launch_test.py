@@ -1,4 +1,4 @@
-"""launch/: what its scripts would run, and that they end, restart and forward signals as they say.
+"""The scripts of launch/: the commands that they would run, and how they end, restart and forward signals.
 
 Mostly without JAX: programs of the same names stand in for python, gcloud, srun and scontrol.
 """
@@ -23,7 +23,7 @@ POD = ['slice', '--zone=us-west4-a', '--type=v5litepod-16', '--bucket=bucket', '
 
 
 def launch(script, *arguments, start=subprocess.run, path='', **environment):
-    """Starts launch/<script>, with `path` before $PATH and more environment, text piped."""
+    """Start launch/<script>, with `path` before $PATH and more environment, text piped."""
     environment = {**os.environ, **{key: str(value) for key, value in environment.items()}}
     environment['PATH'] = f'{path}:{environment["PATH"]}' if path else environment['PATH']
     piped = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
@@ -31,14 +31,14 @@ def launch(script, *arguments, start=subprocess.run, path='', **environment):
 
 
 def commands(script, *arguments, **environment):
-    """What a dry run prints: a list of words for each command."""
+    """Return what a dry run prints: a list of words for each command."""
     done = launch(script, '--dry-run', *arguments, **environment)
     assert done.returncode == 0 and done.stderr == '', done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
 def program(path, code):
-    """An executable bash script."""
+    """Write an executable bash script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'#!/usr/bin/env bash\n{code}\n')
     path.chmod(0o755)
@@ -58,7 +58,7 @@ def test_help(script):
 
 
 WRONG = [
-    ('local.sh', [], 'how many processes'),
+    ('local.sh', [], 'no number of processes'),
     ('local.sh', [2], 'no config'),
     ('local.sh', ['two', CONFIG], "is 'two'; it must be a whole number, at least 1"),
     ('local.sh', [2, CONFIG, '--restart=3'], "unknown option '--restart=3'"),
@@ -67,17 +67,17 @@ WRONG = [
     ('slurm.sbatch', [CONFIG, '--workdir=runs/x'], 'not in a SLURM job'),
     ('slurm.sbatch', [CONFIG], 'no --workdir'),
     ('slurm.sbatch', ['--nodes=2', CONFIG], "unknown option '--nodes=2'"),
-    ('tpu_pod.sh', [], 'what the slice is called'),
+    ('tpu_pod.sh', [], 'no name for the slice'),
     ('tpu_pod.sh', ['slice'], 'no --zone'),
-    ('tpu_pod.sh', POD, '--delete or --keep'),
-    ('tpu_pod.sh', [*POD, '--keep', '--delete'], '--delete and --keep are both set'),
+    ('tpu_pod.sh', POD, 'no --delete or --keep'),
+    ('tpu_pod.sh', [*POD, '--keep', '--delete'], '--delete and --keep exclude each other'),
     (
         'tpu_pod.sh',
         [*POD, '--keep', '--workdir=gs://bucket/run'],
-        "is 'gs://bucket/run'; it must lie below /mnt/cfg_jax",
+        "is 'gs://bucket/run'; it must be below /mnt/cfg_jax",
     ),
     ('tpu_pod.sh', [*POD, '--keep', '--nfs=host:/share'], 'exclude each other'),
-    ('tpu_pod.sh', [*POD, '--keep', '--type=h100'], 'no software is known here for --type=h100'),
+    ('tpu_pod.sh', [*POD, '--keep', '--type=h100'], 'no default software for --type=h100'),
     ('tpu_pod.sh', [*POD, '--spott'], "unknown option '--spott'"),
     ('tpu_setup.sh', ['--bucket=a', '--nfs=b:/c'], 'exclude each other'),
     ('tpu_setup.sh', ['--nfs=host'], "--nfs is 'host'; it must be HOST:/SHARE"),
@@ -136,13 +136,13 @@ def test_the_commands_of_a_slurm_job():
 
 @pytest.mark.parametrize(('workdir', 'found'), [('~', '/home/me'), ('~/a b', '/home/me/a b'), ('x/~', 'x/~')])
 def test_the_home_folder_in_a_workdir(workdir, found):
-    """As the program reads it; its own flag stays as it is."""
+    """Read as the program does; the program still gets the flag unchanged."""
     step = commands('slurm.sbatch', CONFIG, f'--workdir={workdir}', HOME='/home/me')[1]
     assert f'--output={found}/slurm/%j_%t.log' in step and f'--workdir={workdir}' in step
 
 
 @pytest.mark.parametrize('script', [['local.sh', 2], ['slurm.sbatch'], ['tpu_pod.sh', *POD, '--keep']])
-def test_every_script_hands_on_how_long_to_wait_for_the_others(script):
+def test_every_script_passes_on_how_long_to_wait_for_the_others(script):
     assert any(
         '--join_seconds=600' in word
         for words in commands(*script, CONFIG, '--workdir=/mnt/cfg_jax/run', '--join_seconds=600')
@@ -249,7 +249,7 @@ exit "$code"
 
 @pytest.fixture
 def local(tmp_path):
-    """Starts local.sh with a stand-in for python, which ends as `ends` says."""
+    """Start local.sh with a stand-in for python, which ends as `ends` says."""
     (tmp_path / 'starts').mkdir()
     python = program(tmp_path / 'python', PYTHON)
 
@@ -263,11 +263,11 @@ def local(tmp_path):
 
 
 def starts(tmp_path):
-    """How often each process was started."""
+    """Return how often each process was started."""
     return {path.name: len(path.read_text().split()) for path in sorted((tmp_path / 'starts').iterdir())}
 
 
-def test_local_exit_codes_are_handed_on(local, tmp_path):
+def test_local_exit_codes_are_passed_on(local, tmp_path):
     done = local(2, ends='0,0')
     shown = sorted(line.split(':')[0] for line in done.stdout.splitlines())
     assert done.returncode == 0 and shown == [
@@ -287,7 +287,7 @@ def test_local_one_death_is_everyones(local):
     began = time.monotonic()
     done = local(2, '--grace=1', ends='deaf,7')
     assert done.returncode == 7 and time.monotonic() - began < 30  # deaf for 60
-    assert 'process 1 ended with exit code 7' in done.stderr and 'processes 0 have not ended within 1 s' in done.stderr
+    assert 'process 1 ended with exit code 7' in done.stderr and 'processes 0 did not end within 1 s' in done.stderr
 
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -321,16 +321,16 @@ def test_local_restarts(local, tmp_path):
     (tmp_path / 'starts').mkdir()
     done = local(1, '--restarts=1', f'--logs={tmp_path / "logs"}', ends='75 75 75 75')
     assert done.returncode == 75 and starts(tmp_path) == {'0': 2}
-    assert 'no new checkpoint' in done.stderr and done.stdout.count('here 0 of 1') == 2
+    assert 'without a new checkpoint' in done.stderr and done.stdout.count('here 0 of 1') == 2
     assert (tmp_path / 'logs' / 'process_0.log').read_text() == done.stdout
     done = local(1, '--restarts=1', ends='75 75 75 75 0', SAVES=tmp_path / 'workdir')
     assert done.returncode == 0 and starts(tmp_path) == {'0': 5}, done.stderr
 
 
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_local_told_to_stop_between_two_starts(local, tmp_path, number, code):
+def test_local_stopped_between_two_starts(local, tmp_path, number, code):
     # basename looks at the checkpoints, before the second start
-    waits = 'touch "$STARTS/../looks"; until [ -e "$STARTS/../told" ]; do sleep 0.05; done'
+    waits = 'touch "$STARTS/../looks"; until [ -e "$STARTS/../signalled" ]; do sleep 0.05; done'
     program(
         tmp_path / 'bin' / 'basename',
         f'if [ -e "$STARTS/0" ]; then {waits}; fi\nexec {shutil.which("basename")} "$@"',
@@ -340,14 +340,14 @@ def test_local_told_to_stop_between_two_starts(local, tmp_path, number, code):
     while not (tmp_path / 'looks').exists():
         time.sleep(0.05)
     running.send_signal(number)
-    (tmp_path / 'told').touch()
+    (tmp_path / 'signalled').touch()
     _, err = running.communicate(timeout=20)
     assert running.returncode == code and starts(tmp_path) == {'0': 1}, err
 
 
 @pytest.mark.slow
 def test_local_trains_for_real(tmp_path):
-    """Two processes with two devices each; one is killed, and the job goes on from the checkpoint to its end."""
+    """Two processes with two devices each; one is killed, and the job resumes from the checkpoint and finishes."""
     flags = tiny.flags(train__num_steps=60, train__checkpoint_every=20, train__log_every=20)
     running = launch(
         'local.sh',
@@ -361,7 +361,7 @@ def test_local_trains_for_real(tmp_path):
     children = subprocess.run(['pgrep', '-P', str(running.pid), '-f', 'm cfg_jax.main'], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
     out, err = running.communicate(timeout=300)
-    assert running.returncode == 0 and 'starting again' in err, out + err
+    assert running.returncode == 0 and 'restarting from checkpoint' in err, out + err
     assert '[0] resuming from' in out and '4 cpu devices' in out
     assert (tmp_path / 'checkpoints' / '60').exists()
 
@@ -371,10 +371,10 @@ def test_local_trains_for_real(tmp_path):
     [((75, 75), 75, [1] * 5), ((2, 143), 2, [0]), ((0, 0), 0, [0]), ((134, 1), 134, [1, 1, 1, 0])],
 )
 def test_slurm(tmp_path, codes, code, requeues):
-    """A job of two processes that end with these codes; how often it was requeued, run after run."""
+    """A job of two processes that end with these codes is requeued this often, run after run."""
     saves = 'mkdir -p run/checkpoints/$(date +%s%N)' if code == 75 else ''
-    said = '\n'.join(f'echo "srun: error: node: task {i}: Exited with exit code {c}" >&2' for i, c in enumerate(codes))
-    program(tmp_path / 'bin' / 'srun', f'cd {tmp_path}; {saves}\n{said}\nexit {max(codes)}')
+    lines = '\n'.join(f'echo "srun: error: node: task {i}: Exited with exit code {c}" >&2' for i, c in enumerate(codes))
+    program(tmp_path / 'bin' / 'srun', f'cd {tmp_path}; {saves}\n{lines}\nexit {max(codes)}')
     program(tmp_path / 'bin' / 'scontrol', f'echo "$*" >> {tmp_path}/requeued')
     arguments = ['slurm.sbatch', CONFIG, f'--workdir={tmp_path / "run"}']
     job = {'SLURM_JOB_ID': 12, 'SLURM_SUBMIT_DIR': tiny.ROOT}
@@ -388,7 +388,7 @@ def test_slurm(tmp_path, codes, code, requeues):
 
 
 def test_slurm_with_a_full_disk(tmp_path):
-    """What the program finds to mend is handed on, though nothing can be written to the workdir any more."""
+    """The program's exit code 2 is passed on, though nothing can be written to the workdir any more."""
     program(tmp_path / 'bin' / 'srun', 'echo "srun: error: node: task 1: Exited with exit code 2" >&2; exit 143')
     program(tmp_path / 'bin' / 'tee', f'[[ $1 == {tmp_path}/run/* ]] && cat || {shutil.which("tee")} "$@"; exit 1')
     job = {'SLURM_JOB_ID': 12, 'SLURM_SUBMIT_DIR': tiny.ROOT, 'TMPDIR': tmp_path}
@@ -452,7 +452,7 @@ esac
 
 @pytest.fixture
 def pod(tmp_path):
-    """Starts tpu_pod.sh with a stand-in for gcloud, on whose two workers a stand-in for python ends as `ends` says."""
+    """Start tpu_pod.sh with a stand-in for gcloud, on whose two workers a stand-in for python ends as `ends` says."""
     program(tmp_path / 'bin' / 'gcloud', GCLOUD)
     program(tmp_path / 'bin' / 'python', PYTHON)
     program(tmp_path / 'bin' / 'curl', 'echo "$WORKER"')
@@ -475,12 +475,12 @@ def pod(tmp_path):
 
 
 def calls(tmp_path, verb):
-    """How often gcloud was called with this verb."""
+    """Return how often gcloud was called with this verb."""
     return (tmp_path / 'calls').read_text().split().count(verb)
 
 
 def test_a_slice_that_is_preempted(pod, tmp_path):
-    """Preempted with the slice gone, then told to save, then done: made twice, installed twice, started thrice."""
+    """Preempted with the slice gone, then asked to save, then done: created and installed twice, started thrice."""
     done = pod('--delete', '--restarts=1', ends='wait,gone 75,75 0,0')
     assert done.returncode == 0 and starts(tmp_path) == {'0': 3, '1': 3}, done.stderr
     assert [calls(tmp_path, verb) for verb in ('create', 'scp', 'delete')] == [2, 2, 2]
@@ -488,7 +488,7 @@ def test_a_slice_that_is_preempted(pod, tmp_path):
     assert '[1] here 1 of' in (tmp_path / 'log').read_text()
 
 
-def test_a_slice_whose_user_has_to_mend_something(pod, tmp_path):
+def test_a_slice_whose_job_needs_a_correction(pod, tmp_path):
     done = pod('--keep', ends='1,2')
     assert done.returncode == 2 and starts(tmp_path) == {'0': 1, '1': 1}, done.stderr
     assert '[1] here 1 of' in done.stdout  # the last lines of the worker that failed
@@ -497,8 +497,8 @@ def test_a_slice_whose_user_has_to_mend_something(pod, tmp_path):
     # the slice is there still; a job that crashes is started again so many times
     done = pod('--keep', '--restarts=1', ends='x 7,7 7,7 7,7')
     assert done.returncode == 7 and starts(tmp_path) == {'0': 3, '1': 3}, done.stderr
-    assert 'no new checkpoint' in done.stderr
-    # not at all, if so told
+    assert 'without a new checkpoint' in done.stderr
+    # or not at all
     done = pod('--keep', '--restarts=0', ends='x x x 75,75')
     assert done.returncode == 75 and starts(tmp_path) == {'0': 4, '1': 4}, done.stderr
     assert calls(tmp_path, 'create') == 1 and calls(tmp_path, 'delete') == 0
@@ -511,7 +511,7 @@ def test_a_job_on_a_slice_that_its_user_stops(pod, tmp_path):
     while 'started from' not in running.stderr.readline():
         assert running.poll() is None
     os.killpg(running.pid, signal.SIGINT)
-    assert 'the job goes on' in running.communicate(timeout=60)[1] and running.returncode == 130
+    assert 'the job keeps running' in running.communicate(timeout=60)[1] and running.returncode == 130
     (tmp_path / 'cuts').write_text('now\n' * 11)
     running = pod('--delete', **options)
     while (tmp_path / 'cuts').read_text():
@@ -521,13 +521,13 @@ def test_a_job_on_a_slice_that_its_user_stops(pod, tmp_path):
     assert stop.returncode == 0 and sorted(stop.stdout.splitlines()) == ['[0] stopped', '[1] stopped']
     _, err = running.communicate(timeout=60)
     assert running.returncode == 75 and 'stopped with --stop' in err and starts(tmp_path) == {'0': 1, '1': 1}, err
-    assert calls(tmp_path, 'delete') == 1  # as the script was told to at the end
+    assert calls(tmp_path, 'delete') == 1  # as the script does at the end
 
 
 def test_a_slice_out_of_reach_is_not_deleted_under_its_job(pod, tmp_path):
     (tmp_path / 'cuts').write_text('lost\n')
     done = pod('--delete', ends='wait,wait')
-    assert done.returncode == 1 and 'could not be reached' in done.stderr and 'may run still' in done.stderr
+    assert done.returncode == 1 and 'could not be reached' in done.stderr and 'may still be running' in done.stderr
     assert calls(tmp_path, 'delete') == 0
 
 

@@ -1,3 +1,5 @@
+"""Metrics against the reference program's numbers, against scipy and scikit-learn, and against exact values."""
+
 import json
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from cfg_jax import metrics, neighbours
+from cfg_jax import metrics
 
 DATA = Path(__file__).parent / 'data'
 VECTORS = np.load(DATA / 'metrics.npz')
@@ -56,7 +58,7 @@ def test_frechet_distance_is_refused_for_few_samples():
 
 
 class Draws:
-    """Features drawn from one Gaussian, and their distance to another, which is known."""
+    """Features drawn from one Gaussian, and its known distance to another."""
 
     def __init__(self, dimensions=32):
         rng = np.random.default_rng(0)
@@ -73,18 +75,25 @@ class Draws:
         return metrics.gaussian_distance(*metrics.feature_statistics(features), *self.other)
 
 
+def bootstrap(statistic, features, num_resamples=200):
+    """Return the standard deviation of the statistic over resamples of the features, with replacement."""
+    rng = np.random.default_rng(0)
+    resamples = (rng.integers(len(features), size=len(features)) for _ in range(num_resamples))
+    return np.std([statistic(features[rows]) for rows in resamples], ddof=1)
+
+
 def test_the_error_of_the_frechet_distance():
-    """It is the spread over draws of all the images, and what a plain bootstrap finds with many resamples."""
+    """It equals the spread over independent draws of all images, and a plain bootstrap's with many resamples."""
     draws = Draws()
     spread = np.std([draws.distance(draws.draw(600, seed)) for seed in range(200)], ddof=1)
     features = draws.draw(600, 1000)
     error = metrics.frechet_distance_error(features, *draws.other)
     assert error == pytest.approx(spread, rel=0.25)
-    assert error == pytest.approx(metrics.bootstrap(draws.distance, features, num_resamples=200), rel=0.25)
+    assert error == pytest.approx(bootstrap(draws.distance, features), rel=0.25)
 
 
 def test_the_extrapolated_frechet_distance():
-    """It is nearer to the truth than the distance of the same samples, by far, and tells the bias: slope / N."""
+    """It is far closer to the truth than the plain distance of the same samples, whose bias is slope / N."""
     draws = Draws()
     plain, extrapolated = [], []
     for seed in range(10):
@@ -102,7 +111,7 @@ def test_the_extrapolated_frechet_distance():
 
 def test_an_extrapolation_needs_samples():
     draws = Draws()
-    with pytest.raises(ValueError, match=r'needs 66 samples or more, over twice the 32 features, and has 65'):
+    with pytest.raises(ValueError, match=r'needs 66 samples or more \(over twice the 32 features\), but there are 65'):
         metrics.extrapolated_frechet_distance(draws.draw(65, 0), *draws.other)
     with pytest.raises(ValueError, match='num_points is 1'):
         metrics.extrapolated_frechet_distance(draws.draw(66, 0), *draws.other, num_points=1)
@@ -133,7 +142,7 @@ def test_the_error_of_the_inception_score():
         return metrics.inception_score(logits, num_splits=1)[0]
 
     parts = np.array_split(LOGITS, 4)
-    expected = np.sqrt(sum(metrics.bootstrap(score, part) ** 2 for part in parts)) / 4
+    expected = np.sqrt(sum(bootstrap(score, part) ** 2 for part in parts)) / 4
     assert metrics.inception_score_error(LOGITS, num_splits=4) == pytest.approx(expected, rel=0.15)
     assert metrics.inception_score_error(np.zeros((100, 3)), num_splits=4) == 0
 
@@ -151,14 +160,14 @@ def test_precision_recall_against_sklearns_neighbours():
         metrics.precision_recall(A[:3], B)
 
 
-def by_differences(points, centres, k=3):
-    """scipy's own, in float64: which points lie within a ball."""
+def by_differences(points, centres, k):
+    """Return bool [N]: which points lie in a ball, by scipy's float64 distances."""
     radii = np.partition(cdist(centres, centres), k, axis=1)[:, k]
     return (cdist(points, centres) <= radii).any(1)
 
 
 def crowd(number, seed):
-    """Points of five tight clusters far apart: float32 cannot tell the distances within one."""
+    """Return points in five tight clusters far apart: float32 cannot resolve the distances within a cluster."""
     rng = np.random.default_rng(seed)
     return (100.0 * rng.integers(0, 5, (number, 1)) + 1e-2 * rng.standard_normal((number, 32))).astype(np.float32)
 
@@ -168,37 +177,48 @@ DUPLICATES = A[np.random.default_rng(0).integers(0, 100, 400)]
 
 @pytest.mark.parametrize(
     ('a', 'b'),
-    [(A, B), (A, A[::3]), (A, DUPLICATES), (crowd(300, 0), crowd(200, 1)), (A, A + 1000.0), (np.ones_like(A), A)],
-    ids=['plain', 'subset', 'duplicates', 'clusters', 'far', 'constant'],
-)
-@pytest.mark.parametrize('tile', [128, 4096])
-def test_the_members_of_a_manifold_are_exact(a, b, tile, monkeypatch):
-    """Ties and distances that float32 confuses come out as in float64, with several tiles and with one."""
-    monkeypatch.setattr(neighbours, 'TILE', tile)
-    inside_b, inside_a = metrics.manifold_members(a, b)
-    np.testing.assert_array_equal(inside_b, by_differences(a, b))
-    np.testing.assert_array_equal(inside_a, by_differences(b, a))
+    [
+        (A, B), (A, A[::3]), (A, DUPLICATES), (DUPLICATES, DUPLICATES[::2] + 0.0), (crowd(300, 0), crowd(200, 1)),
+        (A, A + 1000.0), (np.ones_like(A), A), (A.astype(np.float16), B),
+        (np.arange(90.0)[:, None] % 17, 2.0 * np.arange(50)[:, None]),
+    ],
+    ids=['plain', 'subset', 'duplicates', 'all twice', 'clusters', 'far', 'constant', 'half precision', 'grid'],
+)  # fmt: skip
+@pytest.mark.parametrize('block', [37, 128, 4096])
+def test_the_members_of_a_manifold_are_exact(a, b, block, monkeypatch):
+    """Ties and distances that float32 confuses are decided as in float64, in several blocks and in one."""
+    monkeypatch.setattr(metrics, '_BLOCK', block)
+    for k in (1, 3):
+        inside_b, inside_a = metrics.manifold_members(a, b, k=k)
+        np.testing.assert_array_equal(inside_b, by_differences(a, b, k))
+        np.testing.assert_array_equal(inside_a, by_differences(b, a, k))
 
 
-def test_squared_radii_are_those_of_float64():
-    for features in (A, DUPLICATES, crowd(300, 0)):
-        expected = np.partition(cdist(features, features), 3, axis=1)[:, 3]
-        np.testing.assert_allclose(np.sqrt(neighbours.squared_radii(features, 3)), expected, rtol=1e-12, atol=1e-12)
+def test_the_edge_of_a_ball_is_inside():
+    """The balls of real features 1 apart have radius 1; a generated feature lies at an edge, just beyond or within."""
+    real = np.stack([np.arange(5.0), np.zeros(5)], axis=1)
+    for offset, inside in ((1.0, True), (1.0 + 1e-9, False), (1.0 - 1e-9, True)):
+        generated = np.array([[2.0, offset], [2.0, 100.0]])
+        assert metrics.manifold_members(generated, real, k=1)[0].tolist() == [inside, False]
 
 
-def test_the_stated_bound_holds():
-    """Float32 errs on squared distances of 2,048 dimensions by far less than the bound by which pairs are left open."""
+def test_distances_are_bounded_on_both_sides():
+    """In 2,048 dimensions the bounds enclose the distances by differences, and differ by less than 1e-11 of them."""
     rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((128, 2048)).astype(np.float32) + 1.0 for _ in range(2))
-    squares = [np.square(x, dtype=np.float64).sum(1).astype(np.float32) for x in (a, b)]
-    error = np.abs(squares[0][:, None] + squares[1] - np.asarray(neighbours._products(a, b)) - cdist(a, b) ** 2)
-    bound = neighbours._relative_bound(a) * (squares[0][:, None] + squares[1])
-    assert error.max() > 0 and (error < bound / 2).all()
+    x, y = (rng.standard_normal((128, 2048)) + 1.0 for _ in range(2))
+    lower, exact, upper = (
+        metrics._squared_distances(x, y, -1.0),
+        cdist(x, y) ** 2,
+        metrics._squared_distances(x, y, 1.0),
+    )
+    assert (lower < exact).all() and (exact < upper).all() and ((upper - lower) < 1e-11 * exact).all()
 
 
 def test_features_must_be_finite():
     with pytest.raises(ValueError, match='finite'):
         metrics.precision_recall(np.where(np.arange(len(A))[:, None] == 3, np.nan, A), B)
+    with pytest.raises(ValueError, match='finite'):
+        metrics.precision_recall(A, np.where(np.arange(len(B))[:, None] == 3, np.inf, B))
 
 
 def test_kernel_distance_against_sklearns_kernel():
@@ -226,20 +246,6 @@ def test_kernel_distance_of_subsets():
     assert whole == pytest.approx((metrics.kernel_distance(A[:500], B), 0), rel=1e-9, abs=1e-9)
     with pytest.raises(ValueError, match='subset_size is 501'):
         metrics.kernel_distance_subsets(A, B, subset_size=501)
-
-
-def test_bootstrap():
-    """Of means it is the usual standard error; rows of several arrays go together."""
-    hits = np.arange(400) % 4 == 0
-    assert metrics.bootstrap(np.mean, hits, num_resamples=400) == pytest.approx(np.sqrt(0.25 * 0.75 / 400), rel=0.1)
-    errors = metrics.bootstrap(lambda x: x.mean(0), A)
-    np.testing.assert_allclose(errors, A.std(0) / np.sqrt(len(A)), rtol=0.25)
-    labels = LOGITS.argmax(1)
-    assert metrics.bootstrap(metrics.class_accuracy, LOGITS, labels) == 0
-    half = np.where(np.arange(len(labels)) % 2, labels, -1)
-    expected = np.sqrt(0.25 / len(labels))
-    assert metrics.bootstrap(metrics.class_accuracy, LOGITS, half) == pytest.approx(expected, rel=0.2)
-    assert metrics.bootstrap(np.mean, A, seed=1) == metrics.bootstrap(np.mean, A, seed=1)
 
 
 def test_accuracy_and_spread():

@@ -12,7 +12,7 @@ SCALE = 0.3
 
 
 def log_densities(z, logsnr):
-    """log p(z | c, λ) of every class: [B, 3]. z: [B, 2], logsnr [B]."""
+    """Return log p(z | c, λ) of every class: [B, 3]. z: [B, 2], logsnr [B]."""
     alpha, sigma = diffusion.alpha_sigma(logsnr[:, None])
     variance = (alpha * SCALE) ** 2 + sigma**2
     square = jnp.sum((z[:, None] - alpha[..., None] * MEANS) ** 2, axis=-1)
@@ -20,12 +20,12 @@ def log_densities(z, logsnr):
 
 
 def log_posterior(z, logsnr, labels):
-    """log p(c | z, λ): [B]."""
+    """Return log p(c | z, λ): [B]."""
     return jnp.take_along_axis(jax.nn.log_softmax(log_densities(z, logsnr)), labels[:, None], axis=1)[:, 0]
 
 
 def model(z, logsnr, labels):
-    """The exact eps = -sigma ∇ log p(z | c, λ), or of the whole mixture where the label is NULL."""
+    """Return the exact eps = -sigma ∇ log p(z | c, λ), with p(z | λ) of the whole mixture where the label is NULL."""
 
     def log_density(z):
         every = log_densities(z, logsnr)

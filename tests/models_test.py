@@ -143,6 +143,14 @@ def test_heads_by_number_are_heads_by_width(random_net):
     np.testing.assert_array_equal(apply(by_number, params, Z, LOGSNR, LABELS), apply(module, params, Z, LOGSNR, LABELS))
 
 
+def test_the_number_of_heads(random_net):
+    module, _ = random_net
+    assert [module.num_heads_at(channels) for channels in (8, 16, 64)] == [1, 2, 8]
+    assert module.clone(head_channels=None, num_heads=4).num_heads_at(16) == 4
+    with pytest.raises(ValueError, match='12 channels do not divide into heads'):
+        module.num_heads_at(12)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [

@@ -5,7 +5,6 @@ import pickle
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -19,15 +18,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cfg_jax import files
-from cfg_jax.data import sources
-from cfg_jax.data.preparing import shards, tfds_writer, workers
+from cfg_jax.data import sources, workers
+from cfg_jax.data.preparing import shards, tfds_writer
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import prepare
 from tests import tfds_layout, tiny
 
 
 def config(path, data_dir, *, size, classes, **changes):
-    """To prepare `path` in this process."""
+    """Return a config that prepares `path` in this process."""
     changes = {'prepare__num_workers': 1, 'data__name': 'my_images', 'data__image_channels': 3, **changes}
     return tiny.config(
         data__source='tfds',
@@ -44,12 +43,12 @@ def run(*arguments, **options):
 
 
 def stock(name, data_dir, split='train'):
-    """The data set as TFDS itself reads it."""
+    """Open the data set with TFDS itself."""
     return tfds.builder(name, data_dir=data_dir).as_data_source(split)
 
 
 def noise(rng, height, width, channels=3):
-    """Smooth random pixels."""
+    """Return smooth random pixels."""
     small = rng.integers(0, 256, (8, 8, channels), dtype=np.uint8)
     small = Image.fromarray(small.squeeze())
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)).reshape(height, width, channels)
@@ -62,7 +61,7 @@ def encoded(image, kind='jpeg', **options):
 
 
 def write_folder(folder, files):
-    """files: {relative name: bytes}."""
+    """Write files, {relative name: bytes}."""
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -70,7 +69,7 @@ def write_folder(folder, files):
 
 
 def write_cifar10(path, numbers):
-    """CIFAR-10's archive: image i of batch b is picture(numbers[b][i], 32), of class 3 number mod 10."""
+    """Write CIFAR-10's archive: image i of batch b is picture(numbers[b][i], 32), of class 3 number mod 10."""
 
     def add(archive, name, content):
         data = pickle.dumps(content, protocol=2)
@@ -87,7 +86,7 @@ def write_cifar10(path, numbers):
 
 
 def test_cifar10_as_tfds_has_it(tmp_path):
-    """Both splits of the archive, read back by TFDS and by us: ids, pixels and labels by name, without TensorFlow."""
+    """TFDS and `sources` read both splits back without TensorFlow: ids, pixels and labels by name."""
     batches = {f'data_batch_{b + 1}': range(6 * b, 6 * b + 6) for b in range(5)}
     archive = write_cifar10(tmp_path / 'cifar-10-python.tar.gz', {**batches, 'test_batch': range(100, 108)})
     (tmp_path / 'cifar10' / '3.0.2').mkdir(parents=True)  # an empty folder is as good as none
@@ -107,7 +106,7 @@ def test_cifar10_as_tfds_has_it(tmp_path):
 
 
 def test_imagenet_resized_as_tfds_has_it(tmp_path):
-    """Downsampled ImageNet's train split from its two zip files of batches, labels from 1, to TFDS's ids from 0."""
+    """Two zip files of batches become TFDS's train split: labels from 1 become ids from 0."""
     labels = np.random.default_rng(0).permutation(1000)
     parts = np.split(np.arange(1000), [400, 700])
     for part, members in (('part1', (0, 1)), ('part2', (2,))):
@@ -130,7 +129,7 @@ def test_imagenet_resized_as_tfds_has_it(tmp_path):
 
 
 def test_labels_go_to_a_known_data_set_by_name(tmp_path):
-    """TFDS's imagenet_resized does not order its classes by name, a folder does."""
+    """A folder sorts its classes by name, TFDS's imagenet_resized does not."""
     rng, wnids = np.random.default_rng(0), ['n01440764', 'n02100735', 'n02119789']
     folder = write_folder(tmp_path / 'in', {f'{wnid}/x.png': encoded(noise(rng, 8, 8), 'png') for wnid in wnids})
     name = 'imagenet_resized/8x8'
@@ -154,7 +153,7 @@ BAD = {  # name: (bytes from those of a sound JPEG, the reason that the report g
 
 @pytest.fixture(scope='module')
 def two_thousand(tmp_path_factory):
-    """2,000 files of four classes, most of them JPEGs between 70 and 200 pixels a side; and notes.txt."""
+    """2,000 images of four classes, most of them JPEGs of 70 to 200 pixels a side, and notes.txt."""
     rng, files = np.random.default_rng(0), {}
     for i in range(2000):
         files[f'class_{i % 4}/{i:04d}.jpg'] = encoded(noise(rng, *rng.integers(70, 201, 2)))
@@ -178,20 +177,20 @@ def two_thousand(tmp_path_factory):
 
 
 def shard_bytes(folder):
-    """{file name: contents}."""
+    """Return {file name: contents}."""
     return {path.name: path.read_bytes() for path in folder.glob('*.array_record-*')}
 
 
 @pytest.fixture(scope='module')
 def undisturbed(two_thousand, tmp_path_factory):
-    """The folder of the data set that one process makes of the 2,000 without a break."""
+    """The folder of the data set that one uninterrupted process makes of the 2,000 images."""
     data_dir = tmp_path_factory.mktemp('undisturbed')
     settings = {'data__resampling': 'adm', 'prepare__num_shards': 20}
     return run(two_thousand[0], data_dir, size=64, classes=4, **settings)
 
 
 def test_two_thousand_files_survive_a_kill(two_thousand, undisturbed, tmp_path):
-    """Two processes, killed in the middle: nothing looks finished. The same command then makes the very same files."""
+    """Killed in the middle, two workers leave nothing that looks finished; rerunning makes identical files."""
     flags = tiny.flags(
         data__source='tfds',
         data__name='my_images',
@@ -209,8 +208,8 @@ def test_two_thousand_files_survive_a_kill(two_thousand, undisturbed, tmp_path):
     deadline = time.monotonic() + 60
     while not list(progress.glob('0*.json')) and begun.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    os.killpg(begun.pid, signal.SIGKILL)
-    begun.communicate()
+    begun.kill()  # alone: its processes must end with it
+    begun.communicate(timeout=60)  # until the last process that holds the pipes is gone
     finished = len(list(progress.glob('0*.json')))
     assert 1 <= finished < 20 and not (tmp_path / 'my_images' / '1.0.0').exists()
     with pytest.raises(tfds.core.registered.DatasetNotFoundError):
@@ -254,7 +253,7 @@ def test_the_report_and_the_records_agree(two_thousand, undisturbed):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder of two classes, each of three gray and three coloured images of 20x24; and one that is broken."""
+    """A folder of two classes, each of three gray and three colour images of 20x24, and one broken file."""
     rng = np.random.default_rng(0)
     files = {
         f'{c}/{i}.png': encoded(noise(rng, 20, 24, 1 + 2 * (i % 2)).squeeze(), 'png') for c in 'ab' for i in range(6)
@@ -290,7 +289,7 @@ def test_a_second_split_joins_the_first(pictures, tmp_path, capsys):
 
     run(pictures, tmp_path, **validation)
     assert f'already prepared: {folder}\n' in capsys.readouterr().out
-    with pytest.raises(UserError, match=r'resampling is .adm. here and .box. there; use those, or delete'):
+    with pytest.raises(UserError, match=r'resampling was .box. and is now .adm.; change that back, or delete'):
         run(pictures, tmp_path, **validation, data__resampling='adm')
     with pytest.raises(UserError, match=r'are \(8, 8, 3\), not \(9, 9, 3\) \(config\.data\.image_size'):
         run(pictures, tmp_path, **{**validation, 'size': 9, 'data__split': 'test'})
@@ -300,15 +299,15 @@ def test_a_second_split_joins_the_first(pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'data__upsample': True}, r'config\.data\.upsample is True here and False there'),
-        ({'data__image_channels': 1}, r'config\.data\.image_channels is 1 here and 3 there'),
-        ({'prepare__num_shards': 3}, r'config\.prepare\.num_shards is 3 here and 6 there'),
-        ({'one_less': True}, r'images of config\.prepare\.path are others now \(num_images\)'),
+        ({'data__upsample': True}, r'config\.data\.upsample was False and is now True'),
+        ({'data__image_channels': 1}, r'config\.data\.image_channels was 3 and is now 1'),
+        ({'prepare__num_shards': 3}, r'config\.prepare\.num_shards was 6 and is now 3'),
+        ({'one_less': True}, r'images of config\.prepare\.path have changed \(num_images\)'),
     ],
     ids=str,
 )
-def test_other_settings_do_not_go_on_with_it(pictures, tmp_path, changes, message):
-    """Work broken off after its third shard is gone on with as it was begun, or not at all."""
+def test_other_settings_do_not_resume_it(pictures, tmp_path, changes, message):
+    """Work interrupted after its third shard is resumed with the same settings or not at all."""
     write = shards.Work.write
     settings = {'size': 8, 'classes': 2, 'prepare__num_shards': 6}
 
@@ -324,14 +323,16 @@ def test_other_settings_do_not_go_on_with_it(pictures, tmp_path, changes, messag
     if changes.pop('one_less', False):
         (pictures / 'b' / '0.png').unlink()
     begun = tmp_path / 'my_images' / '1.0.0.incomplete-train'
-    with pytest.raises(UserError, match=rf'^{begun} was made with other settings: .*{message}; use those, or delete'):
+    with pytest.raises(
+        UserError, match=rf'^{begun} was made with other settings: .*{message}; change that back, or delete'
+    ):
         run(pictures, tmp_path, **{**settings, **changes})
     assert not begun.with_name('1.0.0').exists() and len(shard_bytes(begun)) == 3
 
 
 @pytest.mark.parametrize('packed', [False, True], ids=['folder', 'zip'])
 def test_files_that_changed_are_not_taken_for_the_same(pictures, tmp_path, packed):
-    """Of the same names, after all is prepared."""
+    """A finished data set is not taken for one of changed files with the same names."""
     path, changed = pictures, pictures / 'a' / '0.png'
     if packed:
         path = Path(shutil.make_archive(tmp_path / 'pictures', 'zip', pictures))
@@ -340,7 +341,9 @@ def test_files_that_changed_are_not_taken_for_the_same(pictures, tmp_path, packe
     changed.write_bytes((pictures / 'a' / '1.png').read_bytes())
     if packed:
         shutil.make_archive(tmp_path / 'pictures', 'zip', pictures)
-    message = r'1\.0\.0 was made .*: files of config\.prepare\.path have other sizes or times than .*delete that folder'
+    message = (
+        r'1\.0\.0 was made .*: the sizes or times of files of config\.prepare\.path have changed; .*delete that folder'
+    )
     with pytest.raises(UserError, match=message):
         run(path, tmp_path, size=8, classes=2)
 
@@ -350,7 +353,7 @@ def test_classes_without_images_are_named(pictures, tmp_path, capsys):
     labels = {name: 1 + (name < 'b') for name in names} | {'a/broken.png': 3}
     (pictures / 'labels.json').write_text(json.dumps(labels))
     run(pictures, tmp_path, size=8, classes=4)
-    assert '\n2 of 4 classes have no image: 0, 3\n' in capsys.readouterr().out
+    assert '\n2 of 4 classes have no images: 0, 3\n' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['', ' a', 'a\x07'], ids=repr)
@@ -362,9 +365,7 @@ def test_class_names_that_tfds_cannot_store(tmp_path, name):
 def test_images_that_do_not_fit(pictures, tmp_path, capsys):
     with pytest.raises(UserError, match=r'num_classes is 10, but my_images/1\.0\.0 from .*/pictures has 2 classes'):
         run(pictures, tmp_path, size=8, classes=10)
-    small = (
-        r'not one of 13 images can be used; a/0\.png: smaller than 32x32: 20x24\. 12 are too small: set .*upsample=True'
-    )
+    small = r'none of the 13 images .*; a/0\.png: smaller than 32x32: 20x24\. 12 are too small: set .*upsample=True'
     with pytest.raises(UserError, match=small):
         run(pictures, tmp_path, size=32, classes=2)
     assert not list((tmp_path / 'my_images').iterdir())
@@ -397,10 +398,10 @@ def test_images_that_do_not_fit(pictures, tmp_path, capsys):
     [
         ({'data__name': ''}, r"config\.data\.name is ''"),
         ({'data__name': '../x'}, r'config\.data\.name is'),
-        ({'data__name': 'cifar100'}, r'features id, image, label, coarse_label, .*config\.data\.name'),
+        ({'data__name': 'cifar100'}, r'features id, image, label, coarse_label; .*config\.data\.name'),
         ({'data__name': 'cifar10'}, r'images of cifar10/3\.0\.2 .* are \(32, 32, 3\), not \(8, 8, 3\)'),
         ({'data__split': 'train[:10%]'}, r"config\.data\.split is 'train\[:10%\]'"),
-        ({'prepare__num_shards': 14}, r'config\.prepare\.num_shards is 14, but .* has 13 images'),
+        ({'prepare__num_shards': 14}, r'config\.prepare\.num_shards is 14; allowed: up to 13, the images in'),
         ({'prepare__path': ''}, r'config\.prepare\.path is not set'),
     ],
     ids=str,
@@ -415,29 +416,29 @@ def test_settings_that_cannot_be(pictures, tmp_path, changes, message):
 
 
 def test_what_lies_there_from_elsewhere(pictures, tmp_path):
-    """A split is added to what TFDS itself prepared, which is never replaced."""
+    """A split can be added to a data set that TFDS itself prepared, but none of its splits is replaced."""
     tfds_layout.write_cifar10(tmp_path, 4)
     archive = write_cifar10(
         tmp_path / 'cifar.tar.gz', {f'data_batch_{b}': [b] for b in range(1, 6)} | {'test_batch': [7]}
     )
     cifar10 = {'size': 32, 'classes': 10, 'data__name': 'cifar10'}
-    with pytest.raises(UserError, match=r"cifar10/3\.0\.2 has the split 'train' already, not from --mode=prepare"):
+    with pytest.raises(UserError, match=r"cifar10/3\.0\.2 has the split 'train' already, but not from --mode=prepare"):
         run(archive, tmp_path, **cifar10)
     folder = run(archive, tmp_path, **cifar10, data__split='test')
     assert len(stock('cifar10', tmp_path)) == 4 and stock('cifar10', tmp_path, 'test')[0]['label'] == 1
     tfds_layout.as_tfrecord(folder)
-    with pytest.raises(UserError, match=r'of another file format, tfrecord; give another'):
+    with pytest.raises(UserError, match=r'in the file format tfrecord, not array_record; give another'):
         run(archive, tmp_path, **cifar10)
 
     stray = tmp_path / 'my_images' / '1.0.0' / 'mine.txt'
     stray.parent.mkdir(parents=True)
     stray.write_text('Mine.')
-    with pytest.raises(UserError, match=r'my_images/1\.0\.0 has other files and no dataset_info\.json'):
+    with pytest.raises(UserError, match=r'my_images/1\.0\.0 holds files but no dataset_info\.json'):
         run(pictures, tmp_path, size=8, classes=2)
 
 
 def test_file_names_of_any_bytes(tmp_path, capsys):
-    """Two images whose names are no UTF-8, one of them broken, in a data set that stores the names."""
+    """Two images, one broken, have names that are not UTF-8; the data set stores file names."""
     folder = tmp_path / 'in' / 'n01443537'
     folder.mkdir(parents=True)
     image = noise(np.random.default_rng(0), 8, 8)
@@ -457,11 +458,11 @@ def test_the_number_of_files():
 
 
 def test_a_full_disk_is_one_line_and_no_end(pictures, tmp_path):
-    """A limit on the size of files stands in for a full disk: the library meets both the same way."""
+    """A limit on the size of files stands for a full disk: the library fails in the same way."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r'1\.0\.0\.incomplete-train cannot be written: .*File too large.*goes on'):
+        with pytest.raises(UserError, match=r'1\.0\.0\.incomplete-train cannot be written: .*File too large.*rerun'):
             run(pictures, tmp_path, size=128, classes=2, data__upsample=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -29,13 +29,13 @@ def free_port():
 
 
 def environments(count, devices=2):
-    """Of `count` processes of one job, each with so many virtual devices."""
+    """Return the environments of `count` processes of one job, each with this many virtual devices."""
     address = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}', 'JAX_NUM_PROCESSES': str(count)}
     return [{**tiny.environment(devices), **address, 'JAX_PROCESS_ID': str(index)} for index in range(count)]
 
 
 def run_script(text, tmp_path, count, *arguments, devices=2):
-    """Runs a script as `count` processes of one job: [(exit status, stdout, stderr)]."""
+    """Run a script as `count` processes of one job: [(exit status, stdout, stderr)]."""
     script = tmp_path / 'script.py'
     script.write_text(text)
     processes = [
@@ -54,7 +54,7 @@ def run_script(text, tmp_path, count, *arguments, devices=2):
 
 
 def start_together(count, *arguments, workdir):
-    """Runs main as `count` processes of one job; their outputs, once all have ended well."""
+    """Run main as `count` processes of one job, and return their outputs once all have ended well."""
     processes = [
         tiny.main(*arguments, f'--workdir={workdir}', start=subprocess.Popen, env=environment)
         for environment in environments(count)
@@ -88,9 +88,9 @@ def cifar10(tmp_path_factory):
 
 @pytest.mark.parametrize('fsdp', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_processes_train_as_one_does(cifar10, tmp_path, fsdp):
-    """The same losses from the same images, with the state split over them or not, and a grid of samples.
+    """They get the same losses from the same images, with the state split over them or not, and draw a grid of samples.
 
-    Their checkpoint goes on in one process, on another device count, with the state whole.
+    One process resumes from their checkpoint, on another device count, with the state whole.
     """
     alone = tiny.main(*cifar10, f'--workdir={tmp_path / "alone"}', devices=4)
     assert alone.returncode == 0, alone.stderr
@@ -106,7 +106,7 @@ def test_two_processes_train_as_one_does(cifar10, tmp_path, fsdp):
 
 @pytest.mark.slow
 def test_twenty_steps_are_the_same_wherever_they_are_computed(cifar10, tmp_path):
-    """On 1, 4 and 2x2 devices, whole and split: the sums' order differs, the losses by less than 2e-6 of themselves."""
+    """On 1, 4 and 2x2 devices, whole and split: another order of sums, losses that differ by less than 2e-6."""
     flags = [flag for flag in cifar10 if 'num_steps=6' not in flag]
     flags.append('--config.train.num_steps=20')
     for fsdp in (False, True):
@@ -145,7 +145,7 @@ for _ in range(61):
 
 
 def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
-    """12 epochs of 61 images in batches of 12, as they lie on the four devices of two processes: as one reads them."""
+    """12 epochs of 61 images in batches of 12, on the four devices of two processes: the same as for one process."""
     (data_dir,) = [flag.split('=')[1] for flag in cifar10 if 'data_dir' in flag]
     seen = {}
     for status, out, err in run_script(STREAM, tmp_path, 2, data_dir):
@@ -233,7 +233,7 @@ jax.distributed.shutdown()
 
 
 def test_two_processes_skip_the_same_damaged_checkpoint(tmp_path):
-    """However it is damaged, and if only one of them thinks so; the leftovers of a kill are cleared away."""
+    """Whatever the damage, and even if only one of them sees it; the leftovers of a kill are cleared away."""
     for status, out, err in run_script(DAMAGE, tmp_path, 2, tmp_path):
         assert status == 0, out + err
         assert [line for line in out.splitlines() if line.startswith('restored')] == ['restored 1 1 2'] * 6
@@ -241,7 +241,7 @@ def test_two_processes_skip_the_same_damaged_checkpoint(tmp_path):
 
 
 def end_of(flags, tmp_path, own=()):
-    """Two processes with these flags, the second with `own` besides: [(exit status, stderr)], seconds."""
+    """Run two processes with these flags, the second with `own` as well: [(exit status, stderr)], seconds."""
     started = time.monotonic()
     processes = [
         tiny.main(*flags, *more, f'--workdir={tmp_path}', start=subprocess.Popen, env=environment)
@@ -262,7 +262,7 @@ def test_an_error_of_one_process_ends_both(tmp_path):
 
 @pytest.mark.slow  # a minute and a half, for files that come late
 def test_processes_have_to_share_the_workdir(tmp_path):
-    """One line instead of waiting for each other's files for ever."""
+    """They end with one line instead of waiting for each other's files forever."""
     (tmp_path / 'b').mkdir()
     processes = [
         tiny.main(*tiny.flags(), f'--workdir={tmp_path / name}', start=subprocess.Popen, env=environment)
@@ -278,7 +278,7 @@ def test_processes_have_to_share_the_workdir(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('full', [0, 1])
 def test_a_full_disk_of_one_process_ends_both(tmp_path, full):
-    """The checkpoint's other half has been written; the one before it stays."""
+    """The checkpoint before the half-written one stays."""
     flags = tiny.flags(
         train__fsdp=True,
         model__channels=32,
@@ -315,7 +315,7 @@ def test_an_error_of_all_is_shown_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['sample', 'evaluate'])
 def test_drawing_ends_at_once(tmp_path, mode):
-    """SIGTERM to one of two processes that draw: both end with 75, and the same command goes on."""
+    """SIGTERM to one of two processes that draw: both end with 75, and the same command resumes."""
     assert tiny.main(*tiny.flags(), f'--workdir={tmp_path}').returncode == 0
     many = {'sample__shard_images': 20, 'sample__num_images': 20_000, 'eval__num_samples': 20_000}
     flags = [*tiny.flags(**many, eval__guidance_weights=(0.0,)), f'--mode={mode}', f'--workdir={tmp_path}']
@@ -325,7 +325,7 @@ def test_drawing_ends_at_once(tmp_path, mode):
     processes[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [75, 75], errors
-    assert errors[0].splitlines()[-1].startswith('preempted: ')
+    assert errors[0].splitlines()[-1] == 'preempted: rerun the same command to resume from what was saved'
     shards = len(list(tmp_path.rglob('shard_*.npz')))
     few = [flag.replace('20000', str(20 * shards + 20)) for flag in flags]
     again = tiny.main(*few)
@@ -349,7 +349,7 @@ time.sleep(60)
 @pytest.mark.slow
 @pytest.mark.parametrize(('killed', 'limit'), [(0, 10), (1, 40)])
 def test_a_silent_process_counts_as_dead(tmp_path, killed, limit):
-    """Even where the other one does not wait for it: the first one's end shows at once, another's by its heartbeat."""
+    """Even if the other one does not wait for it: process 0's end shows at once, another's by its missing heartbeat."""
     started = time.monotonic()
     ended = run_script(SILENCE, tmp_path, 2, killed)
     assert ended[killed][0] == -signal.SIGKILL

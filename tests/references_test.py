@@ -99,7 +99,7 @@ def skewed():
 
 
 class Evil:
-    """Pickled into a file, it would touch another one when it is read."""
+    """An object whose unpickling creates a file."""
 
     def __init__(self, path):
         self.path = path
@@ -109,19 +109,19 @@ class Evil:
 
 
 BAD = {
-    'no mu': ({'sigma': COVARIANCE}, 'has no mu: a reference has mu and sigma; it has sigma'),
+    'no mu': ({'sigma': COVARIANCE}, 'has no mu: a reference has mu and sigma, this file has sigma'),
     'nothing': ({'x': MEAN}, 'has no mu and no sigma'),
-    'shapes': (ADM | {'sigma': COVARIANCE[:5, :5]}, r'has mu (6,) and sigma (5, 5); they must be [D] and [D, D]'),
+    'shapes': (ADM | {'sigma': COVARIANCE[:5, :5]}, r'has mu (6,) and sigma (5, 5); needed are [D] and [D, D]'),
     'two axes': (ADM | {'mu': MEAN[None]}, r'has mu (1, 6)'),
     'not symmetric': (ADM | {'sigma': skewed()}, 'sigma that is not symmetric'),
     'negative': (ADM | {'sigma_s': -SPATIAL[1]}, 'sigma_s with a negative variance'),
-    'not finite': (ADM | {'mu_s': SPATIAL[0] * np.nan}, 'mu_s of float64, in which not all are finite'),
-    'whole numbers': (ADM | {'mu': np.zeros(6, int)}, 'mu of int64, in which not all are finite real numbers'),
-    'half': ({'mu': MEAN, 'sigma': COVARIANCE, 'mu_s': MEAN}, 'has mu_s alone of mu_s and sigma_s'),
-    'features': (ADM | {'features': FEATURES[:, :5]}, 'has features float32 (50, 5), not finite numbers [M, 6]'),
+    'not finite': (ADM | {'mu_s': SPATIAL[0] * np.nan}, 'mu_s of float64 with values that are not finite'),
+    'whole numbers': (ADM | {'mu': np.zeros(6, int)}, 'mu of int64 with values that are not finite floats'),
+    'half': ({'mu': MEAN, 'sigma': COVARIANCE, 'mu_s': MEAN}, 'has mu_s but not both of mu_s and sigma_s'),
+    'features': (ADM | {'features': FEATURES[:, :5]}, 'has features float32 (50, 5); needed are finite floats [M, 6]'),
     'float images': (ADM | {'arr_0': IMAGES / 255}, 'has arr_0 float64'),
     'facts': (ADM | {'facts': np.frombuffer(b'{}', np.uint8)}, "facts: 'inception_score'"),
-    'other hash': (ADM | {'sha256': np.zeros(64, np.uint8)}, 'its hash is not that of its content'),
+    'other hash': (ADM | {'sha256': np.zeros(64, np.uint8)}, 'is damaged: checksum mismatch'),
 }
 
 
@@ -143,9 +143,9 @@ def test_files_that_are_no_references(tmp_path):
     refuses(tmp_path / 'absent.npz', 'no such file')
     refuses(tmp_path, 'no such file')
     np.save(tmp_path / 'a.npy', MEAN)
-    refuses(tmp_path / 'a.npy', 'is no npz file, or a truncated one')
+    refuses(tmp_path / 'a.npy', 'is not an npz file, or is truncated')
     (tmp_path / 'empty.npz').touch()
-    refuses(tmp_path / 'empty.npz', 'is no npz file, or a truncated one')
+    refuses(tmp_path / 'empty.npz', 'is not an npz file, or is truncated')
 
 
 def test_pickles_are_not_read(tmp_path):
@@ -160,7 +160,7 @@ def test_pickles_are_not_read(tmp_path):
 
 
 def damaged(path):
-    """Writes the file in `path` with one byte changed, again and again."""
+    """Rewrite the file with one byte changed, and yield the position, for many positions."""
     whole = path.read_bytes()
     for position in range(0, len(whole), 13):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x5A]) + whole[position + 1 :])
@@ -175,7 +175,7 @@ def loaded_or_refused(path):
 
 
 def test_damaged_files_of_ours(tmp_path):
-    """Cut anywhere, a file is refused; with any byte changed it is refused in one line, or is what it was."""
+    """A file cut anywhere is refused; with any byte changed it is refused in one line, or reads as before."""
     path = tmp_path / 'reference.npz'
     references.save(path, dataclasses.replace(full(), images=IMAGES))
     expected, whole, refusals = references.load(str(path)).hash, path.read_bytes(), []
@@ -187,12 +187,12 @@ def test_damaged_files_of_ours(tmp_path):
     assert sum(map(bool, refusals)) > 0.8 * len(refusals)
     for length in range(0, len(whole) - 1, 97):
         path.write_bytes(whole[:length])
-        refuses(path, 'is no npz file, or a truncated one')
+        refuses(path, 'is not an npz file, or is truncated')
 
 
 @pytest.mark.parametrize('saver', [np.savez, np.savez_compressed])
 def test_damaged_files_of_adm(saver, tmp_path):
-    """They have no hash, but checksums: statistics are what they were, or are refused."""
+    """They have checksums but no hash: statistics read as before, or the file is refused."""
     path, refusals = tmp_path / 'reference.npz', []
     saver(path, **ADM)
     for _ in damaged(path):
@@ -220,7 +220,7 @@ def test_samples_of_an_npz(saver, tmp_path):
     np.testing.assert_array_equal(samples.labels, labels)
     assert samples.labels.dtype == np.int32 and samples.class_names is None
     assert isinstance(samples.images, np.memmap) == (saver is np.savez)
-    refuses_samples(tmp_path / 'samples.npz', 'has label 4, where config.data.num_classes allows 0 to 3', num_classes=4)
+    refuses_samples(tmp_path / 'samples.npz', 'has label 4; config.data.num_classes allows 0 to 3', num_classes=4)
     saver(tmp_path / 'samples.npz', np.asfortranarray(IMAGES[..., :1]))
     samples = references.load_samples(str(tmp_path / 'samples.npz'))
     np.testing.assert_array_equal(samples.images, IMAGES[..., :1])
@@ -233,10 +233,10 @@ BAD_SAMPLES = {
     'no channels': ({'arr_0': IMAGES[..., 0]}, 'has arr_0 uint8 [12, 8, 8]; needed is'),
     'alpha': ({'arr_0': np.zeros((2, 8, 8, 4), np.uint8)}, 'has arr_0 uint8 [2, 8, 8, 4]; needed is'),
     'none': ({'arr_0': IMAGES[:0]}, 'has arr_0 uint8 [0, 8, 8, 3]; needed is'),
-    'names': ({'samples': IMAGES, 'labels': np.arange(12)}, 'has no arr_0: samples are uint8 NHWC in arr_0; it has'),
-    'float labels': ({'arr_0': IMAGES, 'arr_1': np.zeros(12)}, 'has arr_1 float64 [12]; labels are whole numbers [12]'),
-    'few labels': ({'arr_0': IMAGES, 'arr_1': np.arange(11)}, 'has arr_1 int64 [11]; labels are whole numbers [12]'),
-    'negative': ({'arr_0': IMAGES, 'arr_1': np.arange(12) - 1}, 'has the label -1 in arr_1'),
+    'names': ({'samples': IMAGES}, 'has no arr_0: samples are uint8 NHWC in arr_0, this file has samples'),
+    'float labels': ({'arr_0': IMAGES, 'arr_1': np.zeros(12)}, 'has arr_1 float64 [12]; needed are whole numbers [12]'),
+    'few labels': ({'arr_0': IMAGES, 'arr_1': np.arange(11)}, 'has arr_1 int64 [11]; needed are whole numbers [12]'),
+    'negative': ({'arr_0': IMAGES, 'arr_1': np.arange(12) - 1}, 'has label -1 in arr_1'),
 }  # fmt: skip
 
 
@@ -280,11 +280,11 @@ def test_bad_folders(tmp_path):
     Image.fromarray(np.zeros((16, 8, 3), np.uint8)).save(tmp_path / 'sizes' / '2.png')
     refuses_samples(tmp_path / 'sizes', 'has images of different sizes: 0.png 8x8, 2.png 16x8')
     (tmp_path / 'sizes' / '1.png').write_bytes(b'not an image')
-    refuses_samples(tmp_path / 'sizes', 'has 1.png, which is not an image')
+    refuses_samples(tmp_path / 'sizes', 'has an unusable image: 1.png: not an image')
 
 
 def test_samples_are_in_memory_once_at_most(tmp_path):
-    """Of 100 MB, a compressed file takes that much memory; a plain one what is looked at."""
+    """Of 100 MB, a compressed file takes about that much memory, a plain one only the parts that are used."""
     images = np.zeros((33_000, 32, 32, 3), np.uint8)
     np.savez(tmp_path / 'plain.npz', images)
     np.savez_compressed(tmp_path / 'compressed.npz', images)

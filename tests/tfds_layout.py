@@ -1,4 +1,4 @@
-"""Small data sets exactly as TFDS lays out its own on disk: written by TFDS itself, with real PNG or JPEG bytes."""
+"""Write small data sets in TFDS's own layout: by TFDS itself, with real PNG or JPEG bytes."""
 
 import io
 import json
@@ -12,7 +12,7 @@ CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'hors
 
 
 def picture(number, size, channels=3):
-    """A smooth uint8 image that tells its number: its top left pixel holds it, in base 256."""
+    """Return a smooth uint8 image whose top left pixel holds its number in base 256."""
     y, x = np.mgrid[:size, :size] / size
     waves = [127 + 60 * np.sin(6 * x + number + c) + 60 * np.cos(4 * y - number * c) for c in range(channels)]
     image = np.stack(waves, axis=-1).astype(np.uint8)
@@ -21,12 +21,12 @@ def picture(number, size, channels=3):
 
 
 def number_of(image):
-    """What `picture` was made from."""
+    """Return the number that `picture` was given."""
     return int(image[0, 0, 0]) * 256 + int(image[0, 0, -1])
 
 
 def write(data_dir, name, examples, *, version, features, image_format='png', split='train'):
-    """Writes examples (dicts; 'image' uint8 [H, W, C]) as TFDS data set `name`, such as 'imagenet_resized/64x64'.
+    """Write examples (dicts; 'image' uint8 [H, W, C]) as TFDS data set `name`, such as 'imagenet_resized/64x64'.
 
     PIL images are how TFDS encodes without TensorFlow; a JPEG goes in as its own bytes.
     """
@@ -65,7 +65,7 @@ def write(data_dir, name, examples, *, version, features, image_format='png', sp
 
 
 def write_cifar10(data_dir, count):
-    """`cifar10` 3.0.2: image i is `picture(i, 32)`, of class i mod 10."""
+    """Write `cifar10` 3.0.2: image i is `picture(i, 32)`, of class i mod 10."""
     features = {
         'id': tfds.features.Text(),
         'image': tfds.features.Image(shape=(32, 32, 3)),
@@ -76,7 +76,7 @@ def write_cifar10(data_dir, count):
 
 
 def write_imagenet_resized(data_dir, count):
-    """`imagenet_resized/64x64` 0.1.0: image i is `picture(i, 64)`, of class 7i mod 1000."""
+    """Write `imagenet_resized/64x64` 0.1.0: image i is `picture(i, 64)`, of class 7i mod 1000."""
     names = tfds.core.tfds_path('image_classification/imagenet_resized_labels.txt')
     features = {
         'image': tfds.features.Image(shape=(64, 64, 3)),
@@ -87,7 +87,7 @@ def write_imagenet_resized(data_dir, count):
 
 
 def write_imagenet2012(data_dir, sizes):
-    """`imagenet2012` 5.1.0 of three classes: JPEGs of the sizes (H, W) in turn, image i of class i mod 3."""
+    """Write `imagenet2012` 5.1.0 with three classes: JPEGs of the sizes (H, W) in turn, image i of class i mod 3."""
     features = {
         'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
         'label': tfds.features.ClassLabel(names=['n01440764', 'n01443537', 'n01484850']),
@@ -99,7 +99,7 @@ def write_imagenet2012(data_dir, sizes):
 
 
 def as_tfrecord(folder):
-    """Turns a data set's own folder from ArrayRecord into TFRecord, as TFDS writes that by default."""
+    """Convert a data set's own folder from ArrayRecord to TFRecord, TFDS's default."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     for path in sorted(folder.glob('*.array_record-*')):

@@ -85,7 +85,10 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
 
 def test_one_job_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(train, '_LOCK_SECONDS', 0)
-    with files.locked(tmp_path / '.lock', ''), pytest.raises(UserError, match=r'another job is training in .*--workdir'):
+    with (
+        files.locked(tmp_path / '.lock', ''),
+        pytest.raises(UserError, match=r'another job is training in .*workdir'),
+    ):
         train.run(tiny.config(), tmp_path)
     assert not (tmp_path / 'checkpoints').exists()
 

@@ -1,1 +1,1 @@
-"""Where images and labels come from, and how they reach a training step."""
+"""The sources of images and labels, and the pipeline that carries them to a training step."""

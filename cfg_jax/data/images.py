@@ -1,4 +1,4 @@
-"""One image: from an encoded file to pixels, and from its own size to a square of the size that a model takes."""
+"""One image: decode a file to pixels, encode it, and resample it to a square of a model's size."""
 
 import functools
 import io
@@ -9,19 +9,21 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from cfg_jax.errors import first_line
+
 try:
-    import pyspng  # PNGs in two thirds of Pillow's time, where it has wheels
+    import pyspng  # decodes PNGs in two thirds of Pillow's time; wheels exist for some platforms only
 except ImportError:
     pyspng = None
 
-# Pillow warns of large images and of broken EXIF; what it can decode is good enough here. The filter stands for the
-# whole process because `warnings.catch_warnings` is not for threads, and images are decoded in many.
+# Pillow warns of large images and of broken EXIF, but what it can decode is good enough here. The filter is for the
+# whole process because images are decoded in threads, where `warnings.catch_warnings` does not work.
 warnings.filterwarnings('ignore', module=r'PIL\.')
 
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-# The chunks that leave pixels as they are: no transparency, no animation, and no EXIF or XMP that may turn the image.
+# The chunks that do not change the pixels: no transparency, no animation, and no EXIF or XMP, which may turn the image.
 PLAIN_PNG_CHUNKS = {b'IHDR', b'IDAT', b'IEND', b'gAMA', b'cHRM', b'sRGB', b'iCCP', b'pHYs', b'tIME', b'sBIT', b'bKGD'}
-PYSPNG_PIXELS = 1 << 20  # from here on Pillow is as fast
+PYSPNG_PIXELS = 1 << 20  # Pillow is as fast for larger images
 
 ORIENTATION_TAG = 0x0112  # of EXIF; 1 is upright
 UPRIGHT = {
@@ -44,19 +46,14 @@ class TooSmall(ImageError):
 
 
 class HasColour(ImageError):
-    """A colour image, where gray ones are asked for."""
-
-
-def first_line(error):
-    """The first line of what an exception says, or its kind if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """A colour image where a gray one is needed."""
 
 
 def decode(data, channels):
-    """The pixels of an encoded image, uint8 [H, W, channels], upright as EXIF says; of an animation the first frame.
+    """Decode an image to uint8 [H, W, channels], turned upright by its EXIF; of an animation the first frame.
 
     data: bytes of any format that Pillow reads without another program. channels: 3 makes RGB of everything, with
-    white behind what is transparent; 1 takes images without colour, however they are stored. Raises ImageError.
+    transparent parts over white; 1 takes images without colour, however they are stored. Raises ImageError.
     """
     if not data:
         raise ImageError('empty file')
@@ -66,30 +63,33 @@ def decode(data, channels):
             try:
                 return pyspng.load(data).reshape(*_png_shape(data), channels)
             except RuntimeError:
-                pass  # Pillow says what is wrong
+                pass  # Pillow has better error messages
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            image.load()  # before EXIF, which may lie behind the pixels
+            image.load()  # first, for EXIF may come after the pixels
             image = _upright(image)
             return _rgb(image) if channels == 3 else _gray(image)
     except ImageError:
         raise
     except Image.UnidentifiedImageError:
         raise ImageError('not an image') from None
-    except Exception as error:  # each of Pillow's formats fails in its own ways
+    except Exception as error:  # each of Pillow's formats raises its own kinds
         reason = first_line(error)
         raise ImageError('truncated' if 'truncated' in reason.lower() else reason) from error
 
 
 @functools.cache
 def _formats():
-    """All that Pillow reads but PostScript, which is a program that Ghostscript would run."""
+    """Return the names of all formats that Pillow reads, except PostScript: Ghostscript would run it as a program."""
     Image.init()
     return tuple(name for name in Image.ID if name != 'EPS')
 
 
 def _png_chunks(data):
-    """The kinds of chunk in a PNG, its checksums compared: neither pyspng nor Pillow looks at those of pixels."""
+    """Return the kinds of chunk in a PNG; raises ImageError if a checksum fails.
+
+    Neither pyspng nor Pillow compares the checksums of pixels.
+    """
     chunks, position = set(), len(PNG_SIGNATURE)
     while b'IEND' not in chunks:
         if position + 12 > len(data):
@@ -98,20 +98,20 @@ def _png_chunks(data):
         if end + 4 > len(data):
             raise ImageError('truncated')
         if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
-            raise ImageError('damaged: a checksum does not fit')
+            raise ImageError('damaged: checksum mismatch')
         chunks.add(data[position + 4 : position + 8])
         position = end + 4
     return chunks
 
 
 def _png_shape(data):
-    """(height, width) as the PNG's header says."""
+    """Return (height, width) from the PNG's header."""
     width, height = struct.unpack_from('>II', data, 16)
     return height, width
 
 
 def _is_plain_png(data, chunks, channels):
-    """Whether a PNG holds 8-bit RGB or gray values, as many as `channels`, that are the image's as they stand."""
+    """Return True if a PNG holds 8-bit RGB (or gray if channels is 1) that needs no further conversion."""
     if data[8:16] != b'\0\0\0\rIHDR' or not chunks <= PLAIN_PNG_CHUNKS:
         return False
     height, width = _png_shape(data)
@@ -120,15 +120,16 @@ def _is_plain_png(data, chunks, channels):
 
 
 def _upright(image):
+    """Return a Pillow image turned as its EXIF says."""
     try:
         orientation = image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # broken EXIF around pixels that are fine
+    except Exception:  # broken EXIF; the pixels may be fine
         return image
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def _rgb(image):
-    """uint8 [H, W, 3] of a Pillow image of any mode."""
+    """Return a Pillow image of any mode as uint8 [H, W, 3]; raises ImageError."""
     if image.mode == 'I' or image.mode.startswith('I;16'):
         return np.repeat(_from_16_bits(image), 3, axis=-1)
     if image.mode == 'F':
@@ -141,37 +142,37 @@ def _rgb(image):
 
 
 def _gray(image):
-    """uint8 [H, W, 1] of a Pillow image of any mode; raises ImageError if it has colour."""
+    """Return a Pillow image of any mode as uint8 [H, W, 1]; raises ImageError if it has colour."""
     if image.mode in ('L', '1') and not image.has_transparency_data:
         return np.asarray(image.convert('L'))[..., None]
     rgb = _rgb(image)
     if (rgb != rgb[..., :1]).any():
-        raise HasColour('has colour, and 1 channel is asked for')
+        raise HasColour('has colour, but 1 channel is needed')
     return rgb[..., :1]
 
 
 def _from_16_bits(image):
-    """uint8 [H, W, 1], scaled: Pillow itself would clip at 255."""
+    """Return a 16-bit Pillow image as uint8 [H, W, 1], scaled; Pillow itself would clip it at 255."""
     pixels = np.asarray(image).astype(np.int64)
     if pixels.min() < 0 or pixels.max() > 65535:
         raise ImageError('has 32-bit pixels')
-    if 'transparency' in image.info:  # a PNG's one value that is transparent
+    if 'transparency' in image.info:  # the one value that a PNG declares transparent
         pixels = np.where(pixels == image.info['transparency'], 65535, pixels)
     return ((pixels + 128) // 257).astype(np.uint8)[..., None]
 
 
 def encode_png(image):
-    """An image, uint8 [H, W, 1 or 3], as the bytes of a PNG file."""
+    """Encode an image, uint8 [H, W, 1 or 3], to the bytes of a PNG file."""
     file = io.BytesIO()
-    _pillow(image).save(file, 'PNG', compress_level=4)  # 1.5 times as fast as the usual 6 for 1% more bytes
+    _pillow(image).save(file, 'PNG', compress_level=4)  # 1.5 times as fast as the default 6, for 1% more bytes
     return file.getvalue()
 
 
 def resample(image, size, method, *, upsample=False):
-    """An image, uint8 [H, W, C], as uint8 [size, size, C]; `method` is a name in RESAMPLINGS.
+    """Resample an image, uint8 [H, W, C], to uint8 [size, size, C]. method: a name in RESAMPLINGS.
 
-    Raises ImageError if the shorter side is under `size`, unless `upsample`: then the image is enlarged first (bicubic)
-    until that side fits.
+    If the shorter side is under `size`, raises TooSmall or, with `upsample`, first enlarges the image (bicubic) until
+    that side is `size`.
     """
     height, width, _ = image.shape
     if min(height, width) < size:
@@ -182,35 +183,35 @@ def resample(image, size, method, *, upsample=False):
 
 
 def center_crop(image, size):
-    """The central size x size pixels, as they are."""
+    """Return the central size x size pixels, unchanged."""
     top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
     return image[top : top + size, left : left + size]
 
 
 def box(image, size):
-    """The largest central square, every pixel of the result the average over its area: edges count by their share."""
+    """Average the largest central square over the area of each new pixel; pixels on an edge count by their share."""
     square = center_crop(image, min(image.shape[:2])).astype(np.float32)
     rows = _average_parts(square, size)
     return np.rint(_average_parts(rows.swapaxes(0, 1), size).swapaxes(0, 1)).astype(np.uint8)
 
 
 def _average_parts(pixels, size):
-    """float32 [side, ...] -> [size, ...]: the averages over `size` equal parts of the first axis.
+    """Return the averages over `size` equal parts of the first axis: float32 [side, ...] -> [size, ...].
 
-    Sums, not a product with a matrix of shares, whose many BLAS threads would be in the way of those that read.
+    These are sums, not a product with a matrix of shares, because BLAS threads would compete with the reading threads.
     """
     side, line = len(pixels), pixels.shape[1:]
-    pixels = pixels.reshape(side, -1)  # long rows, which reduceat is fast on
+    pixels = pixels.reshape(side, -1)  # reduceat is fast on long rows
     edges = np.linspace(0, side, size + 1)
-    first = np.floor(edges).astype(int)  # the pixel that an edge cuts, or begins
-    before = (edges - first).astype(np.float32)  # its share before the edge
+    first = np.floor(edges).astype(int)  # the pixel that an edge cuts or starts
+    before = (edges - first).astype(np.float32)  # the share of that pixel before the edge
     cut = before[:, None] * pixels[np.minimum(first, side - 1)]
     sums = np.add.reduceat(pixels, first[:-1], axis=0)
     return ((sums - cut[:-1] + cut[1:]) * np.float32(size / side)).reshape(size, *line)
 
 
 def adm(image, size):
-    """As ADM: halved while twice too large, then bicubic until the shorter side fits, then the centre."""
+    """Resample as ADM does: halve while at least twice too large, scale the shorter side (bicubic), crop the centre."""
     image = _pillow(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -221,7 +222,7 @@ RESAMPLINGS = {'box': box, 'adm': adm, 'center_crop': center_crop}
 
 
 def _scale_to(image, size):
-    """A Pillow image as uint8 [H, W, C] whose shorter side is `size` (bicubic)."""
+    """Scale a Pillow image (bicubic) to uint8 [H, W, C] whose shorter side is `size`."""
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     array = np.asarray(image)
@@ -229,4 +230,5 @@ def _scale_to(image, size):
 
 
 def _pillow(image):
+    """Return uint8 [H, W, 1 or 3] as a Pillow image."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

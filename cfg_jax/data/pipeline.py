@@ -1,9 +1,7 @@
-"""From a source to batches: a deterministic Grain pipeline whose position can be saved."""
+"""A deterministic Grain pipeline from a source to batches, whose position can be saved."""
 
 import math
 import multiprocessing
-import multiprocessing.connection
-import os
 import signal
 import threading
 
@@ -11,9 +9,11 @@ import grain
 import numpy as np
 from PIL import Image
 
+from cfg_jax.data.workers import end_with_parent
+
 
 class IndexShare:
-    """The indices of this process's rows of batch n of a stream, int64 [b]; nothing is computed of the others'."""
+    """A sequence of batches n: the indices of this process's rows of it, int64 [b], without computing the others'."""
 
     def __init__(self, indices, batch_size, rows):
         self.indices, self.batch_size, self.rows = indices, batch_size, rows
@@ -26,49 +26,37 @@ class IndexShare:
 
 
 class ReadImages(grain.transforms.Map):
-    """The images of these indices, read from the source."""
+    """Read the images of these indices from the source."""
 
     def __init__(self, source):
         self.source = source
 
     def __setstate__(self, state):
         self.__dict__ = state
-        _end_with_the_parent()
+        if multiprocessing.parent_process() is not None:  # in one of Grain's workers
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the parent still saves
+            end_with_parent()
 
     def map(self, indices):
         return self.source.batch(indices)
 
 
-def _end_with_the_parent():
-    """In one of Grain's worker processes: lets it end when its parent is gone, even by SIGKILL, and not before."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all processes of a group: the parent still saves
-
-    def wait():
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 class RandomFlip(grain.transforms.RandomMap):
-    """Mirrors each image left to right with probability 1/2. Draws for the global batch, and uses these rows of it."""
+    """Mirror each image left to right with probability 1/2. Draws for the global batch, and uses these rows of it."""
 
     def __init__(self, batch_size, rows):
         self.batch_size, self.rows = batch_size, rows
 
     def random_map(self, batch, rng: np.random.Generator):
         flipped = rng.random(self.batch_size)[self.rows] < 0.5
-        pixels = batch['image'].view(f'V{batch["image"].shape[-1]}')  # moved whole, in half the time
+        pixels = batch['image'].view(f'V{batch["image"].shape[-1]}')  # a pixel is moved as one value, in half the time
         pixels[flipped] = pixels[flipped, :, ::-1]
         return batch
 
 
 class RandomCrop(grain.transforms.RandomMap):
-    """A random square of `smallest` to 1 times each image's side, resized (bicubic) to the image's size.
+    """Cut a random square of `smallest` to 1 times each image's side, and resize it (bicubic) to the image's size.
 
     Draws for the global batch, and uses these rows of it.
     """
@@ -92,14 +80,14 @@ class RandomCrop(grain.transforms.RandomMap):
 
 
 class Batches:
-    """An endless iterator over the batches of a Grain data set, whose position is their number: `seek` moves it."""
+    """An endless iterator over the batches of a Grain data set. `position` is the number of the next one."""
 
     def __init__(self, dataset, *, num_threads, num_workers):
         self._dataset, self._num_threads, self._num_workers = dataset, num_threads, num_workers
         self.seek(0)
 
     def seek(self, position):
-        """The next batch is number `position`, from 0. Batch n is the same however it is reached, and read."""
+        """Make batch `position`, from 0, the next. Batch n is the same however it is reached and read."""
         self.position = position
         # As many batches ahead as there are threads: at 256x256 each of them is 50 MB.
         reading = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._num_threads)
@@ -109,7 +97,7 @@ class Batches:
         self._iterator = iter(batches)
 
     def close(self):
-        """Stops threads and workers."""
+        """Stop threads and workers."""
         self._iterator.close()
 
     def __iter__(self):
@@ -122,13 +110,13 @@ class Batches:
 
 
 def train_batches(source, *, batch_size, seed, rows=None, flip=False, random_crop=False, num_threads=0, num_workers=0):
-    """`Batches` of a `sources.Source`, or of this process's part of each, shuffled anew each epoch.
+    """Return the `Batches` of a `sources.Source`, or this process's part of each, reshuffled every epoch.
 
-    batch_size: images of all processes. rows: the numbers of those that this process has, int [b]; all of them unless
-    given. Yields {'image': uint8 [b, H, W, C], 'label': int32 [b]}. Batch n of all processes together depends on n,
-    seed and batch_size alone: not on threads, workers or the number of processes. The stream runs through the epochs
-    without a gap, so that each shows every image exactly once, even where a batch holds the end of one and the start of
-    the next.
+    batch_size: images of all processes. rows: int [b], the rows of each batch that this process reads; all by default.
+    Yields {'image': uint8 [b, H, W, C], 'label': int32 [b]}. Batch n of all processes together depends on n, seed and
+    batch_size alone, not on threads, workers or the number of processes. The stream continues from epoch to epoch
+    without a gap: each epoch shows every image exactly once, and a batch may hold the end of one and the start of the
+    next.
     """
     rows = np.arange(batch_size) if rows is None else rows
     indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()

@@ -1,4 +1,4 @@
-"""The files of TFDS's data sets, TFRecord or ArrayRecord, read at random, without TensorFlow."""
+"""Random access to the records in the files of TFDS's data sets, TFRecord or ArrayRecord, without TensorFlow."""
 
 import os
 import struct
@@ -7,29 +7,29 @@ from concurrent.futures import ThreadPoolExecutor
 import google_crc32c
 import numpy as np
 
-from cfg_jax.data.images import first_line
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, first_line
 
-_HEADER, _FOOTER = 12, 4  # a record: its length, uint64, and that number's checksum; the data; their checksum
-_THREADS = 16  # opening waits for the disk: for one small read a record, or a file
+_HEADER, _FOOTER = 12, 4  # bytes; a record: its length, uint64, and that number's checksum; the data; their checksum
+_THREADS = 16  # opening waits for the disk: one small read per record (TFRecord) or file (ArrayRecord)
 
 
 def damaged(path, what):
-    """The error that says in one line what is wrong with a file."""
-    return UserError(f'{path} is damaged: {what}; copy or prepare it anew (config.data.data_dir).')
+    """Return the UserError that says what is wrong with a record file."""
+    return UserError(f'{path} is damaged: {what}; copy or prepare it again (config.data.data_dir).')
 
 
 def _check_count(path, count, instruction):
-    if count != instruction.examples_in_shard:
-        expected = instruction.examples_in_shard
-        raise damaged(path, f'it holds {count} records and its dataset_info.json says {expected}')
+    """Raise UserError unless the file holds as many records as the data set says."""
+    expected = instruction.examples_in_shard
+    if count != expected:
+        raise damaged(path, f'it holds {count} records, but dataset_info.json says {expected}')
 
 
 class TfRecordFiles:
-    """The records of some TFRecord files, by number.
+    """A sequence of the records, bytes, of TFRecord files.
 
     instructions: TFDS's file instructions: `filename`, `skip`, `take` (-1: all that follow), `examples_in_shard`.
-    The files are walked once, from header to header. Raises UserError where one is damaged, also as it is read.
+    Opening walks through each file once, from header to header. Raises UserError, also later, if a file is damaged.
     """
 
     def __init__(self, instructions):
@@ -53,25 +53,25 @@ class TfRecordFiles:
         except OSError as error:
             raise damaged(path, f'cannot be read: {error.strerror}') from error
         if _masked_checksum(data[:length]) != data[length:]:
-            raise damaged(path, f'the checksum of the record at byte {start} does not fit')
+            raise damaged(path, f'checksum mismatch in the record at byte {start}')
         return data[:length]
 
     def __getstate__(self):
         return self.__dict__ | {'_descriptors': {}}  # each process opens its own
 
     def path(self, index):
-        """The file that record `index` is in."""
+        """Return the path of the file that record `index` is in."""
         return self._paths[self._file[index]]
 
 
 def _masked_checksum(data):
-    """TFRecord's checksum of bytes, as it stands in the file: rotated CRC-32C plus a constant, little-endian."""
+    """Return TFRecord's checksum of bytes as the file holds it: rotated CRC-32C plus a constant, little-endian."""
     checksum = google_crc32c.value(data)
     return struct.pack('<I', ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def _spans(instruction):
-    """int64 [n, 2]: where the data of each record that the instruction takes starts, and how long it is."""
+    """Return int64 [n, 2]: the start and the length in bytes of the data of each record that the instruction takes."""
     path = os.fspath(instruction.filename)
     spans, position = [], 0
     with open(path, 'rb') as file:
@@ -81,7 +81,7 @@ def _spans(instruction):
             length = struct.unpack('<Q', header[:8])[0] if len(header) == _HEADER else size
             start = position + _HEADER
             if len(header) == _HEADER and _masked_checksum(header[:8]) != header[8:]:
-                raise damaged(path, f'the checksum of the length of record {len(spans)} does not fit')
+                raise damaged(path, f'checksum mismatch in the length of record {len(spans)}')
             position = start + length + _FOOTER
             if position > size:
                 raise damaged(path, f'record {len(spans)} ends beyond the file of {size} bytes')
@@ -92,7 +92,7 @@ def _spans(instruction):
 
 
 class ArrayRecordFiles:
-    """The records of some ArrayRecord files, by number. Raises UserError where one is damaged, also as it is read.
+    """A sequence of the records, bytes, of ArrayRecord files. Raises UserError, also in reading, if a file is damaged.
 
     instructions: as for `TfRecordFiles`.
     """
@@ -112,16 +112,16 @@ class ArrayRecordFiles:
     def __getitem__(self, index):
         try:
             return self._records[index]
-        except (RuntimeError, ValueError, IndexError) as error:  # the library's kinds for what it finds in a file
+        except (RuntimeError, ValueError, IndexError) as error:  # what the library raises for a damaged file
             raise damaged(self.path(index), first_line(error).split(';')[0]) from None
 
     def path(self, index):
-        """The file that record `index` is in."""
+        """Return the path of the file that record `index` is in."""
         return self._paths[int(np.searchsorted(self._ends, index, side='right'))]
 
 
 def _check_array_record(instruction):
-    """UserError unless the file's index, at its end, is whole and has as many records as the data set should."""
+    """Raise UserError unless the index at the file's end is whole and has as many records as the data set says."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     path = os.fspath(instruction.filename)

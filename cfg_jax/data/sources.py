@@ -1,4 +1,4 @@
-"""Data sets as random-access sources of images of one size, with labels."""
+"""Data sets as random-access sources of labelled images of one size."""
 
 import importlib.util
 import os
@@ -6,16 +6,16 @@ import os
 import numpy as np
 
 from cfg_jax.data import images, records
-from cfg_jax.data.preparing import archives, folders
-from cfg_jax.errors import UserError
+from cfg_jax.data.preparing import archives, raw_images
+from cfg_jax.errors import UserError, first_line, printable
 
-# Whose archive --mode=prepare turns into which of TFDS's data sets
+# The archive from which --mode=prepare makes each of TFDS's data sets
 _ARCHIVES = {
     'cifar10': 'cifar-10-python.tar.gz',
     'imagenet_resized': 'the folder of Imagenet64_train_part1_npz.zip and Imagenet64_train_part2_npz.zip',
     'imagenet2012': 'ILSVRC2012_img_train.tar',
 }
-# What to change where an image cannot be used as it is
+# The fields to change if an image cannot be used as it is
 _FIELDS = {
     images.TooSmall: 'config.data.image_size, config.data.upsample',
     images.HasColour: 'config.data.image_channels',
@@ -23,25 +23,28 @@ _FIELDS = {
 
 
 def spread(total, count):
-    """The numbers of `count` of `total` things, evenly spread: int64, increasing; all of them where they are fewer."""
+    """Return `count` indices of `total` things, evenly spread: int64, increasing; all indices if `count` is larger."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 class Source:
-    """Images and labels by number. It pickles, for Grain's workers, and any thread may read it.
+    """A sequence of labelled images of one size. It pickles, for Grain's workers, and threads may share it.
 
-    class_names: tuple of str, one a label. image_shape: (H, W, C) of every image.
+    class_names: tuple of str, the name of each label. image_shape: (H, W, C) of every image.
     """
 
     def __len__(self):
         raise NotImplementedError
 
     def batch(self, indices):
-        """{'image': uint8 [b, H, W, C], 'label': int32 [b]}: fresh arrays, of the caller's own. indices: int [b]."""
+        """Return {'image': uint8 [b, H, W, C], 'label': int32 [b]}, new arrays that the caller may change.
+
+        indices: int [b].
+        """
         raise NotImplementedError
 
     def label(self, index):
-        """The label of one image, an int, without decoding the image."""
+        """Return the label of one image, an int, without decoding the image."""
         raise NotImplementedError
 
     def __getitem__(self, index):
@@ -49,7 +52,7 @@ class Source:
 
 
 class ArraySource(Source):
-    """A source over arrays in memory: images uint8 [N, H, W, C], labels int [N]."""
+    """A source of arrays in memory: images uint8 [N, H, W, C], labels int [N]."""
 
     def __init__(self, images, labels, class_names):
         self.images, self.labels, self.class_names = images, labels.astype(np.int32), tuple(class_names)
@@ -66,7 +69,7 @@ class ArraySource(Source):
 
 
 def digits():
-    """scikit-learn's digits: 1,797 handwritten digits of the UCI test set, 8x8x1, ten classes; nothing to download."""
+    """Return scikit-learn's digits: 1,797 handwritten digits of the UCI test set, 8x8x1, ten classes; no download."""
     from sklearn import datasets
 
     bunch = datasets.load_digits()
@@ -75,21 +78,21 @@ def digits():
 
 
 class EncodedSource(Source):
-    """Images decoded when they are asked for, and resampled where they are of another size.
+    """A source that decodes images on demand, and resamples those of another size.
 
-    A subclass sets class_names and gives `read` and `name`. resampling: of `images.RESAMPLINGS`. Raises UserError,
-    which names the image, for one that cannot be decoded, is too small without `upsample`, or has no valid label.
+    A subclass sets class_names and defines `read` and `name`. resampling: a name in `images.RESAMPLINGS`. Raises
+    UserError, which names the image, if one cannot be decoded, is too small without `upsample`, or has no valid label.
     """
 
     def __init__(self, image_shape, *, resampling='box', upsample=False):
         self.image_shape, self._resampling, self._upsample = tuple(image_shape), resampling, upsample
 
     def read(self, index):
-        """(image, label) as they lie: the file's bytes or uint8 [H, W, C], and an int."""
+        """Return (image, label) as stored: the file's bytes or uint8 [H, W, C], and an int."""
         raise NotImplementedError
 
     def name(self, index):
-        """How an error calls the image."""
+        """Return the name of an image for error messages."""
         raise NotImplementedError
 
     def batch(self, indices):
@@ -119,15 +122,15 @@ class EncodedSource(Source):
     def _check_label(self, index, label):
         if not 0 <= label < len(self.class_names):
             raise UserError(
-                f'{self.name(index)} has label {label}, where 0 to {len(self.class_names) - 1} are allowed; '
-                "a split such as imagenet2012's test has no labels (config.data.split)."
+                f'{self.name(index)} has label {label}; allowed: 0 to {len(self.class_names) - 1}. Some splits have no '
+                'labels, such as the test split of imagenet2012 (config.data.split).'
             )
 
 
 class FolderSource(EncodedSource):
-    """A folder of images, or a zip file of one (`folders` says how they lie there), read as they are.
+    """A folder of images or a zip file of one, as `preparing.folder` and `preparing.zip_file` read them.
 
-    Prints what may be a mistake: which classes have no image, and that some entries are none.
+    Prints possible mistakes: the classes that have no images, and the entries that were ignored.
     """
 
     def __init__(self, path, image_shape, **resampling):
@@ -135,7 +138,7 @@ class FolderSource(EncodedSource):
         self._files = archives.open_plain_images(path, field='config.data.data_dir')
         self.class_names, self._path = self._files.class_names, path
         counts = np.bincount(self._files.labels, minlength=len(self.class_names))
-        for line in folders.notes(self.class_names, counts, self._files.ignored):
+        for line in raw_images.notes(self.class_names, counts, self._files.ignored):
             print(line, flush=True)
 
     def __len__(self):
@@ -145,24 +148,24 @@ class FolderSource(EncodedSource):
         return self._files.read(index), self._files.labels[index]
 
     def name(self, index):
-        return folders.plain(os.path.join(self._path, self._files.names[index]))
+        return printable(os.path.join(self._path, self._files.names[index]))
 
     def label(self, index):
         return int(self._files.labels[index])
 
 
 class TfdsSource(EncodedSource):
-    """A TFDS data set that lies prepared as ArrayRecord or TFRecord, read without TensorFlow and never downloaded.
+    """A prepared TFDS data set, ArrayRecord or TFRecord, read without TensorFlow and never downloaded.
 
-    name: as for `tfds.builder`; '' where data_dir is the data set's own folder, with its dataset_info.json.
-    split: as TFDS writes it, 'train' or 'train[:10%]'.
+    name: as for `tfds.builder`, or '' if data_dir is the data set's own folder, with its dataset_info.json.
+    split: in TFDS's syntax, such as 'train' or 'train[:10%]'.
     """
 
     def __init__(self, name, split, data_dir, image_shape, **resampling):
         super().__init__(image_shape, **resampling)
         info = _dataset_info(name, data_dir)
         self.class_names = _class_names(info)
-        self._label_of = f'{info.full_name}, split {split!r}'
+        self._title = f'{info.full_name}, split {split!r}'
         fixed = info.features['image'].shape
         if None not in fixed and fixed != self.image_shape:
             raise UserError(
@@ -171,13 +174,13 @@ class TfdsSource(EncodedSource):
             )
         try:
             instructions = info.splits[split].file_instructions
-        except Exception as error:  # TFDS raises a different kind for each way of not being a split
+        except Exception as error:  # TFDS raises many kinds for a bad split
             raise UserError(
-                f'{info.full_name} has no split {split!r}, but {", ".join(map(repr, info.splits))} '
-                f'(config.data.split): {images.first_line(error)}'
+                f'{info.full_name} has no split {split!r}; allowed: {", ".join(map(repr, info.splits))} '
+                f'(config.data.split): {first_line(error)}'
             ) from None
         if not instructions:
-            raise UserError(f'{self._label_of}, has no images (config.data.split).')
+            raise UserError(f'{self._title} has no images (config.data.split).')
         self._records = _open_records(info, instructions)
 
     def __len__(self):
@@ -192,15 +195,15 @@ class TfdsSource(EncodedSource):
             feature = tf_example_generated_pb2.Example.FromString(record).features.feature
             return feature['image'].bytes_list.value[0], feature['label'].int64_list.value[0]
         except (DecodeError, IndexError):
-            what = f'{self.name(index)} is no example with an image and a label'
+            what = f'{self.name(index)} is not an example with an image and a label'
             raise records.damaged(self._records.path(index), what) from None
 
     def name(self, index):
-        return f'image {index} of {self._label_of}'
+        return f'image {index} of {self._title}'
 
 
 def _dataset_info(name, data_dir):
-    """TFDS's DatasetInfo of a prepared data set; UserError, which says how to prepare one, where there is none."""
+    """Return TFDS's DatasetInfo of a prepared data set; raises UserError, which says how to prepare it."""
     if importlib.util.find_spec('importlib_resources') is None:
         raise UserError('tensorflow-datasets needs importlib_resources: pip install importlib_resources.')
     import tensorflow_datasets as tfds
@@ -209,41 +212,42 @@ def _dataset_info(name, data_dir):
     where = data_dir or '~/tensorflow_datasets'
     fields = '(config.data.name, config.data.data_dir)'
     if not name and not data_dir:
-        raise UserError(f'no data set is named {fields}.')
+        raise UserError(f'no data set is given {fields}.')
     try:
         builder = tfds.builder(name, data_dir=data_dir) if name else tfds.builder_from_directory(data_dir)
-        there = os.path.isfile(os.path.join(builder.data_dir, 'dataset_info.json'))
+        exists = os.path.isfile(os.path.join(builder.data_dir, 'dataset_info.json'))
         reason = f'no dataset_info.json in {builder.data_dir}'
-    except Exception as error:  # TFDS raises a different kind for each way of not being there
-        there, reason = False, images.first_line(error)
-    if not there:
+    except Exception as error:  # TFDS raises many kinds for a missing data set
+        exists, reason = False, first_line(error)
+    if not exists:
         archive = _ARCHIVES.get(name.split('/')[0], 'a folder or zip of images, or ILSVRC2012_img_train.tar')
         raise UserError(
             f'no data set {name or "of TFDS"!r} is prepared under {where} {fields}; to prepare it, add --mode=prepare '
-            f'--config.prepare.path=PATH to this command, PATH being {archive}. ({reason})'
+            f'--config.prepare.path=PATH to this command, where PATH is {archive}. ({reason})'
         )
     return builder.info
 
 
 def _class_names(info):
+    """Return the names of a data set's classes; raises UserError unless it has images and labels."""
     import tensorflow_datasets as tfds
 
     features = info.features
     if not {'image', 'label'} <= set(features) or not isinstance(features['label'], tfds.features.ClassLabel):
         raise UserError(
-            f"{info.full_name} has the features {', '.join(features)}; needed are 'image', and 'label' of classes "
+            f"{info.full_name} has the features {', '.join(features)}; needed are 'image', and 'label' as a ClassLabel "
             '(config.data.name).'
         )
     return tuple(features['label'].names)
 
 
 def _open_records(info, instructions):
-    """The serialised examples of some file instructions, by number."""
+    """Return the serialised examples of TFDS's file instructions as a sequence; raises UserError."""
     missing = [i.filename for i in instructions if not os.path.isfile(i.filename)]
     if missing:
         raise UserError(
             f'{len(missing)} of the {len(instructions)} files of {info.full_name} are missing, '
-            f'{os.fspath(missing[0])} among them; copy or prepare it anew (config.data.data_dir).'
+            f'such as {os.fspath(missing[0])}; copy or prepare the data set again (config.data.data_dir).'
         )
     file_format = info.file_format.file_suffix
     if file_format == 'tfrecord':
@@ -251,5 +255,5 @@ def _open_records(info, instructions):
     if file_format == 'array_record':
         return records.ArrayRecordFiles(instructions)
     raise UserError(
-        f"{info.full_name} is prepared as {file_format!r}; 'array_record' and 'tfrecord' are read (config.data.name)."
+        f"{info.full_name} is prepared as {file_format!r}; allowed: 'array_record', 'tfrecord' (config.data.name)."
     )

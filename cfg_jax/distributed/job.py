@@ -1,7 +1,7 @@
-"""What the processes of a job owe each other: to stop at the same step, and to end together with one line.
+"""How the processes of a job stop at the same step, and end together with one line.
 
-They talk through the key-value store of JAX's coordination service, from a thread of their own, so that a process
-that waits for another one's computation still hears.
+They exchange messages through the key-value store of JAX's coordination service. A thread of its own reads them, so
+that a process which waits for another one's computation still notices.
 """
 
 import contextlib
@@ -15,28 +15,30 @@ import threading
 import time
 import traceback
 
+from cfg_jax.distributed import join
+
 CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 1, 2, 75, 130  # exit statuses
 _POLL_SECONDS = 0.5
-_GRACE_SECONDS = 3.0  # for the other processes to find the same error themselves, and to leave before the first one
-_AT_ONCE = 'preempted: the same command goes on from the last that was saved'
+_GRACE_SECONDS = 3.0  # the other processes may find the same error by themselves, and leave before the first one
 _KEYS = 'cfg_jax/job/'
 
 
 class Preempted(Exception):
-    """SIGTERM came, and what there was to save is saved. Its text is one line."""
+    """SIGTERM came, and everything worth saving is saved. Its text is one line."""
 
 
 class Job:
-    """This process's side of it. One process alone is a job too, which hears signals only."""
+    """This process's part in the job. A process that works alone is a job too, which reacts to signals only."""
 
     def __init__(self):
         self.index, self.count, self._client = 0, 1, None
-        self._lock = threading.Lock()  # of the two steps
-        self._step = self._stop_at = None  # _step: the last one done, None where there is nothing to save
+        self._lock = threading.Lock()  # guards the next two
+        self._step = None  # the last step done; None while there is nothing to save
+        self._stop_at = None  # the step to stop at, once agreed on
         self._ending, self._finished = threading.Lock(), threading.Event()
 
     def watch(self):
-        """From now on SIGTERM is heard: outside of `stepping` it ends the job at once, with status 75."""
+        """Handle SIGTERM from now on: outside of `stepping` it ends the job at once, with status 75."""
         self._signals, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -45,18 +47,19 @@ class Job:
         self._thread.start()
 
     def joined(self):
-        """Once jax.distributed is initialised: the others are heard too, and only the first process has a stdout."""
-        from jax._src import distributed  # the store has no public name; Orbax takes it from here too
-
-        state = distributed.global_state
-        self.index, self.count = state.process_id, state.num_processes
+        """Listen to the other processes too, once jax.distributed is initialised. Only process 0 keeps its stdout."""
+        jax_job = join.jax_job()
+        self.index, self.count = jax_job.process_id, jax_job.num_processes
         if self.index:
             sys.stdout, sys.stderr = _Silent(), _Prefixed(sys.stderr, f'[{self.index}] ')
-        self._client = state.client
+        self._client = jax_job.client
 
     @contextlib.contextmanager
     def stepping(self, step):
-        """Within, SIGTERM makes `reached` true at a step, the same in all processes. step: the last one done."""
+        """Return a context in which SIGTERM does not end the job, but makes `reached` true at the same step everywhere.
+
+        step: the last one done before.
+        """
         with self._lock:
             self._step = step
         try:
@@ -66,21 +69,21 @@ class Job:
                 self._step = None
 
     def reached(self, step):
-        """Whether this step, which is done, is the one to save and to stop at."""
+        """Return True if `step`, which has just been done, is the one to save and to stop at."""
         with self._lock:
             self._step = step
             return self.stopping and step >= self._stop_at
 
     @property
     def stopping(self):
-        """Whether a step to stop at has been agreed on."""
+        """True once a step to stop at has been agreed on."""
         return self._stop_at is not None
 
     def finish(self):
-        """Returns once every process has come here, having done its work."""
+        """Wait until every process has finished its work, and leave the job."""
         if self.count > 1:
-            self._tell('ended', [0, ''])
-            while len(self._told('ended')) < self.count:
+            self._send('ended', [0, ''])
+            while len(self._received('ended')) < self.count:
                 time.sleep(0.1)
             self._finished.set()
             self._thread.join()
@@ -89,16 +92,16 @@ class Job:
             jax.distributed.shutdown()
 
     def end(self, status, line, *, lost=False):
-        """Ends this process with this status and line on stderr, and the others with the same; never returns.
+        """End this process with this status and line on stderr, and the others with the same; never returns.
 
-        The first process shows a line; another one only what is its own. lost: this is but the consequence of another
-        process's end, so that what that one has said comes first.
+        The first process prints its line, another one only a line that differs from the first one's. lost: this end is
+        only the consequence of another process's, whose status and line are used if there are any.
         """
-        self._ending.acquire()  # for good: the process ends in one thread
+        self._ending.acquire()  # and never released: the process ends in one thread
         if self.count > 1:
             if lost:
                 status, line = self._end_of_another() or (status, line)
-            self._tell('ended', [status, line])
+            self._send('ended', [status, line])
             first = self._wait_to_leave()
             if self.index and first and (lost or first[1] == line):
                 line = ''
@@ -108,10 +111,10 @@ class Job:
         sys.stdout.flush()
         if self.count == 1 and threading.current_thread() is threading.main_thread():
             sys.exit(status)
-        os._exit(status)  # what waits for other processes at a normal exit would wait in vain
+        os._exit(status)  # a normal exit would wait for other processes in vain
 
     def crash(self, error):
-        """`end` for an exception that nobody expected."""
+        """End the job because of an unexpected exception; raise it again in a process that works alone."""
         if self.count == 1:
             raise error
         name = type(error).__name__
@@ -121,22 +124,25 @@ class Job:
         self.end(CRASHED, f'error: {name}: {" ".join(str(error).split())[:300]}')
 
     def _wait_to_leave(self):
-        """Lets the others hear of the end; the first process, whose store it is, leaves last. Its end, or None."""
+        """Give the others time to notice, and return the first process's end, or None.
+
+        The first process keeps the store, so it leaves last.
+        """
         deadline = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < deadline:
-            ended = self._told('ended')
+            ended = self._received('ended')
             if 0 in ended and (self.index or len(ended) == self.count):
                 break
             time.sleep(0.05)
         if not self.index:
             time.sleep(0.5)
-        return self._told('ended').get(0)
+        return self._received('ended').get(0)
 
     def _end_of_another(self):
-        """(status, line) of a process that has ended badly, after waiting for one a while; None if there is none."""
+        """Return (status, line) of another process that has failed, None if none has within the grace period."""
         deadline = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < deadline:
-            for index, (status, line) in sorted(self._told('ended').items()):
+            for index, (status, line) in sorted(self._received('ended').items()):
                 if status and index != self.index:
                     if status == PREEMPTED or line.startswith('error: process '):
                         return status, line
@@ -145,67 +151,68 @@ class Job:
         return None
 
     def _listen(self):
+        """Watch for signals and for the other processes until the job is finished."""
         while not self._finished.is_set():
             ready, _, _ = select.select([self._signals], [], [], _POLL_SECONDS)
             if ready and signal.SIGTERM in os.read(self._signals, 1024):
                 self._stop()
             if self.count > 1 and self._client is not None:
-                self._hear()
+                self._check_the_others()
 
-    def _hear(self):
-        if any(status for status, _ in self._told('ended').values()):
+    def _check_the_others(self):
+        if any(status for status, _ in self._received('ended').values()):
             time.sleep(_GRACE_SECONDS - 1)  # this process may find the same error by itself
             self.end(CRASHED, '', lost=True)
-        if not self.stopping and self._told('stop'):
+        if not self.stopping and self._received('stop'):
             self._stop()
 
     def _stop(self):
-        """Agrees with the other processes on the step after the last that any of them has done."""
+        """Agree with the other processes to stop one step after the latest that any of them has done."""
         with self._lock:
             if self._step is None:
-                self.end(PREEMPTED, _AT_ONCE)
+                self.end(PREEMPTED, 'preempted: rerun the same command to resume from what was saved')
             if self.stopping:
                 return
             steps = {0: self._step}
             if self.count > 1:
-                self._tell('stop', True)
-                self._tell('step', self._step)
-                while len(steps := self._told('step')) < self.count:
-                    if any(status for status, _ in self._told('ended').values()):
+                self._send('stop', True)
+                self._send('step', self._step)
+                while len(steps := self._received('step')) < self.count:
+                    if any(status for status, _ in self._received('ended').values()):
                         return  # the job ends anyway
                     time.sleep(0.02)
             self._stop_at = max(steps.values()) + 1
 
-    def _tell(self, what, value):
-        with contextlib.suppress(Exception):  # without the first process there is no store, and JAX ends this one
-            self._client.key_value_set(f'{_KEYS}{what}/{self.index}', json.dumps(value), allow_overwrite=True)
+    def _send(self, topic, value):
+        with contextlib.suppress(Exception):  # without the first process there is no store, and JAX ends this process
+            self._client.key_value_set(f'{_KEYS}{topic}/{self.index}', json.dumps(value), allow_overwrite=True)
 
-    def _told(self, what):
-        """{process: what it told}."""
+    def _received(self, topic):
+        """Return {process: the value it last sent}."""
         try:
-            entries = self._client.key_value_dir_get(f'{_KEYS}{what}/')
+            entries = self._client.key_value_dir_get(f'{_KEYS}{topic}/')
         except Exception:
             return {}
         return {int(key.rpartition('/')[2]): json.loads(value) for key, value in entries}
 
 
 class _Silent(io.TextIOBase):
-    """A text stream that keeps nothing."""
+    """A text stream that drops what is written."""
 
     def write(self, text):
         return len(text)
 
 
 class _Prefixed:
-    """A text stream whose lines begin with the process's number."""
+    """A text stream that puts a prefix before every line."""
 
     def __init__(self, stream, prefix):
-        self._stream, self._prefix, self._fresh = stream, prefix, True
+        self._stream, self._prefix, self._at_line_start = stream, prefix, True
 
     def write(self, text):
         for line in text.splitlines(keepends=True):
-            self._stream.write(self._prefix + line if self._fresh else line)
-            self._fresh = line.endswith('\n')
+            self._stream.write(self._prefix + line if self._at_line_start else line)
+            self._at_line_start = line.endswith('\n')
         return len(text)
 
     def __getattr__(self, name):

@@ -1,4 +1,8 @@
-"""How a process finds and joins the other processes of its job: flags, JAX's variables, or the cluster's own."""
+"""Find out whether a process is one of several, and let it join the others.
+
+The job is described by flags, by JAX's variables, or by what started the processes: SLURM, Open MPI, a TPU pod or a
+Kubernetes job. What is not given by hand, such as the address of process 0, JAX finds out by itself.
+"""
 
 import os
 import re
@@ -9,106 +13,97 @@ from importlib.util import find_spec
 
 from cfg_jax.errors import UserError
 
-HEARTBEAT_SECONDS = 60  # after so long without a sign of life a process counts as dead, and the job ends
-JOIN_SECONDS = 300  # a job's processes may start so far apart
-# What names a job by hand: argument of jax.distributed.initialize -> (flag, variable).
+HEARTBEAT_SECONDS = 60  # a process that has been silent for this long counts as dead, and the job ends
+JOIN_SECONDS = 300  # the processes of a job may start this far apart
+# Argument of jax.distributed.initialize -> the flag and the variable that set it by hand.
 _BY_HAND = {
     'coordinator_address': ('--coordinator_address', 'JAX_COORDINATOR_ADDRESS'),
     'num_processes': ('--num_processes', 'JAX_NUM_PROCESSES'),
     'process_id': ('--process_id', 'JAX_PROCESS_ID'),
 }
+# JAX's name of a launcher -> the number of processes, this one's index, its index on the node, and those on the node.
+_LAUNCHERS = {
+    'ompi': tuple(f'OMPI_COMM_WORLD_{name}' for name in ('SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_SIZE')),
+    # Not SLURM_NTASKS: a shell inside an allocation sees there how many processes it may start, but is only one itself.
+    'slurm': ('SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_GTIDS'),
+}
 
 
-def join(*, join_seconds=JOIN_SECONDS, heartbeat_seconds=HEARTBEAT_SECONDS, for_one='', **given):
-    """Joins the job that flags (`given`: as `job_arguments` takes them) or the environment name; True if there is one.
+def join(*, join_seconds=JOIN_SECONDS, heartbeat_seconds=HEARTBEAT_SECONDS, for_one='', **by_hand):
+    """Join the job that flags (`by_hand`, as in `job_arguments`) or the environment describe; True if there is one.
 
-    for_one: what is to be done, where it is work for one process. Raises UserError for that in a job of several, before
-    it waits for the others, and for values that contradict each other. Where the others have not come after
-    `join_seconds`, the process ends with one line and status 1, for they may come to a later start.
+    for_one: names the work that only one process may do, if it is that. Raises UserError for such work in a job of
+    several, before waiting for the others, and for values that contradict each other. If the others have not come after
+    `join_seconds`, the process ends with one line and status 1, because a later start may find them.
     """
-    arguments = job_arguments(os.environ, tpu_hosts=_hosts_of_tpu_vm(), **given)
+    arguments = job_arguments(os.environ, tpu_hosts=_hosts_of_tpu_vm(), **by_hand)
     if arguments is None:
         return False
     if for_one:
         raise UserError(
-            f'{for_one} is for one process, and this is one of several ({_shown(arguments)}); start it once, with '
+            f'{for_one} is for one process, and this is one of several ({_described(arguments)}); start it once, with '
             'JAX_NUM_PROCESSES=1.'
         )
     import jax
 
-    # Signals are `cfg_jax.job`'s, which knows of all jobs and not only of training.
+    # Signals are handled in `job`, for every kind of job and not only for training.
     jax.config.update('jax_enable_preemption_service', False)
-    giving_up = threading.Timer(join_seconds, _give_up, [join_seconds, arguments])
-    giving_up.daemon = True
-    giving_up.start()
+    timer = threading.Timer(join_seconds, _give_up, [join_seconds, arguments])
+    timer.daemon = True
+    timer.start()
     try:
         # JAX's own timeout aborts with a stack trace, so it comes later than ours.
         timeouts = {'initialization_timeout': join_seconds + 60, 'heartbeat_timeout_seconds': heartbeat_seconds}
         jax.distributed.initialize(**arguments, **timeouts)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError) as error:  # KeyError: a variable that JAX misses
         reason = ' '.join(str(error).split())
-        raise UserError(f'the job cannot be joined ({_shown(arguments)}): {reason[:300]}.') from error
+        raise UserError(f'cannot join the job ({_described(arguments)}): {reason[:300]}.') from error
     finally:
-        giving_up.cancel()
+        timer.cancel()
     return True
 
 
-def _give_up(seconds, arguments):
-    """Ends the process, from the side: JAX waits in C++, and would abort with a stack trace."""
-    why = 'not all of its processes have come'
-    host, _, port = arguments.get('coordinator_address', '').rpartition(':')
-    if host and arguments.get('process_id'):
-        try:
-            socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
-        except OSError as error:
-            why = f'nothing answers at {host}:{port} ({error.strerror or error})'
-    print(f'error: waited {seconds} s for the job ({_shown(arguments)}): {why}.', file=sys.stderr, flush=True)
-    os._exit(1)
+def jax_job():
+    """Return JAX's record of the job: process_id, num_processes, coordinator_address and client, its key-value store.
 
+    It has no public name; Orbax uses it too.
+    """
+    from jax._src import distributed
 
-def _shown(arguments):
-    told = {key: arguments[key] for key in _BY_HAND if key in arguments}
-    return ', '.join(f'{key} {value}' for key, value in told.items()) or 'as the cluster describes it'
+    return distributed.global_state
 
 
 def job_arguments(environ, *, coordinator_address=None, num_processes=None, process_id=None, tpu_hosts=1):
-    """Which job to join, as arguments of jax.distributed.initialize; None where this process is alone.
+    """Return the arguments of jax.distributed.initialize; None for a process that works alone.
 
-    Given arguments come before $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, and these before what
-    the environment `environ` (a dict) shows of Open MPI, SLURM, a TPU pod or a Kubernetes job; of a cluster nothing is
-    used unless it started more than one process. tpu_hosts: of the TPU slice, as its machine knows; 1 elsewhere.
-    Where only the cluster can tell, JAX asks it: the arguments are empty then.
-    Raises UserError for what cannot be.
+    The given arguments come before $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID, and these before
+    what `environ` (a dict) shows of a launcher or cluster, which counts only if it started more than one process. JAX
+    finds out what the result leaves open. tpu_hosts: the hosts of this machine's TPU slice; 1 without a TPU.
+    Raises UserError for values that contradict each other or say too little.
     """
-    hand = _by_hand(environ, coordinator_address, num_processes, process_id)
-    if hand.get('num_processes') == 1:
+    by_hand = _by_hand(environ, coordinator_address, num_processes, process_id)
+    if by_hand.get('num_processes') == 1:
         return None
-    cluster = None if len(hand) == 3 else _cluster(environ, tpu_hosts, hand)
-    if cluster is None:
-        if hand and len(hand) < 3:
-            missing = [' or '.join(names) for key, names in _BY_HAND.items() if key not in hand]
-            given = [' or '.join(names) for key, names in _BY_HAND.items() if key in hand]
-            raise UserError(f'{" and ".join(given)} is given without {" and ".join(missing)}; a job needs all three.')
-        arguments = hand
-    else:
-        arguments = {**cluster, **hand}
-    if not arguments and cluster is None:
+    detected = None if len(by_hand) == 3 else _detected(environ, tpu_hosts, by_hand)
+    if detected is None and len(by_hand) in (1, 2):
+        missing = [' or '.join(names) for key, names in _BY_HAND.items() if key not in by_hand]
+        given = [' or '.join(names) for key, names in _BY_HAND.items() if key in by_hand]
+        raise UserError(f'{" and ".join(given)} is given without {" and ".join(missing)}; a job needs all three.')
+    if detected is None and not by_hand:
         return None
-    if {'num_processes', 'process_id'} <= arguments.keys():
-        count, index = arguments['num_processes'], arguments['process_id']
-        if not 0 <= index < count:
-            raise UserError(
-                f'process {index} of {count} processes cannot be; they count from 0 to {count - 1} '
-                f'({" or ".join(_BY_HAND["process_id"])}).'
-            )
-    if len(arguments.keys() & _BY_HAND.keys()) == 3:
-        arguments['cluster_detection_method'] = 'deactivate'  # it would restrict the devices
+    arguments = {**(detected or {}), **by_hand}
+    count, index = arguments.get('num_processes'), arguments.get('process_id', 0)
+    if count and index >= count:
+        names = ' or '.join(_BY_HAND['process_id'])
+        raise UserError(f'there is no process {index} among {count}; they count from 0 to {count - 1} ({names}).')
+    if _BY_HAND.keys() <= arguments.keys():
+        arguments['cluster_detection_method'] = 'deactivate'  # JAX would only restrict the devices
     return arguments
 
 
 def _by_hand(environ, *given):
-    """What flags and JAX's variables say, flags first: a dict with some of the three arguments."""
-    told = {}
+    """Read flags and JAX's variables, flags first, into a dict with some of the three arguments."""
+    found = {}
     for value, (key, (flag, variable)) in zip(given, _BY_HAND.items()):
         name = flag
         if value is None:
@@ -118,124 +113,64 @@ def _by_hand(environ, *given):
         if key == 'coordinator_address':
             if not re.fullmatch(r'.+:[0-9]{1,5}', value) or not 0 < int(value.rpartition(':')[2]) < 65536:
                 raise UserError(f'{name} is {value!r}; it must be host:port of process 0.')
-            told[key] = value
+            found[key] = value
         else:
-            told[key] = _count(name, value, least=1 if key == 'num_processes' else 0)
-    return told
+            least = 1 if key == 'num_processes' else 0
+            if not re.fullmatch('[0-9]+', str(value)) or int(value) < least:
+                raise UserError(f'{name} is {value!r}; it must be a whole number, at least {least}.')
+            found[key] = int(value)
+    return found
 
 
-def _count(name, value, least=0):
-    """The variable's or flag's text as a whole number."""
-    if not re.fullmatch('[0-9]+', str(value)) or int(value) < least:
-        raise UserError(f'{name} is {value!r}; it must be a whole number from {least} on.')
-    return int(value)
-
-
-def _cluster(environ, tpu_hosts, hand):
-    """The same arguments from a cluster's own variables; None outside of one, or where it started one process."""
-    for kind in (_open_mpi, _slurm, _tpu_pod, _kubernetes):
-        arguments = kind(environ, tpu_hosts, hand)
-        if arguments is not None:
-            return arguments
+def _detected(environ, tpu_hosts, by_hand):
+    """Return what the environment says of a job of several processes, {} if only JAX can tell; None without one."""
+    for launcher, names in _LAUNCHERS.items():
+        count, index, local, here = (environ.get(name) for name in names)
+        if not (count and index and local) or int(count) < 2:
+            continue
+        uri = environ.get('OMPI_MCA_orte_hnp_uri')  # which Open MPI 5 no longer sets
+        if launcher == 'ompi' and not uri and 'coordinator_address' not in by_hand:
+            raise UserError(
+                f'mpirun started {count} processes, but Open MPI 5 does not say where the first of them is; set '
+                f'{" or ".join(_BY_HAND["coordinator_address"])} to host:port of rank 0.'
+            )
+        # SLURM lists the processes on the node, Open MPI counts them.
+        processes_here = len(here.split(',')) if launcher == 'slurm' and here else int(here or 1)
+        arguments = {'num_processes': int(count), 'process_id': int(index), 'cluster_detection_method': launcher}
+        return arguments | _own_gpus(environ, int(local), processes_here)
+    hosts = environ.get('TPU_PROCESS_ADDRESSES') or environ.get('TPU_WORKER_HOSTNAMES') or ''
+    slices = int(environ.get('MEGASCALE_NUM_SLICES') or 1)
+    if max(tpu_hosts, len(hosts.split(','))) * slices > 1:
+        return {}
+    if 'KUBERNETES_SERVICE_HOST' in environ and 'JOB_COMPLETION_INDEX' in environ:
+        if not {'coordinator_address', 'num_processes'} <= by_hand.keys() and find_spec('kubernetes') is None:
+            raise UserError(
+                'this is a pod of an indexed Kubernetes job: set JAX_NUM_PROCESSES (1 if it works alone) and '
+                'JAX_COORDINATOR_ADDRESS (host:port of pod 0), or pip install kubernetes so that JAX finds them.'
+            )
+        return {'process_id': int(environ['JOB_COMPLETION_INDEX'])}
     return None
 
 
-def _open_mpi(environ, tpu_hosts, hand):
-    count = _count('OMPI_COMM_WORLD_SIZE', environ.get('OMPI_COMM_WORLD_SIZE', '1'))
-    if count < 2:
-        return None
-    index, local = (
-        _count(name, environ.get(name, '')) for name in ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_LOCAL_RANK')
-    )
-    arguments = {'num_processes': count, 'process_id': index}
-    here = _count('OMPI_COMM_WORLD_LOCAL_SIZE', environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', '1'), least=1)
-    arguments |= _own_devices(environ, local, here)
-    # '1531576320.0;tcp://10.96.0.1,10.148.0.1:34911' up to Open MPI 4; 5 does not tell where rank 0 is.
-    uri = environ.get('OMPI_MCA_orte_hnp_uri', '')
-    found = re.match(r'([0-9]+)\..*?(?:tcp://(.+?)[,:]|tcp6://\[(.+?)[,\]])', uri)
-    if found:
-        job, host = int(found[1]) // 2**12, found[2] or found[3]
-        arguments['coordinator_address'] = f'{host}:{_port(environ, job)}'
-    elif 'coordinator_address' not in hand:
-        raise UserError(
-            f'mpirun started {count} processes and does not tell where the first of them is; set '
-            f'{" or ".join(_BY_HAND["coordinator_address"])} to host:port of rank 0.'
-        )
-    return arguments
+def _own_gpus(environ, local, processes_here):
+    """Return {'local_device_ids': this process's equal share of the GPUs that it sees}, an empty list for all of them.
 
-
-def _slurm(environ, tpu_hosts, hand):
-    # $SLURM_NTASKS is the allocation's, which an interactive shell sees too; the step's is how many were started.
-    told = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_LOCALID')
-    if not all(environ.get(name) for name in told):
-        return None
-    count = _count('SLURM_STEP_NUM_TASKS', environ['SLURM_STEP_NUM_TASKS'])
-    if count < 2:
-        return None
-    # 'node001', 'node001,host2', 'node[001-015],host2' or 'node[001,007-015],host2'
-    host = ''.join(re.match(r'([^,\[]+)\[?([^,\-\]]*)', environ['SLURM_STEP_NODELIST']).groups())
-    port = _port(environ, _count('SLURM_JOB_ID', environ['SLURM_JOB_ID']))
-    local = _count('SLURM_LOCALID', environ['SLURM_LOCALID'])
-    return {
-        'coordinator_address': f'{host}:{port}',
-        'num_processes': count,
-        'process_id': _count('SLURM_PROCID', environ['SLURM_PROCID']),
-        **_own_devices(environ, local, _tasks_here(environ)),
-    }
-
-
-def _tasks_here(environ):
-    """Tasks of the step on this node, from '2(x3),1' and the node's number."""
-    each = []
-    for part in environ.get('SLURM_STEP_TASKS_PER_NODE', '1').split(','):
-        tasks, nodes = re.fullmatch(r'([0-9]+)(?:\(x([0-9]+)\))?', part).groups()
-        each += [int(tasks)] * int(nodes or 1)
-    node = _count('SLURM_NODEID', environ.get('SLURM_NODEID', '0'))
-    return each[node] if node < len(each) else 1
-
-
-def _own_devices(environ, local, here):
-    """Which GPUs of the node are this process's, of `here` processes on it: an equal share of those that it sees.
-
-    All that it sees where it is alone on the node, or where the launcher has dealt them out already.
+    JAX by itself gives each process the GPU of its local index. This leaves seven of eight idle if a node has one
+    process, and finds none if the launcher has assigned GPUs already.
     """
-    seen = [name for name in environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
-    bound = 'SLURM_GPUS_PER_TASK' in environ or (seen and len(seen) < here)
-    if here < 2 or bound or 'JAX_LOCAL_DEVICE_IDS' in environ:
-        return {}
-    share = len(seen) // here or 1
+    if 'JAX_LOCAL_DEVICE_IDS' in environ:
+        return {}  # JAX reads it
+    visible = [name for name in environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
+    assigned = 'SLURM_GPUS_PER_TASK' in environ or (visible and len(visible) < processes_here)
+    if processes_here < 2 or assigned:
+        return {'local_device_ids': []}
+    share = len(visible) // processes_here or 1
     return {'local_device_ids': list(range(local * share, (local + 1) * share))}
 
 
-def _port(environ, job):
-    """$JAX_COORDINATOR_PORT, or one that two jobs of a machine seldom share; the same as JAX takes."""
-    return environ.get('JAX_COORDINATOR_PORT') or job % 2**12 + (65535 - 2**12 + 1)
-
-
-def _tpu_pod(environ, tpu_hosts, hand):
-    hosts = environ.get('TPU_PROCESS_ADDRESSES') or environ.get('TPU_WORKER_HOSTNAMES') or ''
-    slices = _count('MEGASCALE_NUM_SLICES', environ.get('MEGASCALE_NUM_SLICES') or '1')
-    several = max(tpu_hosts, len(hosts.split(','))) * slices > 1
-    return {} if several else None  # JAX asks the machine for the rest
-
-
-def _kubernetes(environ, tpu_hosts, hand):
-    if 'KUBERNETES_SERVICE_HOST' not in environ or 'JOB_COMPLETION_INDEX' not in environ:
-        return None
-    index = {'process_id': _count('JOB_COMPLETION_INDEX', environ['JOB_COMPLETION_INDEX'])}
-    if {'coordinator_address', 'num_processes'} <= hand.keys():
-        return index
-    if find_spec('kubernetes') is None:
-        raise UserError(
-            'this is a pod of an indexed Kubernetes job: set JAX_NUM_PROCESSES (1 if it works alone) and '
-            'JAX_COORDINATOR_ADDRESS (host:port of pod 0), or pip install kubernetes to have them found.'
-        )
-    return index
-
-
 def _hosts_of_tpu_vm():
-    """How many hosts the TPU slice of this Google Cloud machine has; 1 where there is no TPU."""
-    from jax._src import cloud_tpu_init  # JAX detects TPU pods itself, but has no public name for it
+    """Return how many hosts the TPU slice of this Google Cloud machine has; 1 without a TPU."""
+    from jax._src import cloud_tpu_init  # JAX detects TPU pods too, but has no public name for it
 
     if not cloud_tpu_init.running_in_cloud_tpu_vm or 'TPU_SKIP_MDS_QUERY' in os.environ:
         return 1
@@ -245,3 +180,23 @@ def _hosts_of_tpu_vm():
         return GceTpuCluster.get_process_count() if GceTpuCluster.is_env_present() else 1
     except OSError:
         return 1  # a TPU elsewhere, without Google Cloud's metadata
+
+
+def _described(arguments):
+    """Return the job as a phrase, from what JAX has found out so far, or else from the arguments."""
+    job = jax_job()
+    known = vars(job) if job.coordinator_address else arguments
+    return ', '.join(f'{key} {known[key]}' for key in _BY_HAND if key in known) or 'as the cluster describes it'
+
+
+def _give_up(seconds, arguments):
+    """End the process from another thread: JAX waits in C++, and would abort with a stack trace."""
+    job, why = jax_job(), 'not all of its processes have started'
+    host, _, port = (job.coordinator_address or '').rpartition(':')
+    if host and job.process_id:
+        try:
+            socket.create_connection((host.strip('[]'), int(port)), timeout=5).close()
+        except OSError as error:
+            why = f'nothing answers at {host}:{port} ({error.strerror or error})'
+    print(f'error: waited {seconds} s for the job ({_described(arguments)}): {why}.', file=sys.stderr, flush=True)
+    os._exit(1)

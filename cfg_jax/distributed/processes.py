@@ -1,7 +1,7 @@
-"""What the processes of one job do by turns or together. In a job of one process it costs nothing.
+"""Waiting for each other and sharing values, for the processes of one job. A job of one process pays nothing for it.
 
-They wait for each other in the store of JAX's coordination service, not in a collective: the first of CPUs gives up
-after 30 seconds, and those of GPUs keep the device busy. Where process 0 dies, the service ends the others.
+They wait in the store of JAX's coordination service, not in a collective: a CPU's first collective gives up after 30
+seconds, and a GPU's keeps the device busy. If process 0 dies, the service ends the others.
 """
 
 import itertools
@@ -11,47 +11,48 @@ import uuid
 
 import jax
 
+from cfg_jax.distributed.join import jax_job
 from cfg_jax.errors import UserError
 
-_SHARED = '.seen_by_all_'
-_SEEN_SECONDS = 90  # network file systems remember for up to a minute that a file was not there
-_A_WEEK = 7 * 24 * 3600 * 1000  # in milliseconds
-_numbers = itertools.count()  # of the calls, which all processes make in the same order
+_PROBE = '.seen_by_all_'  # begins the name of a file that all processes look for
+_PROBE_SECONDS = 90  # network file systems remember for up to a minute that a file was missing
+_WEEK_MS = 7 * 24 * 3600 * 1000
+_call_number = itertools.count()  # all processes make these calls in the same order
 
 
 def is_first():
-    """Whether this is the process that writes what all of them share."""
+    """Return True in process 0, which writes what all of them share."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what):
-    """Returns once every process has come here. what: a name for the place, the same in all of them."""
+    """Wait until every process has made this call. what: a name for it, the same in all of them."""
     if jax.process_count() > 1:
-        _store().wait_at_barrier(f'cfg_jax/{what}/{next(_numbers)}', _A_WEEK)
+        jax_job().client.wait_at_barrier(f'cfg_jax/{what}/{next(_call_number)}', _WEEK_MS)
 
 
 def of_first(value):
-    """Process 0's plain value (of JSON), in every process, once process 0 has come here."""
+    """Return process 0's value, which JSON can hold, in every process."""
     if jax.process_count() == 1:
         return value
-    key = f'cfg_jax/of_first/{next(_numbers)}'
+    key = f'cfg_jax/of_first/{next(_call_number)}'
     if is_first():
-        _store().key_value_set(key, json.dumps(value))
+        jax_job().client.key_value_set(key, json.dumps(value))
         return value
-    return json.loads(_store().blocking_key_value_get(key, _A_WEEK))
+    return json.loads(jax_job().client.blocking_key_value_get(key, _WEEK_MS))
 
 
 def of_all(value):
-    """The plain value of every process, a list by process, in all of them, once all have come here."""
+    """Return the values of all processes, which JSON can hold, as a list in the order of processes."""
     if jax.process_count() == 1:
         return [value]
-    key = f'cfg_jax/of_all/{next(_numbers)}'
-    _store().key_value_set(f'{key}/{jax.process_index()}', json.dumps(value))
-    return [json.loads(_store().blocking_key_value_get(f'{key}/{i}', _A_WEEK)) for i in range(jax.process_count())]
+    key, store = f'cfg_jax/of_all/{next(_call_number)}', jax_job().client
+    store.key_value_set(f'{key}/{jax.process_index()}', json.dumps(value))
+    return [json.loads(store.blocking_key_value_get(f'{key}/{i}', _WEEK_MS)) for i in range(jax.process_count())]
 
 
 def first_alone(work):
-    """`work()` of process 0, while the others wait and get None. Its UserError ends them all."""
+    """Return work() in process 0 and None in the others, which wait for it. If it raises UserError, all do."""
     if jax.process_count() == 1:
         return work()
     result, failure = None, None
@@ -64,24 +65,24 @@ def first_alone(work):
     if failure:
         raise failure
     if failed:
-        raise UserError('process 0 cannot go on, and says why.')
+        raise UserError('process 0 has failed; its own error says why.')
     return result
 
 
 def check_shared(folder):
-    """Raises UserError unless all processes see what the first one writes into the folder, where it has one."""
+    """Raise UserError unless all processes see what process 0 writes into the folder, if it has such a folder."""
     if jax.process_count() == 1:
         return
     name = None
     if is_first() and folder.is_dir():
-        for old in folder.glob(f'{_SHARED}*'):  # of a job that was killed here
+        for old in folder.glob(f'{_PROBE}*'):  # left by a job that was killed here
             old.unlink(missing_ok=True)
-        name = f'{_SHARED}{uuid.uuid4().hex}'
+        name = f'{_PROBE}{uuid.uuid4().hex}'
         (folder / name).touch()
     name = of_first(name)
     if name is None:
         return
-    deadline = time.monotonic() + _SEEN_SECONDS
+    deadline = time.monotonic() + _PROBE_SECONDS
     while not (folder / name).exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     seen = of_all((folder / name).exists())
@@ -89,12 +90,6 @@ def check_shared(folder):
         (folder / name).unlink(missing_ok=True)
     if not all(seen):
         raise UserError(
-            f'process {seen.index(False)} does not see what process 0 writes into {of_first(str(folder))}; all need '
-            'the same folder, on a disk that they share (--workdir).'
+            f'process {seen.index(False)} does not see the files that process 0 writes into {of_first(str(folder))}; '
+            'all processes need the same folder, on a disk that they share (--workdir).'
         )
-
-
-def _store():
-    from jax._src import distributed  # it has no public name; Orbax takes it from here too
-
-    return distributed.global_state.client

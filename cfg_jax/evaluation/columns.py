@@ -1,14 +1,97 @@
-"""stub"""
+"""The one table of an evaluation's columns: files, report, printed lines and axes take their names from it."""
 
-from cfg_jax.evaluation import results
+import dataclasses
 
-_ABOUT = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', 'samples_sha256')
-IN_REPORT = tuple(key for key in results.RESULTS if not key.endswith('_error') and key not in _ABOUT)
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column: its name in the files, how its values are written and compared, and where it appears.
+
+    label: its name in tables. format: of its numbers, '' for text. better: 'lower', 'higher' or '' (neither).
+    title: its name on an axis, if not the label. symbol: its sign, if curves may be drawn over it. error: True if
+    '<name>_error' holds its error. tradeoff: its place in tradeoff.csv. costs, report, printed: True if it
+    stands in costs.csv, in the report, in the line printed for a row. results.csv has every column.
+    """
+
+    name: str
+    label: str
+    format: str = '.6g'
+    better: str = ''
+    meaning: str = ''
+    title: str = ''
+    symbol: str = ''
+    error: bool = False
+    tradeoff: int | None = None
+    costs: bool = False
+    report: bool = True
+    printed: bool = False
+
+    @property
+    def arrow(self):
+        return {'lower': '↓', 'higher': '↑', '': ''}[self.better]
+
+    @property
+    def axis(self):
+        return f'{self.title or self.label} {self.arrow}'.strip()
+
+
+# fmt: off
+_TABLE = (  # in the order of results.csv
+    Column('date', 'date', '', meaning='start of the evaluation, UTC', report=False),
+    Column('samples', 'samples from', '', meaning='file or folder of the samples, if not drawn here', report=False),
+    Column('step', 'step', ',.0f', meaning='training step of the checkpoint', report=False),
+    Column('sampler', 'sampler', '', tradeoff=9),
+    Column('num_steps', 'steps', ',.0f', meaning='steps of the sampler', title='steps T', symbol='T', tradeoff=8),
+    Column('guidance_weight', 'w', 'g', meaning='guidance weight; 0 is no guidance',
+           title='guidance weight w', symbol='w', tradeoff=0, costs=True),
+    Column('classifier_weight', 'c', 'g', meaning='weight of the classifier’s gradient; 0 is none',
+           title='classifier weight c', symbol='c', costs=True),
+    Column('fid', 'FID', '.3f', 'lower', 'Fréchet distance to the reference',
+           title='FID (Fréchet distance)', error=True, tradeoff=1, printed=True),
+    Column('fid_infinity', 'FID∞', '.3f', 'lower', 'FID extrapolated to infinitely many samples'),
+    Column('sfid', 'sFID', '.3f', 'lower', 'Fréchet distance of spatial features', printed=True),
+    Column('inception_score', 'IS', '.3f', 'higher', 'Inception score',
+           title='Inception score', error=True, tradeoff=2, printed=True),
+    Column('precision', 'precision', '.3f', 'higher', 'share of the samples within the reference’s manifold',
+           error=True, tradeoff=3, printed=True),
+    Column('recall', 'recall', '.3f', 'higher', 'share of the reference within the samples’ manifold',
+           error=True, tradeoff=4, printed=True),
+    Column('kernel_distance', 'KID', '.5f', 'lower', 'unbiased squared kernel distance', error=True),
+    Column('accuracy', 'accuracy', '.4f', 'higher', 'share of the samples that the judge puts into their class',
+           tradeoff=5, printed=True),
+    Column('spread', 'spread', '.3f', meaning='root mean squared distance to the class mean of the features',
+           tradeoff=6, printed=True),
+    Column('num_samples', 'samples', ',.0f', meaning='number of samples', tradeoff=7),
+    Column('seed', 'seed', '.0f', tradeoff=10, report=False),
+    Column('network_evaluations', 'evaluations', ',.0f', meaning='evaluations of the network per image', costs=True),
+    Column('classifier_gradients', 'gradients', ',.0f', meaning='gradients of the classifier per image', costs=True),
+    Column('seconds_per_image', 's / image', '.3g', meaning='seconds per image', costs=True),
+    Column('judge', 'judge', '', costs=True, report=False),
+    Column('reference', 'reference', '', report=False),
+    Column('reference_sha256', 'reference sha256', '', costs=True, report=False),
+    Column('samples_sha256', 'samples sha256', '', report=False),
+)
+# fmt: on
+_BY_NAME = {each.name: each for each in _TABLE}
+
+TRADEOFF = tuple(
+    each.name for each in sorted((each for each in _TABLE if each.tradeoff is not None), key=lambda each: each.tradeoff)
+)
+COSTS = tuple(each.name for each in _TABLE if each.costs)
+RESULTS = tuple(name for each in _TABLE for name in (each.name, *[f'{each.name}_error'] * each.error))
+IN_REPORT = tuple(each.name for each in _TABLE if each.report)
+NUMERIC = frozenset(each.name for each in _TABLE if each.format)
+OVER = ('guidance_weight', 'classifier_weight', 'num_steps')  # what curves may be drawn over, the first that varies
+SYMBOLS = {name: _BY_NAME[name].symbol for name in OVER}
+
+
+def column(name):
+    """Return the column of this name; one that is not in the table is shown as it is."""
+    return _BY_NAME.get(name) or Column(name, str(name).replace('_', ' '))
 
 
 def summary_line(row):
-    shown = {'fid': 'FID', 'sfid': 'sFID', 'inception_score': 'IS'}
-    shown |= {key: key for key in ('precision', 'recall', 'accuracy', 'spread')}
+    """Return 'FID 1.042  IS 9.775  precision 0.937 ...': the measures that a reader looks for first."""
     return '  '.join(
-        f'{label} {row[key]:.{4 if key == "accuracy" else 3}f}' for key, label in shown.items() if key in row
+        f'{each.label} {row[each.name]:{each.format}}' for each in _TABLE if each.printed and each.name in row
     )

@@ -1,33 +1,83 @@
-"""Pictures: grids of images, and the trade-off curve."""
+"""Pictures: grids of images, and every plot, drawn by matplotlib as PNG bytes or as SVG text for a page."""
 
+import contextlib
+import dataclasses
 import io
 import warnings
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cfg_jax import files
+from cfg_jax.evaluation import values
+from cfg_jax.evaluation.columns import SYMBOLS as SYMBOLS
+from cfg_jax.evaluation.columns import column
 
 _PAD = 2  # pixels between images, before enlargement
-SYMBOLS = {'guidance_weight': 'w', 'classifier_weight': 'c'}  # what a curve may be drawn over
+PALETTE = {  # by the names of report.css, which has other colours for dark pages
+    'ink': '#1b1d20',
+    'soft': '#5a5e65',
+    'faint': '#eaebe8',
+    'paper': '#fcfcfa',
+    'c0': '#0b62a4',
+    'c1': '#c04a00',
+    'c2': '#007a5a',
+    'c3': '#9c3f77',
+    'c4': '#8a6500',
+    'c5': '#50545a',
+}
+NUM_COLORS = 6  # of curves
+# matplotlib's markers, one for each colour, and the same as letters: full, and hollow for the next six curves
+_MARKERS = (('o', '●○'), ('s', '■□'), ('^', '▲△'), ('D', '◆◇'), ('v', '▼▽'), ('P', '✚✛'))
+_STYLE = {
+    'axes.edgecolor': PALETTE['soft'],
+    'axes.formatter.useoffset': False,
+    'axes.grid': True,
+    'axes.grid.axis': 'y',
+    'axes.axisbelow': True,
+    'axes.labelcolor': PALETTE['ink'],
+    'axes.labelsize': 12,
+    'axes.spines.left': False,
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'axes.titlecolor': PALETTE['ink'],
+    'axes.titlesize': 12,
+    'axes.titlelocation': 'left',
+    'axes.titlepad': 12,
+    'figure.titlesize': 12,
+    'font.size': 12,
+    'grid.color': PALETTE['faint'],
+    'grid.linewidth': 1,
+    'legend.frameon': False,
+    'lines.linewidth': 1.75,
+    'svg.fonttype': 'none',  # letters stay letters, in the page's font
+    'text.parse_math': False,
+    'xtick.color': PALETTE['soft'],
+    'ytick.color': PALETTE['soft'],
+    'ytick.major.size': 0,
+}
+# Distances of labels from their points, in pixels: the best point's, which has a ring; those of a curve's ends; others.
+_DISTANCES = ((11, 17, 26, 38), (7, 13, 22), (7, 13))
 
 
 def as_png(picture):
-    """picture: uint8 [H, W] or [H, W, 3] -> the bytes of a PNG file."""
+    """Return a picture, uint8 [H, W] or [H, W, 3], as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, 'png')
     return buffer.getvalue()
 
 
 def save_png(path, picture):
-    """picture: uint8 [H, W] or [H, W, 3]."""
+    """Write a picture, uint8 [H, W] or [H, W, 3], as a PNG file."""
     files.write(path, as_png(picture))
 
 
 def grid(rows, names=None):
-    """Rows of images as one picture, uint8 [H, W, 3], on white; small images are enlarged by whole pixels.
+    """Arrange rows of images in one picture, uint8 [H, W, 3], on white; small images are enlarged by whole pixels.
 
-    rows: lists of uint8 [h, w, 1 or 3] images, all of one size; rows may be of unequal length. names: one text a row.
+    rows: lists of uint8 [h, w, 1 or 3] images, all of one size; rows may differ in length. names: a text for each row.
     """
     height, width, _ = rows[0][0].shape
     columns = max(map(len, rows))
@@ -54,137 +104,286 @@ def _with_names(picture, names, row_height):
 
 
 def _drawable(text):
-    """The text as fonts can draw it: bytes of file names that are no text are written as \\udcff."""
+    """Return the text as fonts can draw it: bytes of file names that are not text become \\udcff."""
     return text.encode(errors='backslashreplace').decode()
 
 
 def class_grid(images, labels, class_names=None):
-    """A row for each label, in the order of their ids: uint8 [H, W, 3]. images: uint8 [N, h, w, C], labels: int [N]."""
+    """Arrange images, uint8 [N, h, w, C], in one row for each of the labels, int [N], in order: uint8 [H, W, 3]."""
     present = np.unique(labels)
     names = [class_names[label] for label in present] if class_names else None
     return grid([images[labels == label] for label in present], names)
 
 
-def _pyplot():
-    import matplotlib  # only where something is drawn
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    return pyplot
+# ---------------------------------------------------------------- plots
 
 
-def _png(figure):
-    """The figure as PNG bytes, its axes with a light grid and without frames; closes it."""
-    for axis in figure.axes:
-        axis.grid(alpha=0.25)
-        axis.spines[['top', 'right']].set_visible(False)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', r'Glyph .* missing from')  # boxes stand for what the font lacks
-        figure.savefig(buffer, dpi=130)
-    _pyplot().close(figure)
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Rows to draw as one line, in order; a row without a value interrupts it.
+
+    over: the column whose values are written beside the points. label: the name in a legend. style: the number of its
+    colour and marker. ids: a number for each row, by default its place.
+    """
+
+    rows: Sequence[dict]
+    over: str
+    label: str = ''
+    style: int = 0
+    ids: Sequence[int] = ()
+
+    def points(self, x, y):
+        """Return the points' ids, their places and their errors, float [N, 2] each; missing places are NaN."""
+        known = [(float(row[x]), float(row[y])) if values.has(row, x, y) else (np.nan, np.nan) for row in self.rows]
+        errors = [(values.error(row, x), values.error(row, y)) for row in self.rows]
+        return self.ids or range(len(self.rows)), np.array(known), np.array(errors)
+
+    def tag(self, index, *, full=False):
+        """Return the text beside a point: 'w = 0.3', or between the curve's ends '0.3'."""
+        value = values.show(self.rows[index], self.over)[0]
+        return f'{SYMBOLS[self.over]} = {value}' if full or index in (0, len(self.rows) - 1) else value
+
+
+def swatch(style):
+    """Return a curve's marker as a letter."""
+    return _MARKERS[style % NUM_COLORS][1][_is_hollow(style)]
+
+
+def _is_hollow(style):
+    return style // NUM_COLORS % 2 == 1
+
+
+def _color(curve):
+    return PALETTE[f'c{curve.style % NUM_COLORS}']
+
+
+def chart(curves, x, y, *, size, salt, best=None, real=None):
+    """Draw the column y over the column x, as SVG text.
+
+    size: (width, height) in pixels, of which letters have 12. salt: makes the ids within the SVG its own. best: the id
+    of the point that gets a ring. real: {column: value} of real images, drawn as lines.
+    """
+    buffer, metadata = io.StringIO(), dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+    with _figure(size, salt=salt) as (figure, axis):
+        figure.patch.set_visible(False), axis.patch.set_visible(False)
+        _write_labels(figure, [_draw(axis, curves, x, y, best=best, real=real)])
+        figure.savefig(buffer, format='svg', metadata=metadata)
     return buffer.getvalue()
 
 
 def tradeoff(rows, *, title, over='guidance_weight', real=None):
-    """The CFG paper's figures 1 and 4 as PNG bytes: FID against Inception score, and both against w.
+    """Draw figures 1 and 4 of the CFG paper: FID against Inception score, and both over w; PNG bytes.
 
-    rows: dicts with fid, inception_score and the weight named by `over`, increasing. real: the data's own Inception
-    score.
+    rows: dicts with fid, inception_score and the weight named by `over`, increasing. real: the Inception score of real
+    images.
     """
-    plt = _pyplot()
-    w, fid, score = (np.array([row[key] for row in rows]) for key in (over, 'fid', 'inception_score'))
-    ink, accent = '#1f4e79', '#b5482a'
-    figure, (curve, fid_axis, score_axis) = plt.subplots(1, 3, figsize=(12, 3.8), layout='constrained')
-    curve.plot(score, fid, 'o-', color=ink)
-    curve.margins(x=0.12)
-    symbol = SYMBOLS[over]
-    _label_points(curve, score, fid, w, symbol)
-    curve.set(xlabel='Inception score', ylabel='Fréchet distance', title='The trade-off')
-    fid_axis.plot(w, fid, 'o-', color=ink)
-    best = int(np.argmin(fid))
-    fid_axis.plot(w[best], fid[best], 'o', color=accent, markersize=9, label=f'least, at {symbol} = {w[best]:g}')
-    fid_axis.set(xlabel=f'{over.replace("_", " ")} {symbol}', ylabel='Fréchet distance', title='Fidelity and variety')
-    fid_axis.legend(frameon=False)
-    score_axis.plot(w, score, 'o-', color=ink)
-    if real is not None:
-        score_axis.axhline(real, color='0.5', linestyle='--', label=f'the data, {real:.2f}')
-        score_axis.legend(frameon=False)
-    score_axis.set(xlabel=f'{over.replace("_", " ")} {symbol}', ylabel='Inception score', title='Fidelity alone')
-    for axis in (curve, fid_axis):
-        axis.set_ylim(0, 1.08 * max(fid.max(), 1e-9))
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    return _png(figure)
+    curve, best = Curve(rows, over), values.best_row(rows, 'fid')
+    plots = ('inception_score', 'fid'), (over, 'fid'), (over, 'inception_score')
+    with _figure((1000, 320), columns=3) as (figure, axes):
+        options = {'best': best, 'real': {'inception_score': real}}
+        labels = [_draw(axis, [curve], x, y, **options) for axis, (x, y) in zip(axes, plots)]
+        figure.suptitle(_drawable(title))
+        _write_labels(figure, labels)
+        return _png(figure)
 
 
 def comparison(curves, *, title):
-    """Fréchet distance against Inception score, a line for each of several ways to guide; PNG bytes.
+    """Draw FID against Inception score, a line for each of several ways to guide; PNG bytes.
 
     curves: {name: rows}; rows as in `tradeoff`, with guidance_weight, classifier_weight and the columns of costs.csv.
     """
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.6), layout='constrained')
-    for (name, rows), color in zip(curves.items(), ('#1f4e79', '#b5482a', '#3c7d4a', '#6b4a8a')):
+    drawn = []
+    for style, (name, rows) in enumerate(curves.items()):
         over = 'guidance_weight' if len({row['guidance_weight'] for row in rows}) > 1 else 'classifier_weight'
-        score, fid, weight = (np.array([row[key] for row in rows]) for key in ('inception_score', 'fid', over))
         cost = f'{rows[0]["network_evaluations"]:.0f} evaluations'
         if rows[0]['classifier_gradients']:
             cost += f', {rows[0]["classifier_gradients"]:.0f} classifier gradients'
         milliseconds = 1e3 * np.median([row['seconds_per_image'] for row in rows])
-        axis.plot(score, fid, 'o-', color=color, label=f'{name}: {cost}, {milliseconds:.1f} ms an image')
-        _label_points(axis, score, fid, weight, SYMBOLS[over])
-    axis.set(xlabel='Inception score', ylabel='Fréchet distance')
-    axis.set_ylim(0, 1.08 * max(axis.dataLim.ymax, 1e-9))
-    axis.margins(x=0.1)
-    axis.legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=9, parse_math=False)
-    return _png(figure)
+        drawn.append(Curve(rows, over, f'{_drawable(name)}: {cost}, {milliseconds:.1f} ms per image', style))
+    with _figure((680, 480)) as (figure, axis):
+        labels = _draw(axis, drawn, 'inception_score', 'fid')
+        figure.legend(loc='outside lower left')
+        figure.suptitle(_drawable(title))
+        _write_labels(figure, [labels])
+        return _png(figure)
 
 
 def data_statistics(counts, class_names, statistics, *, title):
-    """A data set's images per class and the histogram of its pixels, as PNG bytes.
+    """Draw the number of images in each class of a data set and the histogram of its pixels; PNG bytes.
 
-    counts: int [classes]; up to twenty classes stand with their names, more by size. statistics: with 'histogram'
+    counts: int [classes]; up to twenty classes are shown by name, more in order of size. statistics: with 'histogram'
     [C, 256], 'mean' [C], 'std' [C].
     """
-    plt = _pyplot()
-    class_names, title = map(_drawable, class_names), _drawable(title)
-    figure, (classes, pixels) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
-    if len(counts) <= 20:
-        classes.bar(np.arange(len(counts)), counts, color='#1f4e79')
-        short = [name if len(name) <= 16 else f'{name[:15]}…' for name in class_names]
-        classes.set_xticks(np.arange(len(counts)), short, rotation=45, ha='right', parse_math=False)
-    else:
-        classes.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0, color='#1f4e79')
-        classes.set(xlabel='classes, largest first')
-    classes.set(ylabel='images', title='Images a class')
+    class_names = list(map(_drawable, class_names))
     histogram = np.array(statistics['histogram'])
-    colors = ('#b5482a', '#3c7d4a', '#1f4e79') if len(histogram) == 3 else ('0.3',)
-    names = ('red', 'green', 'blue') if len(histogram) == 3 else ('gray',)
-    for row, color, name, mean, std in zip(histogram, colors, names, statistics['mean'], statistics['std']):
-        pixels.plot(row / row.sum(), color=color, label=f'{name}: {mean:.1f} ± {std:.1f}')
-    pixels.set(xlabel='value of 0 to 255', ylabel='share of the pixels', title='Pixels (mean ± deviation)')
-    pixels.set_ylim(bottom=0)
-    pixels.legend(frameon=False)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    return _png(figure)
+    looks = {1: [('gray', 'c5')], 3: [('red', 'c1'), ('green', 'c2'), ('blue', 'c0')]}[len(histogram)]
+    with _figure((800, 310), columns=2) as (figure, (classes, pixels)):
+        if len(counts) <= 20:
+            classes.bar(np.arange(len(counts)), counts, color=PALETTE['c0'])
+            short = [name if len(name) <= 16 else f'{name[:15]}…' for name in class_names]
+            classes.set_xticks(np.arange(len(counts)), short, rotation=45, ha='right', rotation_mode='anchor')
+        else:
+            classes.bar(np.arange(len(counts)), np.sort(counts)[::-1], width=1.0, color=PALETTE['c0'])
+            classes.set_xlabel('classes, largest first', loc='right')
+        classes.set_title('Images per class')
+        for row, (name, color), mean, std in zip(histogram, looks, statistics['mean'], statistics['std']):
+            pixels.plot(row / row.sum(), color=PALETTE[color], label=f'{name}: {mean:.1f} ± {std:.1f}')
+        pixels.set_xlabel('pixel value, 0 to 255', loc='right')
+        pixels.set_title('Share of the pixels (mean ± deviation)')
+        pixels.set_ylim(bottom=0)
+        pixels.legend(frameon=True, edgecolor='none')
+        figure.suptitle(_drawable(title))
+        return _png(figure)
 
 
-def _label_points(axis, x, y, weights, symbol):
-    """Writes w beside each point of a curve, away from the curve's own direction, so that close points stay legible."""
-    span = np.array([np.ptp(x) or 1.0, np.ptp(y) or 1.0])
-    points = np.stack([x, y], axis=1) / span
-    direction = np.gradient(points, axis=0) if len(points) > 1 else np.ones_like(points)
-    normal = np.stack([direction[:, 1], -direction[:, 0]], axis=1)
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
-    for xi, yi, weight, (dx, dy) in zip(x, y, weights, normal):
-        axis.annotate(
-            f'{symbol}={weight:g}' if weight in (weights[0], weights[-1]) else f'{weight:g}',
-            (xi, yi),
-            xytext=(14 * dx, 14 * dy),
-            textcoords='offset points',
-            ha='center',
-            va='center',
-            fontsize=8,
-        )
+@contextlib.contextmanager
+def _figure(size, *, columns=1, salt='cfg_jax'):
+    """Yield an empty matplotlib figure, size = (width, height) in pixels, and its axes; salt: of ids within SVG."""
+    from matplotlib import style  # only where something is drawn
+    from matplotlib.figure import Figure
+
+    with style.context(['default', _STYLE | {'svg.hashsalt': salt}]), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', r'Glyph .* missing from')  # boxes stand for what the font lacks
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout='constrained')
+        yield figure, figure.subplots(1, columns)
+
+
+def _png(figure):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130)
+    return buffer.getvalue()
+
+
+def _draw(axis, curves, x, y, *, best=None, real=None):
+    """Draw the column y over the column x: lines, error bars, points and the values of real images, each with a gid.
+
+    Returns what `_write_labels` needs: (axis, labels, segments of all lines, marks), labels being (rank of _DISTANCES,
+    place, text, colour) and marks (place, radius in pixels).
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    drawn = [(curve, *curve.points(x, y)) for curve in curves]
+    places, errors = (np.concatenate([each[part] for each in drawn]) for part in (2, 3))
+    real = {name: float(real[name]) for name in (x, y) if values.has(real or {}, name)}
+    for dimension, (name, set_limits) in enumerate(((x, axis.set_xlim), (y, axis.set_ylim))):
+        ends = places[:, dimension] + np.outer([-1, 1], errors[:, dimension])
+        set_limits(_limits(ends[np.isfinite(ends)], real.get(name)))
+        room = axis.get_window_extent().size[dimension] / (60, 40)[dimension]
+        locator = MaxNLocator(int(np.clip(room, 3, 8)), steps=[1, 2, 2.5, 5, 10])
+        (axis.xaxis, axis.yaxis)[dimension].set_major_locator(locator)
+    axis.set_xlabel(column(x).axis, loc='right')
+    axis.set_title(column(y).axis)  # above the axis, where it needs no turned letters
+    labels, segments = _draw_real(axis, real, x)
+    marks = []
+    for curve, ids, at, error in drawn:
+        segments += _draw_line(axis, curve, at, error)
+        more_labels, more_marks = _draw_points(axis, curve, ids, at, best, x, y)
+        labels, marks = labels + more_labels, marks + more_marks
+    return axis, labels, segments, marks
+
+
+def _limits(shown, line):
+    """Return the ends of an axis that shows these values, from 0 where they reach down near it, and a line if near."""
+    low, high = min(shown, default=0.0), max(shown, default=0.0)
+    if line is not None and low - (high - low) / 2 <= line <= high + (high - low) / 2:
+        low, high = min(low, line), max(high, line)
+    if low == high:
+        return low - (abs(low) / 10 or 0.5), high + (abs(low) / 10 or 0.5)
+    return (0.0, 1.05 * high) if 0 <= low < 0.4 * high else (low - 0.08 * (high - low), high + 0.08 * (high - low))
+
+
+def _draw_real(axis, real, x):
+    """Draw a dashed line for each value of real images that lies within the axes; return (labels, segments)."""
+    labels, segments = [], []
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    for name, value in real.items():
+        low, high, draw = (left, right, axis.axvline) if name == x else (bottom, top, axis.axhline)
+        if low <= value <= high:
+            draw(value, color=PALETTE['soft'], linewidth=1.25, linestyle=(0, (5, 4)), gid='real')
+            ends = [(value, bottom), (value, top)] if name == x else [(left, value), (right, value)]
+            segments.append(ends)
+            labels.append((1, ends[1], f'data {values.show(real, name)[0]}', PALETTE['soft']))
+    return labels, segments
+
+
+def _draw_line(axis, curve, places, errors):
+    """Draw a curve's line and error bars; return their segments."""
+    from matplotlib.collections import LineCollection
+
+    color, line = _color(curve), '-:'[_is_hollow(curve.style)]
+    marker = {'marker': _MARKERS[curve.style % NUM_COLORS][0], 'markevery': []}  # for the legend
+    axis.plot(*places.T, line, color=color, label=curve.label, **marker, clip_on=False, gid='line')
+    bars = [(at - error, at + error) for at, pair in zip(places, errors) for error in np.diag(pair) if any(error)]
+    bars, parts = ([ends for ends in lines if np.isfinite(ends).all()] for lines in (bars, pairwise(places)))
+    if bars:
+        style = {'colors': color, 'alpha': 0.75, 'linewidths': 1.25}
+        axis.add_collection(LineCollection(bars, **style, clip_on=False, gid='error'), autolim=False)
+    return bars + parts
+
+
+def _draw_points(axis, curve, ids, places, best, x, y):
+    """Draw a curve's markers, with a ring around the best; return (labels, marks)."""
+    color, paper, labels, marks = _color(curve), PALETTE['paper'], [], []
+    look = {
+        'linestyle': '',
+        'marker': _MARKERS[curve.style % NUM_COLORS][0],
+        'markersize': 8.4,
+        'markeredgewidth': 1.5,
+        'color': color,
+    }
+    look['markerfacecolor' if _is_hollow(curve.style) else 'markeredgecolor'] = paper
+    for index, (number, at) in enumerate(zip(ids, places)):
+        if not np.isfinite(at).all():
+            continue
+        marks.append((at, 10 if number == best else 6))
+        axis.plot(*at, **look, clip_on=False, zorder=3, gid=f'point {number}')
+        text, is_end = '' if x in SYMBOLS else curve.tag(index), index in (0, len(ids) - 1)
+        if number == best:
+            axis.plot(*at, 'o', ms=17, mew=1.75, mfc='none', color=PALETTE['ink'], clip_on=False, zorder=4, gid='best')
+        if number == best and y == 'fid':
+            text = f'{curve.tag(index, full=True)}, {values.show_named(curve.rows[index], "fid", with_error=False)}'
+            labels.append((0, at, text, PALETTE['ink']))
+        elif text:
+            labels.append((1 if is_end else 2, at, text, color))
+    return labels, marks
+
+
+def _write_labels(figure, drawn):
+    """Write the labels of each (axis, labels, segments, marks) of `drawn`, see `_draw`.
+
+    A label stands where it covers least of the lines, and no other label or mark; or not at all.
+    """
+    figure.get_layout_engine().execute(figure)  # once, for labels are placed in pixels
+    figure.set_layout_engine(None)
+    for each in drawn:
+        _write_labels_of(*each)
+
+
+def _write_labels_of(axis, labels, segments, marks):
+    to_pixels = axis.transData.transform
+    ends = to_pixels(np.reshape(segments, (-1, 2))).reshape(-1, 2, 2)
+    covered = [np.linspace(*pair, 2 + int(np.hypot(*np.subtract(*pair)) / 5)) for pair in ends]
+    covered = np.concatenate([np.empty((0, 2)), *covered])
+    taken = [np.concatenate([to_pixels(at) - radius, to_pixels(at) + radius]) for at, radius in marks]
+    left, bottom, right, top = np.add(axis.bbox.extents, [0, 2, 2, 0])
+    for rank, place, text, color in sorted(labels, key=lambda label: label[0]):
+        weight = 'normal' if rank else 'bold'
+        style = {'ha': 'center', 'va': 'center', 'color': color, 'weight': weight, 'gid': 'label'}
+        note = axis.annotate(text, place, (0, 0), textcoords='offset points', in_layout=False, **style)
+        extent = note.get_window_extent()
+        half = np.array([extent.width + 6, extent.height]) / 2
+        distance, angle = map(np.ravel, np.meshgrid(_DISTANCES[rank], np.pi / 4 + np.arange(16) * np.pi / 8))
+        offsets = np.stack([np.cos(angle) * (distance + half[0]), np.sin(angle) * (distance + half[1])], axis=1)
+        low, high = to_pixels(place) + offsets - half, to_pixels(place) + offsets + half
+        free = (low > [left, bottom]).all(axis=1) & (high < [right, top]).all(axis=1)
+        for box in taken:
+            free &= ~((low < box[2:]) & (box[:2] < high)).all(axis=1)
+        crossed = ((low[:, None] < covered) & (covered < high[:, None])).all(axis=2).sum(axis=1)
+        free &= (crossed <= 4) | (rank < 2)  # labels between a curve's ends may be left out
+        if not free.any():
+            note.remove()
+            continue
+        turn = np.abs((angle - np.pi / 4 + np.pi) % (2 * np.pi) - np.pi)  # from the upper right, which is read first
+        chosen = np.argmin(np.where(free, crossed + distance / 8 + turn / 20, np.inf))
+        note.set_position(offsets[chosen])
+        taken.append(np.concatenate([low[chosen], high[chosen]]))

@@ -1,8 +1,8 @@
 """InceptionV3 as the 2015 TensorFlow graph has it (Szegedy et al. 2015), the network of FID; inference only.
 
-It differs from the paper's network, and from later releases, in its pools: averages leave the padding out of the
-count, and the last block takes the maximum; and it has 1008 classes. Each batch norm is part of the convolution before
-it, whose bias it gives. Names are those of the public PyTorch weights: `Mixed_5b.branch1x1` and so on.
+It differs from the paper's network and from later releases: average pools do not count the padding, the last block
+pools by maximum, and there are 1008 classes. Each batch norm is folded into the convolution before it, as its bias.
+Names are those of the public PyTorch weights: `Mixed_5b.branch1x1` and so on.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 IMAGE_SIZE = 299
 POOL_WIDTH, NUM_LOGITS, SPATIAL_WIDTH = 2048, 1008, 17 * 17 * 7
-# Accelerators would round the factors to 16 or 19 bits otherwise, and scores would depend on the machine.
+# By default accelerators round factors to 16 or 19 bits, and scores would depend on the machine.
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -38,7 +38,7 @@ def _concatenate(*branches):
 
 
 class Block35(nn.Module):
-    """[B, 35, 35, C] -> [B, 35, 35, 224 + pool_features]."""
+    """Inception block: [B, 35, 35, C] -> [B, 35, 35, 224 + pool_features]."""
 
     pool_features: int
 
@@ -53,7 +53,7 @@ class Block35(nn.Module):
 
 
 class Reduction35(nn.Module):
-    """[B, 35, 35, 288] -> [B, 17, 17, 768]."""
+    """Downsampling block: [B, 35, 35, 288] -> [B, 17, 17, 768]."""
 
     @nn.compact
     def __call__(self, x):
@@ -66,7 +66,7 @@ class Reduction35(nn.Module):
 
 
 class Block17(nn.Module):
-    """[B, 17, 17, 768] -> the same shape; `features` wide between the factors of its 7x7 convolutions."""
+    """Inception block: [B, 17, 17, 768] -> the same shape. features: width inside its factorised 7x7 convolutions."""
 
     features: int
 
@@ -83,7 +83,7 @@ class Block17(nn.Module):
 
 
 class Reduction17(nn.Module):
-    """[B, 17, 17, 768] -> [B, 8, 8, 1280]."""
+    """Downsampling block: [B, 17, 17, 768] -> [B, 8, 8, 1280]."""
 
     @nn.compact
     def __call__(self, x):
@@ -96,7 +96,7 @@ class Reduction17(nn.Module):
 
 
 class Block8(nn.Module):
-    """[B, 8, 8, C] -> [B, 8, 8, 2048]. pool: images -> images of the same shape."""
+    """Inception block: [B, 8, 8, C] -> [B, 8, 8, 2048]. pool: a function of images that keeps their shape."""
 
     pool: Callable
 
@@ -115,10 +115,10 @@ class Block8(nn.Module):
 
 
 class Inception(nn.Module):
-    """Images float32 [B, 299, 299, 3] in [-1, 1) -> (features, logits, spatial features), float32.
+    """InceptionV3 from images float32 [B, 299, 299, 3] in [-1, 1) to (features, logits, spatial features), float32.
 
-    features [B, 2048]: pool_3, FID's. logits [B, 1008]: without the last layer's bias. spatial [B, 2023]: sFID's, the
-    first 7 channels of Mixed_6d (`mixed_6/conv` of the graph), pixel by pixel.
+    features [B, 2048]: pool_3, for FID. logits [B, 1008]: without the last layer's bias. spatial [B, 2023]: for sFID,
+    the first 7 channels of Mixed_6d (`mixed_6/conv` in the graph) at every pixel.
     """
 
     @nn.compact

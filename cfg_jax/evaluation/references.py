@@ -1,7 +1,8 @@
-"""What generated images are measured against, as npz files, and sample files of anyone's.
+"""Read and write references, the statistics that generated images are measured against; read anyone's samples.
 
-A reference file is ours or ADM's. Both hold `mu` [D] and `sigma` [D, D] of a judge's features, and `mu_s`, `sigma_s` of
-its spatial features; ADM's may hold uint8 images, `arr_0`. Ours adds what `Reference` names, and a hash of it all.
+A reference is an npz file, written here or by ADM. Both kinds hold `mu` [D] and `sigma` [D, D] of a judge's features,
+and perhaps `mu_s`, `sigma_s` of its spatial features. ADM's may also hold uint8 images, `arr_0`; a file written here
+holds the other fields of `Reference`, and a hash of all of them.
 """
 
 import dataclasses
@@ -18,8 +19,7 @@ import numpy as np
 from cfg_jax import files
 from cfg_jax.data import images
 from cfg_jax.data.preparing import archives
-from cfg_jax.data.preparing.folders import unusable
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, first_line, unusable
 
 REFERENCE_FIELD, SAMPLES_FIELD = 'config.eval.reference', 'config.eval.samples'
 _STATISTICS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
@@ -29,12 +29,12 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplemented
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """Statistics of real images as a judge sees them.
+    """Statistics of real images in a judge's eyes. Fields that the file lacks are None.
 
-    mean, covariance: float64 [D], [D, D] of its features; spatial_*: [S], [S, S] or None. num_images: how many they are
-    of; features: [M, D] of up to 10,000 of these, for precision and recall; inception_score: (mean, deviation) of their
-    logits; judge: its `identity`. All of these are None where the file does not tell. images: uint8 [M, H, W, C] that
-    lie in ADM's file, memory-mapped where it is not compressed.
+    mean, covariance: float64 [D], [D, D] of the judge's features; spatial_*: [S], [S, S]. num_images: the number of
+    images they were computed from; features: [M, D] of up to 10,000 of these images, for precision and recall;
+    inception_score: (mean, deviation) of their logits; judge: its `identity`. images: uint8 [M, H, W, C] from ADM's
+    file, memory-mapped if they are not compressed.
     """
 
     mean: np.ndarray
@@ -49,7 +49,7 @@ class Reference:
 
     @functools.cached_property
     def hash(self):
-        """sha256 over all fields, in hexadecimal; the same wherever and however they are stored."""
+        """The sha256 of all fields, in hexadecimal; the same however they are stored."""
         digest = hashlib.sha256()
         for name, array in sorted(_as_arrays(self).items()):
             little = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
@@ -59,7 +59,7 @@ class Reference:
 
 
 def _as_arrays(reference):
-    """{name in a file: array} of what the reference has."""
+    """Return {name in a file: array} of the fields that are not None."""
     facts = {key: getattr(reference, key) for key in ('num_images', 'inception_score', 'judge')}
     gaussians = (reference.mean, reference.covariance), (reference.spatial_mean, reference.spatial_covariance)
     arrays = {'features': reference.features, 'arr_0': reference.images}
@@ -67,28 +67,32 @@ def _as_arrays(reference):
         arrays |= {name: None if each is None else np.asarray(each, np.float64) for name, each in zip(names, gaussian)}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     if any(fact is not None for fact in facts.values()):
-        text = json.dumps(facts, sort_keys=True, default=lambda number: number.item())  # of numpy
+        text = json.dumps(facts, sort_keys=True, default=lambda number: number.item())  # NumPy's numbers
         arrays['facts'] = np.frombuffer(text.encode(), np.uint8)
     return arrays
 
 
 def save(path, reference):
-    """Writes the reference, whole or not at all."""
+    """Write the reference, whole or not at all."""
     file = io.BytesIO()
     np.savez(file, **_as_arrays(reference), sha256=np.frombuffer(reference.hash.encode(), np.uint8))
     files.write(path, file.getbuffer())
 
 
 def load(path, *, field=REFERENCE_FIELD):
-    """The `Reference` in a file that `save` wrote, or in one of ADM's. UserError, which names `field`, if it is bad."""
+    """Return the `Reference` in a file that `save` or ADM wrote. Raises UserError, which names config field `field`."""
     with _open(path, field) as npz:
         absent = [name for name in _STATISTICS[0] if name not in npz.names]
         if absent:
-            raise npz.unusable(f'has no {" and no ".join(absent)}: a reference has mu and sigma; it has {npz.listing}')
+            raise npz.unusable(
+                f'has no {" and no ".join(absent)}: a reference has mu and sigma, this file has {npz.listing}'
+            )
         (mean, covariance), (spatial_mean, spatial_covariance) = (_statistics(npz, *names) for names in _STATISTICS)
         features = npz.read('features') if 'features' in npz.names else None
         if features is not None and (features.ndim != 2 or features.shape[1] != len(mean) or not _is_finite(features)):
-            raise npz.unusable(f'has features {features.dtype} {features.shape}, not finite numbers [M, {len(mean)}]')
+            raise npz.unusable(
+                f'has features {features.dtype} {features.shape}; needed are finite floats [M, {len(mean)}]'
+            )
         reference = Reference(
             mean,
             covariance,
@@ -99,11 +103,12 @@ def load(path, *, field=REFERENCE_FIELD):
             **_facts(npz),
         )
         if 'sha256' in npz.names and npz.read('sha256').tobytes() != reference.hash.encode():
-            raise npz.unusable('is damaged: its hash is not that of its content')
+            raise npz.unusable('is damaged: checksum mismatch')
         return reference
 
 
 def _facts(npz):
+    """Return the fields of a `Reference` that are not arrays, as far as the file has them."""
     if 'facts' not in npz.names:
         return {}
     try:
@@ -115,34 +120,35 @@ def _facts(npz):
             'judge': facts['judge'],
         }
     except (ValueError, KeyError, TypeError) as error:
-        raise npz.unusable(f'is damaged: facts: {images.first_line(error)}') from error
+        raise npz.unusable(f'is damaged: facts: {first_line(error)}') from error
 
 
 def _is_finite(array):
+    """Return True for finite floats."""
     return array.dtype.kind == 'f' and bool(np.isfinite(array).all())
 
 
 def _statistics(npz, mean_name, covariance_name):
-    """(mean, covariance) float64, or two times None."""
+    """Return (mean, covariance) in float64, or (None, None)."""
     present = [name for name in (mean_name, covariance_name) if name in npz.names]
     if not present:
         return None, None
     if len(present) == 1:
-        raise npz.unusable(f'has {present[0]} alone of {mean_name} and {covariance_name}')
+        raise npz.unusable(f'has {present[0]} but not both of {mean_name} and {covariance_name}')
     mean, covariance = npz.read(mean_name), npz.read(covariance_name)
     if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean),) * 2:
         raise npz.unusable(
-            f'has {mean_name} {mean.shape} and {covariance_name} {covariance.shape}; they must be [D] and [D, D]'
+            f'has {mean_name} {mean.shape} and {covariance_name} {covariance.shape}; needed are [D] and [D, D]'
         )
     for name, array in ((mean_name, mean), (covariance_name, covariance)):
         if not _is_finite(array):
-            raise npz.unusable(f'has {name} of {array.dtype}, in which not all are finite real numbers')
+            raise npz.unusable(f'has {name} of {array.dtype} with values that are not finite floats')
     covariance = covariance.astype(np.float64)
     scale = np.abs(covariance).max()
     if np.abs(covariance - covariance.T).max() > 1e-6 * scale:
-        raise npz.unusable(f'has {covariance_name} that is not symmetric, as a covariance is')
+        raise npz.unusable(f'has a {covariance_name} that is not symmetric, as a covariance must be')
     if covariance.diagonal().min() < -1e-6 * scale:
-        raise npz.unusable(f'has {covariance_name} with a negative variance')
+        raise npz.unusable(f'has a {covariance_name} with a negative variance')
     return mean.astype(np.float64), covariance
 
 
@@ -151,7 +157,7 @@ def _statistics(npz, mean_name, covariance_name):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
-    """images: uint8 [N, H, W, C]; labels: int32 [N] or None; class_names: of the labels, where they are words."""
+    """Images to be judged, uint8 [N, H, W, C]; their labels, int32 [N], and class names, if they have any."""
 
     images: np.ndarray
     labels: np.ndarray | None = None
@@ -159,15 +165,15 @@ class Samples:
 
 
 def load_samples(path, *, channels=3, num_classes=None, field=SAMPLES_FIELD):
-    """The `Samples` in an npz (`arr_0` uint8 NHWC; `arr_1` labels or nothing), or in a folder or zip of images.
+    """Return the `Samples` in an npz (`arr_0` uint8 NHWC; perhaps labels `arr_1`), or in a folder or archive of images.
 
-    channels: of images in files. Labels of folders are as in `data.folders`, with the names of their classes.
-    num_classes: what labels in an npz must be below. Raises UserError, which names `field`.
+    channels: of the images in files. Their labels are those of `data.preparing`, with class names. num_classes: labels
+    in an npz must be below it. Raises UserError, which names the config field `field`.
     """
     if os.path.splitext(path)[1].lower() == '.npz':
         with _open(path, field) as npz:
             if 'arr_0' not in npz.names:
-                raise npz.unusable(f'has no arr_0: samples are uint8 NHWC in arr_0; it has {npz.listing}')
+                raise npz.unusable(f'has no arr_0: samples are uint8 NHWC in arr_0, this file has {npz.listing}')
             pixels = _images(npz)
             samples = Samples(pixels, _labels(npz, len(pixels)) if 'arr_1' in npz.names else None)
     else:
@@ -176,15 +182,15 @@ def load_samples(path, *, channels=3, num_classes=None, field=SAMPLES_FIELD):
     if labelled and num_classes is not None and samples.labels.max() >= num_classes:
         raise unusable(
             path,
-            f'has label {samples.labels.max()}, where config.data.num_classes allows 0 to {num_classes - 1}',
+            f'has label {samples.labels.max()}; config.data.num_classes allows 0 to {num_classes - 1}',
             field,
         )
     return samples
 
 
 def _images(npz):
-    """uint8 [N, H, W, C] of arr_0."""
-    needed = 'needed is uint8 [N, H, W, 1 or 3], 0 to 255'
+    """Return arr_0, uint8 [N, H, W, C]."""
+    needed = 'needed is uint8 [N, H, W, 1 or 3]'
     dtype, shape = npz.header('arr_0')
     what = f'has arr_0 {dtype} [{", ".join(map(str, shape))}]'
     if dtype != np.uint8:
@@ -197,26 +203,28 @@ def _images(npz):
 
 
 def _labels(npz, number):
+    """Return arr_1, int32 [number]."""
     dtype, shape = npz.header('arr_1')
     if dtype.kind not in 'iu' or shape != (number,):
         raise npz.unusable(
-            f'has arr_1 {dtype} [{", ".join(map(str, shape))}]; labels are whole numbers [{number}], one an image'
+            f'has arr_1 {dtype} [{", ".join(map(str, shape))}]; needed are whole numbers [{number}], one per image'
         )
     labels = npz.read('arr_1')
     if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
-        raise npz.unusable(f'has the label {labels.min() if labels.min() < 0 else labels.max()} in arr_1')
+        label = labels.min() if labels.min() < 0 else labels.max()
+        raise npz.unusable(f'has label {label} in arr_1; allowed: 0 to {np.iinfo(np.int32).max}')
     return labels.astype(np.int32)
 
 
 def _from_files(raw, path, channels, field):
-    """`Samples` of `RawImages`, which must all be of one size."""
+    """Return the `Samples` of `RawImages`, which must all have one size."""
     pixels = None
     for index, name in enumerate(raw.names):
         try:
             image = raw.read(index)
             image = images.decode(image, channels) if isinstance(image, bytes) else image
         except images.ImageError as error:
-            raise unusable(path, f'has {name}, which is {error}', field) from error
+            raise unusable(path, f'has an unusable image: {name}: {error}', field) from error
         if pixels is None:
             pixels = np.empty((len(raw), *image.shape), np.uint8)
         if image.shape != pixels.shape[1:]:
@@ -224,7 +232,7 @@ def _from_files(raw, path, channels, field):
             raise unusable(path, f'has images of different sizes: {raw.names[0]} {first}, {name} {this}', field)
         pixels[index] = image
     names = raw.class_names
-    if len(names) == 1:  # a folder of images, whatever it is called
+    if len(names) == 1:  # a folder without classes, whatever its name
         return Samples(pixels)
     return Samples(pixels, raw.labels, names)
 
@@ -233,21 +241,22 @@ def _from_files(raw, path, channels, field):
 
 
 def _open(path, field):
+    """Open an npz file as `_Npz`; raises UserError."""
     where = os.path.expanduser(path)
     if not os.path.isfile(where):
         raise UserError(f'no such file: {path!r} ({field}).')
     try:
         return _Npz(where, field)
     except zipfile.BadZipFile as error:
-        raise unusable(where, 'is no npz file, or a truncated one', field) from error
+        raise unusable(where, 'is not an npz file, or is truncated', field) from error
     except _DAMAGED as error:
-        raise unusable(where, f'is damaged: {images.first_line(error)}', field) from error
+        raise unusable(where, f'is damaged: {first_line(error)}', field) from error
     except OSError as error:
-        raise unusable(where, f'cannot be read: {error.strerror or images.first_line(error)}', field) from error
+        raise unusable(where, f'cannot be read: {error.strerror or first_line(error)}', field) from error
 
 
 class _Npz:
-    """The arrays of an npz file: no pickles, headers without the arrays, and no array twice in memory."""
+    """A reader of the arrays of an npz file: without pickles, header by header, and with no array twice in memory."""
 
     def __init__(self, path, field):
         self._path, self._field, self._archive = path, field, zipfile.ZipFile(path)
@@ -262,10 +271,11 @@ class _Npz:
         self._archive.close()
 
     def unusable(self, what):
+        """Return the UserError that says what is wrong with the file."""
         return unusable(self._path, what, self._field)
 
     def header(self, name):
-        """(dtype, shape)."""
+        """Return (dtype, shape) of an array without reading its values."""
         with self._stream(name) as stream:
             return self._read_header(stream, name)[:2]
 
@@ -276,17 +286,15 @@ class _Npz:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name, error):
-        return self.unusable(f'is damaged: {name}: {images.first_line(error)}')
+        return self.unusable(f'is damaged: {name}: {first_line(error)}')
 
     def _read_header(self, stream, name):
-        """(dtype, shape, whether Fortran's order, bytes of the header); refuses objects and wrong sizes."""
+        """Return (dtype, shape, True if in Fortran order, bytes of the header); refuses objects and wrong sizes."""
         try:
-            version = np.lib.format.read_magic(stream)
-            reader = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
-            shape, fortran, dtype = reader(stream)
+            dtype, shape, fortran = files.read_npy_header(stream)
             start = stream.tell()
-        except KeyError:
-            raise self.unusable(f'has {name} in a format of .npy that is not read here') from None
+        except NotImplementedError as error:
+            raise self.unusable(f'has {name} in {error}') from None
         except (*_DAMAGED, OSError) as error:
             raise self._damaged(name, error) from error
         if dtype.hasobject:
@@ -297,16 +305,16 @@ class _Npz:
         return dtype, shape, fortran, start
 
     def read(self, name, *, mapped=False):
-        """The array; `mapped` into memory from the file, if asked for and if it lies there uncompressed."""
+        """Return an array; with `mapped`, memory-mapped if it is not compressed in the file."""
         info = self.names[name]
         with self._stream(name) as stream:
             dtype, shape, fortran, start = self._read_header(stream, name)
             order = 'F' if fortran else 'C'
             if mapped and info.compress_type == zipfile.ZIP_STORED:
                 with open(self._path, 'rb') as file:
-                    file.seek(info.header_offset + 26)
-                    lengths = np.frombuffer(file.read(4), '<u2')  # of the name, of what the local header adds
-                offset = info.header_offset + 30 + int(lengths.sum()) + start
+                    file.seek(info.header_offset)
+                    header = file.read(files.ZIP_HEADER_BYTES)
+                offset = info.header_offset + files.zip_header_size(header) + start
                 try:
                     return np.memmap(self._path, dtype, 'r', offset, shape, order)
                 except ValueError as error:  # longer than the file
@@ -316,7 +324,7 @@ class _Npz:
             try:
                 while rest:
                     rest = rest[stream.readinto(rest[:_PIECE]) or self._too_short(name) :]
-                stream.read(1)  # at the end its checksum is compared
+                stream.read(1)  # zipfile compares the checksum at the end
             except (*_DAMAGED, OSError) as error:
                 raise self._damaged(name, error) from error
             return array

@@ -1,45 +1,16 @@
-"""The tables of an evaluation: tradeoff.csv and costs.csv of a folder, results.csv of everything in a workdir."""
+"""The CSV files of an evaluation: tradeoff.csv and costs.csv of a folder, results.csv of a whole workdir."""
 
 import csv
 import io
 
 from cfg_jax.errors import UserError
+from cfg_jax.evaluation import columns as table
 
-COLUMNS = (
-    'guidance_weight',
-    'fid',
-    'inception_score',
-    'precision',
-    'recall',
-    'accuracy',
-    'spread',
-    'num_samples',
-    'num_steps',
-    'sampler',
-    'seed',
-)
-# costs.csv: what one image of each row costs, and what it was measured with
-COSTS = (
-    'guidance_weight',
-    'classifier_weight',
-    'network_evaluations',
-    'classifier_gradients',
-    'seconds_per_image',
-    'judge',
-    'reference_sha256',
-)
-# results.csv, to which every evaluation adds its rows
-RESULTS = (
-    *('date', 'samples', 'step', 'sampler', 'num_steps', 'guidance_weight', 'classifier_weight'),
-    *('fid', 'fid_error', 'fid_infinity', 'sfid', 'inception_score', 'inception_score_error', 'precision'),
-    *('precision_error', 'recall', 'recall_error', 'kernel_distance', 'kernel_distance_error', 'accuracy', 'spread'),
-    *('num_samples', 'seed', 'network_evaluations', 'classifier_gradients', 'seconds_per_image'),
-    *('judge', 'reference', 'reference_sha256', 'samples_sha256'),
-)
+COLUMNS, COSTS, RESULTS = table.TRADEOFF, table.COSTS, table.RESULTS
 
 
 def as_csv(rows, columns):
-    """The rows as CSV text with these columns."""
+    """Return the rows as CSV text with these columns; numbers have six digits."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator='\n', extrasaction='ignore')
     writer.writeheader()
@@ -49,22 +20,23 @@ def as_csv(rows, columns):
 
 
 def read_csv(path):
-    """A file of `as_csv` as rows of numbers, where they are numbers."""
+    """Read a file that `as_csv` wrote: a list of rows, with floats in the columns of numbers."""
     try:
-        rows = list(csv.DictReader(path.read_text().splitlines()))
-        numbers = set(COLUMNS + COSTS) - {'sampler', 'judge', 'reference_sha256'}
-        return [{key: float(value or 'nan') if key in numbers else value for key, value in row.items()} for row in rows]
+        return [
+            {key: float(value or 'nan') if key in table.NUMERIC else value for key, value in row.items()}
+            for row in csv.DictReader(path.read_text().splitlines())
+        ]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f'{path} cannot be read: {error} (config.eval.compare_with).') from None
 
 
 def read_curve(folder):
-    """The rows that an evaluation wrote into a folder, with their costs."""
+    """Read the rows of an evaluation's folder, with their costs."""
     return [{**row, **cost} for row, cost in zip(read_csv(folder / 'tradeoff.csv'), read_csv(folder / 'costs.csv'))]
 
 
 def read_all(path):
-    """(columns, rows) of a results.csv, which may have columns of its owner's; RESULTS and none where there is none."""
+    """Read a results.csv, which may have columns of its owner's: (columns, rows). A missing file has no rows."""
     try:
         former = csv.DictReader(path.read_text().splitlines()) if path.exists() else None
         rows = list(former or ())
@@ -76,7 +48,7 @@ def read_all(path):
 
 
 def accuracy_table(class_names, by_class):
-    """CSV text: a row a class, a column for each (name, accuracy of every class) of `by_class`."""
+    """Return CSV text with a row for each class and a column for each (name, accuracies by class) of `by_class`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['class', *(name for name, _ in by_class)])

@@ -1,4 +1,4 @@
-"""From images to a row of numbers: a judge looks at them, and every metric compares them with the reference."""
+"""Scoring images: a judge looks at them, and every metric compares them with the reference, giving a row of numbers."""
 
 import contextlib
 import dataclasses

@@ -145,7 +145,7 @@ def draw_curve(model, workdir):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measuring:
-    """What the images of an evaluation are measured with.
+    """The scorer of an evaluation, with what its rows share.
 
     facts: columns that all rows share. other: the rows of config.eval.compare_with, or None.
     """

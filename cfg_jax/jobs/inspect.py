@@ -1,4 +1,4 @@
-"""The job of --mode=inspect: what a data set holds, as numbers and pictures, and how fast the pipeline reads it."""
+"""The job of --mode=inspect: show a data set as numbers and pictures, and measure how fast the pipeline reads it."""
 
 import csv
 import io
@@ -10,82 +10,15 @@ import numpy as np
 from cfg_jax import build, files
 from cfg_jax.checks import check_config
 from cfg_jax.data import sources
-from cfg_jax.data.preparing import folders
+from cfg_jax.data.preparing import raw_images
 from cfg_jax.evaluation import figures
 from cfg_jax.progress import Progress
 
 _SHOWN_CLASSES, _COLUMNS, _CHUNK = 10, 12, 256
 
 
-def count_labels(data):
-    """The label of every image, int32 [N], without decoding any."""
-    labels, progress = np.empty(len(data), np.int32), Progress(len(data))
-    for index in range(len(data)):
-        labels[index] = data.label(index)
-        progress.show(index + 1, 'labels')
-    return labels
-
-
-def pixel_statistics(data, count):
-    """{'mean', 'std', 'min', 'max' (each [C], of 0 .. 255), 'histogram' [C, 256], 'gray_images' (share), 'images'}.
-
-    Over `count` images spread evenly over the data set.
-    """
-    indices = sources.spread(len(data), count)
-    channels = data.image_shape[-1]
-    histogram, gray, progress = np.zeros((channels, 256), np.int64), 0, Progress(len(indices))
-    for start in range(0, len(indices), _CHUNK):
-        images = data.batch(indices[start : start + _CHUNK])['image']
-        histogram += [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(channels)]
-        gray += int((images == images[..., :1]).all((1, 2, 3)).sum())
-        progress.show(min(start + _CHUNK, len(indices)), 'pixels')
-    levels, total = np.arange(256), histogram.sum(1)
-    mean = histogram @ levels / total
-    present = [np.flatnonzero(row) for row in histogram]
-    return {
-        'images': len(indices),
-        'mean': mean.tolist(),
-        'std': np.sqrt(histogram @ levels**2 / total - mean**2).tolist(),
-        'min': [int(row[0]) for row in present],
-        'max': [int(row[-1]) for row in present],
-        'gray_images': gray / len(indices),
-        'histogram': histogram.tolist(),
-    }
-
-
-def pipeline_rate(config, data):
-    """(images/s, uint8 megabytes/s) of the training pipeline of this process, with no model behind it.
-
-    The first batch, which waits for threads and workers to start, is not counted.
-    """
-    batches = build.train_batches(config, data)
-    next(batches)
-    start, images, size = time.monotonic(), 0, 0
-    while time.monotonic() - start < config.inspect.seconds:
-        batch = next(batches)['image']
-        images, size = images + len(batch), size + batch.nbytes
-    seconds = time.monotonic() - start
-    return images / seconds, size / seconds / 1e6
-
-
-def class_rows(data, labels, seed):
-    """(rows of images, a name for each row): images of up to ten classes, drawn at random, for `figures.grid`."""
-    present = np.unique(labels)
-    shown = present[sources.spread(len(present), _SHOWN_CLASSES)]
-    rows_each = max(_SHOWN_CLASSES // len(shown), 1)
-    rows, names, rng = [], [], np.random.default_rng(seed)
-    for label in shown:
-        chosen = rng.permutation(np.flatnonzero(labels == label))[: rows_each * _COLUMNS]
-        images = data.batch(chosen)['image']
-        for start in range(0, len(chosen), _COLUMNS):
-            rows.append(images[start : start + _COLUMNS])
-            number_and_name = dict.fromkeys([str(label), data.class_names[label]])  # once where they are the same
-            names.append(' '.join(number_and_name) if start == 0 else '')
-    return rows, names
-
-
 def run(config, workdir):
-    """Writes `workdir`/inspect: images.png, classes.csv, statistics.json and statistics.png; prints a summary."""
+    """Write images.png, classes.csv, statistics.json and statistics.png into `workdir`/inspect; print a summary."""
     check_config(config)
     data = build.source(config)
     folder = Path(workdir) / 'inspect'
@@ -95,8 +28,8 @@ def run(config, workdir):
     labels = count_labels(data)
     counts = np.bincount(labels, minlength=len(data.class_names))
     print(f'images a class: {counts.min()} to {counts.max()}, median {np.median(counts):g}', flush=True)
-    if not isinstance(data, sources.FolderSource):  # which said so as it was opened
-        for line in folders.notes(data.class_names, counts, []):
+    if not isinstance(data, sources.FolderSource):  # it printed them when it was opened
+        for line in raw_images.notes(data.class_names, counts, []):
             print(line, flush=True)
     statistics = pixel_statistics(data, config.inspect.num_images)
     for key in ('mean', 'std'):
@@ -124,3 +57,70 @@ def run(config, workdir):
     files.write(folder / 'statistics.png', picture)
     figures.save_png(folder / 'images.png', figures.grid(*class_rows(data, labels, config.seed)))
     print(f'wrote images.png, statistics.png, classes.csv and statistics.json in {folder}', flush=True)
+
+
+def count_labels(data):
+    """Return the label of every image, int32 [N], without decoding any."""
+    labels, progress = np.empty(len(data), np.int32), Progress(len(data))
+    for index in range(len(data)):
+        labels[index] = data.label(index)
+        progress.show(index + 1, 'labels')
+    return labels
+
+
+def pixel_statistics(data, count):
+    """Return statistics of `count` images spread evenly over the data set, as plain values.
+
+    {'mean', 'std', 'min', 'max' (each [C], of 0 .. 255), 'histogram' [C, 256], 'gray_images' (share), 'images'}.
+    """
+    indices = sources.spread(len(data), count)
+    channels = data.image_shape[-1]
+    histogram, gray, progress = np.zeros((channels, 256), np.int64), 0, Progress(len(indices))
+    for start in range(0, len(indices), _CHUNK):
+        images = data.batch(indices[start : start + _CHUNK])['image']
+        histogram += [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(channels)]
+        gray += int((images == images[..., :1]).all((1, 2, 3)).sum())
+        progress.show(min(start + _CHUNK, len(indices)), 'pixels')
+    levels, total = np.arange(256), histogram.sum(1)
+    mean = histogram @ levels / total
+    present = [np.flatnonzero(row) for row in histogram]
+    return {
+        'images': len(indices),
+        'mean': mean.tolist(),
+        'std': np.sqrt(histogram @ levels**2 / total - mean**2).tolist(),
+        'min': [int(row[0]) for row in present],
+        'max': [int(row[-1]) for row in present],
+        'gray_images': gray / len(indices),
+        'histogram': histogram.tolist(),
+    }
+
+
+def pipeline_rate(config, data):
+    """Return (images/s, uint8 megabytes/s) of this process's training pipeline, without a model.
+
+    The first batch is not counted, because it waits for threads and workers to start.
+    """
+    batches = build.train_batches(config, data)
+    next(batches)
+    start, images, size = time.monotonic(), 0, 0
+    while time.monotonic() - start < config.inspect.seconds:
+        batch = next(batches)['image']
+        images, size = images + len(batch), size + batch.nbytes
+    seconds = time.monotonic() - start
+    return images / seconds, size / seconds / 1e6
+
+
+def class_rows(data, labels, seed):
+    """Return (rows of images, a name for each row) for `figures.grid`: random images of up to ten classes."""
+    present = np.unique(labels)
+    shown = present[sources.spread(len(present), _SHOWN_CLASSES)]
+    rows_each = max(_SHOWN_CLASSES // len(shown), 1)
+    rows, names, rng = [], [], np.random.default_rng(seed)
+    for label in shown:
+        chosen = rng.permutation(np.flatnonzero(labels == label))[: rows_each * _COLUMNS]
+        images = data.batch(chosen)['image']
+        for start in range(0, len(chosen), _COLUMNS):
+            rows.append(images[start : start + _COLUMNS])
+            number_and_name = dict.fromkeys([str(label), data.class_names[label]])  # once if they are equal
+            names.append(' '.join(number_and_name) if start == 0 else '')
+    return rows, names

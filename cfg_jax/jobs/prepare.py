@@ -1,6 +1,6 @@
-"""The preparing job: a folder or archive of images becomes a data set in TFDS's layout, as ArrayRecord files.
+"""The job of --mode=prepare: turn a folder or archive of images into ArrayRecord files in TFDS's layout.
 
-Half-done work lies beside the data set's folder, in <version>.incomplete-<split>; the same command goes on with it.
+Unfinished work is kept beside the data set's folder, in <version>.incomplete-<split>; the same command resumes it.
 """
 
 import collections
@@ -14,13 +14,14 @@ from pathlib import Path
 
 from cfg_jax import files
 from cfg_jax.checks import check_config
-from cfg_jax.data.preparing import archives, folders, shards, tfds_writer, workers
-from cfg_jax.errors import UserError
+from cfg_jax.data import workers
+from cfg_jax.data.preparing import archives, raw_images, shards, tfds_writer
+from cfg_jax.errors import UserError, printable
 from cfg_jax.progress import Progress, duration
 
 
 def run(config, workdir):
-    """Prepares one split; returns the data set's folder. Nothing is written into the workdir."""
+    """Prepare one split and return the data set's folder. Nothing is written into the workdir."""
     del workdir
     check_config(config)
     if not config.prepare.path:
@@ -51,44 +52,46 @@ def run(config, workdir):
             )
             work.begin()
             _write_shards(work, config.prepare.num_workers or os.cpu_count())
-            report = _finish(work, locate(config, raw))  # another split may have come to lie there meanwhile
+            report = _finish(work, locate(config, raw))  # another split may have been added meanwhile
     _print_report(report, target.folder / f'prepared-{data.split}.json', time.monotonic() - start)
     return target.folder
 
 
 def is_prepared(target, split, settings):
-    """Whether the split lies there, made with these settings. UserError where something else lies in its place."""
+    """Return True if the split exists, made with these settings. Raises UserError if it is anything else."""
     if split in target.prepared_splits():
-        there = shards.read_json(target.folder / f'prepared-{split}.json')
-        if there is None:
+        report = shards.read_json(target.folder / f'prepared-{split}.json')
+        if report is None:
             raise UserError(
-                f'{target.folder} has the split {split!r} already, not from --mode=prepare; give another '
+                f'{target.folder} has the split {split!r} already, but not from --mode=prepare; give another '
                 'config.data.split, config.data.name or config.data.data_dir.'
             )
-        shards.check_same(settings, there['settings'], target.folder)
+        shards.check_same(settings, report['settings'], target.folder)
         return True
     if not target.prepared_splits() and target.folder.exists() and any(target.folder.iterdir()):
-        raise UserError(f'{target.folder} has other files and no dataset_info.json; delete it (config.data.data_dir).')
+        raise UserError(f'{target.folder} holds files but no dataset_info.json; delete it (config.data.data_dir).')
     return False
 
 
 def locate(config, raw):
-    """Where the data set goes, as it lies there now."""
+    """Return the data set that the config names, a `tfds_writer.Target`, as it is on the disk now."""
     data = config.data
     shape = (data.image_size, data.image_size, data.image_channels)
     return tfds_writer.locate(data.name, data.data_dir, raw.class_names, shape)
 
 
 def default_shards(num_images):
-    """A file for 10,000 images; of smaller data sets up to 16 files of 250 or more, for as many processes."""
+    """Return the number of files: one per 10,000 images, but up to 16 of at least 250, for as many processes."""
     return max(math.ceil(num_images / 10_000), min(16, math.ceil(num_images / 250)))
 
 
 def make_settings(config, raw, target):
-    """What the records depend on, as JSON has it. Work begun with other settings cannot be gone on with."""
+    """Return all that the records depend on, as plain values. Work is resumed with the same settings only."""
     data, asked = config.data, config.prepare.num_shards
     if asked > len(raw):
-        raise UserError(f'config.prepare.num_shards is {asked}, but {config.prepare.path} has {len(raw)} images.')
+        raise UserError(
+            f'config.prepare.num_shards is {asked}; allowed: up to {len(raw)}, the images in {config.prepare.path}.'
+        )
     listing = hashlib.sha256(repr(target.class_names).encode())
     for name, label in zip(raw.names, raw.labels):
         listing.update(f'{name}\0{raw.class_names[label]}\n'.encode(errors='surrogatepass'))
@@ -99,8 +102,8 @@ def make_settings(config, raw, target):
         'path': str(Path(config.prepare.path).expanduser().absolute()),
         'kind': raw.kind,
         'num_images': len(raw),
-        'listing': listing.hexdigest(),  # of names, their classes, and the order of these
-        'files': stamps.hexdigest(),  # of their sizes and times or checksums
+        'listing': listing.hexdigest(),  # of the images' names and classes, and the order of the classes
+        'files': stamps.hexdigest(),  # of the files' sizes and times, or their checksums
         'image_size': data.image_size,
         'image_channels': data.image_channels,
         'resampling': data.resampling,
@@ -110,7 +113,7 @@ def make_settings(config, raw, target):
 
 
 def _write_shards(work, num_workers):
-    """Makes the shards that are not there yet, in this process or in several."""
+    """Write the shards that do not exist yet, in this process or in several."""
     results = [work.result(shard) for shard in range(work.num_shards)]
     missing = [shard for shard, result in enumerate(results) if result is None]
     finished = [result for result in results if result is not None]
@@ -128,13 +131,14 @@ def _write_shards(work, num_workers):
 
 
 class _Lines:
-    """Counts images and prints a line when the percentage changes, two seconds apart at least and ten at most."""
+    """A counter of images that prints a progress line when the percentage changes, every 2 to 10 seconds."""
 
     def __init__(self, total, done, skipped):
         self._done, self._skipped, self._shown = done, skipped, -1
         self._progress = Progress(total, done)
 
     def add(self, done, skipped):
+        """Count images, and perhaps print a line."""
         self._done, self._skipped = self._done + done, self._skipped + skipped
         seconds = self._progress.seconds()
         percent, shown = (100 * done // self._progress.total for done in (self._done, self._shown))
@@ -142,6 +146,7 @@ class _Lines:
             self.show()
 
     def show(self):
+        """Print a line, unless nothing was done since the last."""
         total, done = self._progress.total, self._done
         if done == self._shown:
             return
@@ -151,19 +156,17 @@ class _Lines:
 
 
 def _finish(work, target):
-    """Makes a data set of the shards in one step, visible at once; returns the report."""
+    """Make the shards a data set, visible at once and as a whole; return the report."""
     if (work.label_ids != target.label_ids(work.raw.class_names)).any():
         raise UserError(
-            f'{target.folder} has come to hold its classes in another order meanwhile; delete {work.folder}.'
+            f'the order of the classes in {target.folder} has changed meanwhile; delete {work.folder} and start again.'
         )
     results = [work.result(shard) for shard in range(work.num_shards)]
     report = make_report(work, results, target.class_names)
     if not report['written']:
         shutil.rmtree(work.folder)
         name, reason = report['skipped'][0]
-        raise UserError(
-            f'not one of {len(work.raw)} images can be used; {folders.plain(name)}: {reason}.{_hint(report)}'
-        )
+        raise UserError(f'none of the {len(work.raw)} images can be used; {printable(name)}: {reason}.{_hint(report)}')
     files.write_json(work.folder / f'prepared-{work.split}.json', report)
     lengths, num_bytes = [result['count'] for result in results], sum(result['num_bytes'] for result in results)
     settings = work.settings
@@ -183,7 +186,7 @@ def _finish(work, target):
 
 
 def _move_into(work, folder):
-    """Adds a split to a data set: its files first; dataset_info.json, which makes it one, last."""
+    """Add a split to a data set: its files first, and last dataset_info.json, which names them."""
     for name in [work.shard_name(shard) for shard in range(work.num_shards)] + [f'prepared-{work.split}.json']:
         if (work.folder / name).exists():
             os.replace(work.folder / name, folder / name)
@@ -193,7 +196,7 @@ def _move_into(work, folder):
 
 
 def make_report(work, results, class_names):
-    """What prepared-<split>.json holds."""
+    """Return the content of prepared-<split>.json."""
     classes = collections.Counter()
     for result in results:
         classes.update({class_names[int(label)]: count for label, count in result['classes'].items()})
@@ -207,7 +210,7 @@ def make_report(work, results, class_names):
 
 
 def _hint(report):
-    """What to change where most images were too small."""
+    """Return advice if most images were too small, else ''."""
     small = sum(reason.startswith('smaller than') for _, reason in report['skipped'])
     if 2 * small <= report['settings']['num_images']:
         return ''
@@ -215,15 +218,16 @@ def _hint(report):
 
 
 def _print_report(report, path, seconds):
+    """Print how many images were prepared, which were skipped and why, and where the report is."""
     skipped = report['skipped']
     total = report['settings']['num_images']
     print(f'prepared {report["written"]} of {total} images in {duration(seconds)}: {path.parent}')
-    # what follows a colon differs from image to image
+    # the text after a colon differs from image to image
     for reason, count in collections.Counter(re.split(':', reason)[0] for _, reason in skipped).most_common():
         print(f'skipped {count}: {reason}')
     for name, reason in skipped[:10]:
-        print(f'  {folders.plain(name)}: {reason}')
-    for line in folders.notes(report['classes'], report['classes'].values(), report['ignored']):
+        print(f'  {printable(name)}: {reason}')
+    for line in raw_images.notes(report['classes'], report['classes'].values(), report['ignored']):
         print(line)
     if hint := _hint(report):
         print(f'most were skipped:{hint}')

@@ -3,14 +3,17 @@
 Parameters are float32; blocks compute in `dtype`, norms and softmax in float32.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-# PyTorch's default for convolutions and linear layers, U(±1/sqrt(fan_in)), which ADM trains from. Biases start at zero.
+from cfg_jax.typing import Array, Float, Float32, Real
+
+# ADM trains from PyTorch's default for convolutions and linear layers, U(±1/sqrt(fan_in)). Biases start at zero here.
 torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 zeros = nn.initializers.zeros
 
@@ -19,38 +22,45 @@ Conv1x1 = partial(nn.Conv, kernel_size=(1, 1), kernel_init=torch_uniform)
 Conv3x3 = partial(nn.Conv, kernel_size=(3, 3), kernel_init=torch_uniform)
 
 
-def sinusoidal_embedding(t, features, *, max_period=10_000.0):
-    """[cos(t ω), sin(t ω)] with features/2 frequencies ω, from 1 to 1/max_period. t [B] -> float32 [B, features]."""
+def sinusoidal_embedding(
+    t: Real[Array, ' B'], features: int, *, max_period: float = 10_000.0
+) -> Float32[Array, 'B {features}']:
+    """Return [cos(t ω), sin(t ω)] with features/2 frequencies ω, from 1 to 1/max_period."""
     half = features // 2
     frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def upsample(x):
-    """Nearest-neighbour, by two."""
+def upsample(x: Float[Array, 'B H W C']) -> Float[Array, 'B 2*H 2*W C']:
+    """Double the height and width, by nearest neighbours."""
     B, H, W, C = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
 
 
-def downsample(x):
-    """Average of 2x2 pixels."""
+def downsample(x: Float[Array, 'B H W C']) -> Float[Array, 'B H//2 W//2 C']:
+    """Halve the height and width, by averages of 2x2 pixels."""
     B, H, W, C = x.shape
     return x.reshape(B, H // 2, 2, W // 2, 2, C).mean(axis=(2, 4))
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation over H, W and C/num_groups channels, then y = y (1 + scale) + shift where these are given.
+    """Group normalisation over H, W and C/num_groups channels, then y (1 + scale) + shift if they are given (AdaGN).
 
-    scale, shift: [B, C], AdaGN's. The sums go over H and W of each channel first and over a group's channels second:
-    the long reduction then keeps the channels contiguous. All the affine parts are folded into one multiply and add.
+    The sums go over H and W of each channel first and over a group's channels second: the long reduction then keeps the
+    channels contiguous. All the affine parts are folded into one multiply and add.
     """
 
     num_groups: int = 32
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x, scale=None, shift=None):
+    def __call__(
+        self,
+        x: Float[Array, 'B *S C'],
+        scale: Float[Array, 'B C'] | None = None,
+        shift: Float[Array, 'B C'] | None = None,
+    ) -> Float[Array, 'B *S C']:
         B, C = x.shape[0], x.shape[-1]
         if C % self.num_groups:
             raise ValueError(f'{C} channels do not divide into {self.num_groups} groups')
@@ -73,19 +83,21 @@ class GroupNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """BigGAN-style residual block; the embedding enters as AdaGN's scale and shift. Its last layer starts at zero.
+    """BigGAN-style residual block; the embedding enters as AdaGN's scale and shift. The last layer starts at zero.
 
-    resample: None, or `upsample`/`downsample`, applied to both branches before the first convolution.
+    resample: None, or `upsample` or `downsample`, applied to both branches before the first convolution.
     """
 
     features: int
     dropout: float = 0.0
     num_groups: int = 32
-    resample: Any = None
-    dtype: Any = jnp.float32
+    resample: Callable | None = None
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, embedding, train):
+    def __call__(
+        self, x: Float[Array, 'B H W C'], embedding: Float[Array, 'B E'], train: bool
+    ) -> Float[Array, 'B H_out W_out {self.features}']:
         h = nn.silu(GroupNorm(self.num_groups, name='norm_in')(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -105,10 +117,10 @@ class SelfAttention(nn.Module):
 
     num_heads: int
     num_groups: int = 32
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, 'B H W C']) -> Float[Array, 'B H W C']:
         B, H, W, C = x.shape
         h = GroupNorm(self.num_groups, name='norm')(x).reshape(B, H * W, C)
         qkv = Dense(3 * C, dtype=self.dtype, name='qkv')(h).reshape(B, H * W, 3, self.num_heads, C // self.num_heads)

@@ -1,27 +1,27 @@
 """ADM's noisy classifier (Dhariwal & Nichol 2021, section 4): the UNet's encoder under an attention pool."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from cfg_jax.models import blocks
 from cfg_jax.models.unet import Encoder
+from cfg_jax.typing import Array, Float, Float32
 
 
 class AttentionPool(nn.Module):
-    """[B, H, W, C] -> float32 [B, features]: the pixels' mean attends to itself and to every pixel (CLIP's pooling).
+    """CLIP's pooling: the pixels' mean attends to itself and to every pixel.
 
     The positional embedding ties the parameters to one H x W.
     """
 
     features: int
     num_heads: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, 'B H W C']) -> Float32[Array, 'B {self.features}']:
         B, H, W, C = x.shape
         tokens = x.reshape(B, H * W, C)
         tokens = jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)
@@ -34,17 +34,17 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(Encoder):
-    """z [B, H, W, C], λ [B] -> logits, float32 [B, num_classes]: p(class | z_λ), to be trained at every λ.
+    """ADM's noisy classifier, called with z and λ: the logits of p(class | z_λ), trained at every λ.
 
-    It takes images of the size that it was initialised with alone (see AttentionPool).
+    It only takes images of the size that it was initialised with (see AttentionPool).
     """
 
     num_classes: int = 1000
 
     @nn.compact
-    def __call__(self, z, logsnr, *, train=False):
+    def __call__(
+        self, z: Float[Array, 'B H W C'], logsnr: Float[Array, ' B'], *, train: bool = False
+    ) -> Float32[Array, 'B {self.num_classes}']:
         h, _ = self.encode(z, self.embed_time(logsnr), train)
         h = nn.silu(blocks.GroupNorm(self.num_groups, name='norm_out')(h))
-        # the middle's attention has already checked that the heads divide the channels
-        heads = h.shape[-1] // self.head_channels if self.head_channels else self.num_heads
-        return AttentionPool(self.num_classes, heads, self.dtype, name='pool')(h)
+        return AttentionPool(self.num_classes, self.num_heads_at(h.shape[-1]), self.dtype, name='pool')(h)

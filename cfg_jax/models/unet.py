@@ -1,22 +1,23 @@
 """ADM's UNet (Dhariwal & Nichol 2021, section 3), and the encoder that it shares with the noisy classifier."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from cfg_jax import schedules
 from cfg_jax.models import blocks
+from cfg_jax.typing import Array, Float, Float32, Int
 
 
 class Encoder(nn.Module):
-    """The downsampling half, with its middle: what the UNet and the classifier have in common.
+    """The downsampling half and the middle, which the UNet and the classifier share.
 
     channels: width of the first level; level i is channel_mult[i] times as wide and half the size of level i - 1.
     attention_resolutions: image sizes (pixels) at which each block is followed by attention.
-    num_heads: heads of each attention, unless head_channels, the width of a head, decides their number.
-    time_input: λ [B] -> what the sinusoidal embedding is taken of [B].
+    num_heads: heads of each attention, unless head_channels, the width of a head, sets their number.
+    time_input: λ [B] -> the numbers [B] that the sinusoidal embedding takes.
     remat: recompute the blocks' activations in the backward pass instead of storing them.
     """
 
@@ -30,28 +31,33 @@ class Encoder(nn.Module):
     num_groups: int = 32
     time_input: Callable = schedules.continuous_time_input
     remat: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def block(self, features, name, resample=None):
         # `train` is the third argument behind self: a Python bool, not an array, also under remat.
         cls = nn.remat(blocks.ResBlock, static_argnums=(3,)) if self.remat else blocks.ResBlock
         return cls(features, self.dropout, self.num_groups, resample, self.dtype, name=name)
 
-    def attention(self, features, name):
+    def num_heads_at(self, features: int) -> int:
+        """Return the number of heads of an attention over `features` channels. Raises ValueError if they do not fit."""
         heads = features // self.head_channels if self.head_channels else self.num_heads
         if heads < 1 or features % heads or (self.head_channels and features % self.head_channels):
             raise ValueError(f'{features} channels do not divide into heads of {features / max(heads, 1):g} channels')
-        cls = nn.remat(blocks.SelfAttention) if self.remat else blocks.SelfAttention
-        return cls(heads, self.num_groups, self.dtype, name=name)
+        return heads
 
-    def embed_time(self, logsnr):
-        """λ [B] -> [B, 4 channels]."""
+    def attention(self, features, name):
+        cls = nn.remat(blocks.SelfAttention) if self.remat else blocks.SelfAttention
+        return cls(self.num_heads_at(features), self.num_groups, self.dtype, name=name)
+
+    def embed_time(self, logsnr: Float[Array, ' B']) -> Float[Array, 'B 4*{self.channels}']:
         embedding = blocks.sinusoidal_embedding(self.time_input(logsnr), self.channels)
         embedding = nn.silu(blocks.Dense(4 * self.channels, dtype=self.dtype, name='time_in')(embedding))
         return blocks.Dense(4 * self.channels, dtype=self.dtype, name='time_out')(embedding)
 
-    def encode(self, z, embedding, train):
-        """Images [B, H, W, C] -> (features at the lowest resolution, the list of skip features, first one first)."""
+    def encode(
+        self, z: Float[Array, 'B H W C'], embedding: Float[Array, 'B E'], train: bool
+    ) -> tuple[Float[Array, 'B h w F'], list[Float[Array, 'B ...']]]:
+        """Return (the features at the lowest resolution, the list of skip features, first one first)."""
         H, W = z.shape[1:3]
         reduction = 2 ** (len(self.channel_mult) - 1)
         if H % reduction or W % reduction:
@@ -74,17 +80,24 @@ class Encoder(nn.Module):
 
 
 class UNet(Encoder):
-    """z [B, H, W, C], λ [B], labels int [B] -> float32 [B, H, W, out_channels].
+    """ADM's UNet, called with z, λ and the labels.
 
-    num_labels: rows of the label embedding, the null label's included; 0 for a network without labels.
-    out_channels: those of the images, or twice as many where the variance is learned (its channels come last).
+    num_labels: rows of the label embedding, including the null label's; 0 for a network without labels.
+    out_channels: the images', or twice as many if the variance is learned (its channels come last).
     """
 
     num_labels: int = 0
     out_channels: int = 3
 
     @nn.compact
-    def __call__(self, z, logsnr, labels=None, *, train=False):
+    def __call__(
+        self,
+        z: Float[Array, 'B H W C'],
+        logsnr: Float[Array, ' B'],
+        labels: Int[Array, ' B'] | None = None,
+        *,
+        train: bool = False,
+    ) -> Float32[Array, 'B H W {self.out_channels}']:
         embedding = self.embed_time(logsnr)
         if self.num_labels:
             # PyTorch's default for embeddings, N(0, 1), as in ADM.

@@ -4,6 +4,7 @@ import time
 
 import jax
 
+from cfg_jax.errors import first_line
 from cfg_jax.planning import hlo
 from cfg_jax.progress import shown
 
@@ -20,7 +21,7 @@ def compiled(lowered, count):
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        return {'seconds': time.monotonic() - start, 'refused': str(error).splitlines()[0]}
+        return {'seconds': time.monotonic() - start, 'refused': first_line(error)}
     seconds, sizes = time.monotonic() - start, program.memory_analysis()
     parts = {
         'arguments': sizes.argument_size_in_bytes,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, first_line
 
 _FLAT = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBES = ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16', '16x16x16')
@@ -109,5 +109,5 @@ def tpu_devices(kind, shape):
     try:
         return topologies.get_topology_desc(platform='tpu', topology_name=f'{kind}:{shape}', **options).devices
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"config.plan.topology is '{kind}:{shape}', which libtpu refuses: {reason}") from None

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cfg_jax.distributed import processes
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, first_line
 
 
 def config_differences(config, saved, prefix='config'):
@@ -299,7 +299,7 @@ class Checkpoints:
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # damage appears as ValueError, KeyError, OSError, ..., depending on the file
-            return None, None, (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            return None, None, first_line(error)[:200]
 
     def _check_identity(self, saved):
         differences = config_differences(self._identity, saved)

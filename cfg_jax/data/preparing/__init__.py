@@ -1,1 +1,1 @@
-"""Archives of images, turned into data sets that training reads."""
+"""Read archives of images, one file a kind, and write data sets that training reads."""

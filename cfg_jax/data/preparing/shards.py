@@ -1,4 +1,4 @@
-"""The shards of a split that is being prepared: what each process makes, and what lies there to go on from."""
+"""The shards of a split that is being prepared: how one is written, and which are done already."""
 
 import collections
 import contextlib
@@ -28,10 +28,12 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Everything that a process needs to make shards of one split.
+    """Everything that a process needs to write shards of one split.
 
-    raw: the archive. label_ids: of its classes, in the data set. folder: where shards are made. home: the data set's,
-    where they end. Beside a shard in `folder`, a JSON file tells what became of its images, once it is whole.
+    raw: the archive's `RawImages`. label_ids: int [C], the data set's labels of the archive's classes. features: TFDS's
+    FeaturesDict. name: the data set's, without its config. folder: where shards are written; once one is whole, a JSON
+    file in progress/ says what became of its images. home: the data set's folder, to which all of it moves at the end.
+    settings: plain values on which the records depend.
     """
 
     raw: object
@@ -48,46 +50,48 @@ class Work:
         return self.settings['num_shards']
 
     def shard_name(self, shard):
+        """Return the file name of a shard."""
         return tfds_writer.shard_name(self.name, self.split, shard, self.num_shards)
 
     def bounds(self, shard):
-        """The images of a shard, as a range."""
+        """Return the numbers of a shard's images, as a range."""
         first, last = (len(self.raw) * (shard + i) // self.num_shards for i in (0, 1))
         return range(first, last)
 
     def result_path(self, shard):
+        """Return the path of the JSON file about a shard."""
         return self.folder / 'progress' / f'{shard:05d}.json'
 
     def result(self, shard):
-        """What became of a shard's images, or None while it is not whole."""
+        """Return what became of a shard's images, as `write` saved it, or None while the shard is not whole."""
         name = self.shard_name(shard)
-        there = (self.folder / name).exists() or (self.home / name).exists()
-        return read_json(self.result_path(shard)) if there else None
+        exists = (self.folder / name).exists() or (self.home / name).exists()
+        return read_json(self.result_path(shard)) if exists else None
 
     def begin(self):
-        """Claims the folder for these settings, or checks that they are those that it was begun with."""
-        there = read_json(self.folder / 'settings.json')
-        begun = there is not None and any((self.folder / 'progress').glob('*.json'))
+        """Save the settings in the folder, or check that they are those of the shards in it; delete other files."""
+        saved = read_json(self.folder / 'settings.json')
+        begun = saved is not None and any((self.folder / 'progress').glob('*.json'))
         if begun:
-            check_same(self.settings, there, self.folder)
+            check_same(self.settings, saved, self.folder)
         for left in list(self.folder.rglob('.*.tmp') if begun else self.folder.iterdir()):
             if left.name != 'lock':
                 remove(left)
         files.write_json(self.folder / 'settings.json', self.settings)
 
     def encode(self, index):
-        """An image as PNG, resampled; raises ImageError."""
+        """Return an image, resampled, as the bytes of a PNG file; raises ImageError."""
         settings, image = self.settings, self.raw.read(index)
         channels = settings['image_channels']
         if isinstance(image, bytes):
             image = images.decode(image, channels)
         elif image.shape[-1] != channels:
-            raise images.ImageError(f'has {image.shape[-1]} channels, and {channels} are asked for')
+            raise images.ImageError(f'has {image.shape[-1]} channels instead of {channels}')
         size, upsample = settings['image_size'], settings['upsample']
         return images.encode_png(images.resample(image, size, settings['resampling'], upsample=upsample))
 
     def write(self, shard, report):
-        """Makes a shard. report(images done, of them skipped) is called as it goes."""
+        """Write a shard and the JSON file about it. report(done, skipped): called after each image with counts."""
         serialize = tfds_writer.example_serializer(self.features)
         classes, skipped = collections.Counter(), []
 
@@ -98,7 +102,7 @@ class Work:
                     png = self.encode(index)
                 except images.ImageError as error:
                     if not os.path.exists(self.settings['path']):
-                        raise UserError(f'{self.settings["path"]} is gone (config.prepare.path).') from None
+                        raise UserError(f'{self.settings["path"]} no longer exists (config.prepare.path).') from None
                     skipped.append((name, str(error)))
                     report(1, 1)
                     continue
@@ -114,21 +118,21 @@ class Work:
             files.write_json(self.result_path(shard), result)
 
 
-def check_same(settings, there, folder):
-    """UserError unless the settings are those that the folder was begun with; the first that differs is named."""
-    different = [key for key, value in settings.items() if there.get(key) != value]
+def check_same(settings, saved, folder):
+    """Raise UserError, which names the first difference, unless the settings are those saved for the folder."""
+    different = [key for key, value in settings.items() if saved.get(key) != value]
     if different:
         key = different[0]
-        what = f'the images of config.prepare.path are others now ({key})'
+        what = f'the images of config.prepare.path have changed ({key})'
         if key == 'files':
-            what = 'files of config.prepare.path have other sizes or times than they had then'
+            what = 'the sizes or times of files of config.prepare.path have changed'
         if key in _FIELDS:
-            what = f'{_FIELDS[key]} is {settings[key]!r} here and {there.get(key)!r} there'
-        raise UserError(f'{folder} was made with other settings: {what}; use those, or delete that folder.')
+            what = f'{_FIELDS[key]} was {saved.get(key)!r} and is now {settings[key]!r}'
+        raise UserError(f'{folder} was made with other settings: {what}; change that back, or delete that folder.')
 
 
 def read_json(path):
-    """None where there is no such file, or only a part of one."""
+    """Return the content of a JSON file, or None if it does not exist or is incomplete."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -136,7 +140,7 @@ def read_json(path):
 
 
 def remove(path):
-    """Deletes a file or a folder, if it is there."""
+    """Delete a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -145,10 +149,10 @@ def remove(path):
 
 @contextlib.contextmanager
 def writing(folder):
-    """Whatever goes wrong with the disk within becomes a UserError."""
+    """Turn every OSError within into a UserError about writing the folder."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f'{folder} cannot be written: {error} (config.data.data_dir); the same command goes on from there.'
+            f'{folder} cannot be written: {error} (config.data.data_dir); rerun the same command to resume.'
         ) from error

@@ -1,4 +1,4 @@
-"""Data sets in TFDS's own layout, written as ArrayRecord files without TensorFlow, for TFDS and anyone else to read.
+"""Write data sets in TFDS's own layout, as ArrayRecord files, without TensorFlow; stock TFDS reads them.
 
 DATA_DIR/<name>[/<config>]/<version>/ holds <name>-<split>.array_record-00000-of-00010 and so on, dataset_info.json,
 features.json and label.labels.txt.
@@ -17,16 +17,16 @@ from cfg_jax.errors import UserError
 
 _NAME = re.compile(r'([a-z][a-z0-9_]*)(?:/([\w+.-]+))?')
 _SPLIT = re.compile(r'(?!all$)[a-z]\w*')  # 'all' means every split to TFDS
-_TEXTS = ('id', 'file_name')  # what an example may hold beside its image and label
+_TEXTS = ('id', 'file_name')  # features that an example may have beside its image and label
 _VERSION = '1.0.0'  # of a data set that TFDS does not know
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A data set of TFDS, whether it is there yet or not.
+    """A data set of TFDS, which may not exist yet.
 
-    name: without the config. folder: of its version. features: TFDS's FeaturesDict. info: TFDS's DatasetInfo of what
-    lies in the folder or, where nothing does, of what is going to.
+    name: without the config. folder: of its version. features: TFDS's FeaturesDict. info: TFDS's DatasetInfo of the
+    data set in the folder or, if there is none, of the one to be written.
     """
 
     name: str
@@ -36,37 +36,38 @@ class Target:
 
     @property
     def class_names(self):
+        """A tuple of str, in the order of the labels."""
         return tuple(self.features['label'].names)
 
     def prepared_splits(self):
-        """The names of the splits that lie there."""
+        """Return the names of the splits that exist."""
         return tuple(self.info.splits) if (self.folder / 'dataset_info.json').exists() else ()
 
     def label_ids(self, class_names):
-        """int64 [len(class_names)]: the label, here, of each of these classes. UserError where one is unknown."""
+        """Return this data set's label of each of these classes, int64 [len(class_names)]. Raises UserError."""
         ids = {name: label for label, name in enumerate(self.class_names)}
         if unknown := [name for name in class_names if name not in ids]:
             raise UserError(
                 f'{len(unknown)} of the {len(class_names)} classes of config.prepare.path, {unknown[0]!r} among them, '
-                f'are not in the data set {self.info.full_name} ({", ".join(self.class_names[:3])}, ...); the same '
-                'images can be prepared under another config.data.name.'
+                f'are not in the data set {self.info.full_name} ({", ".join(self.class_names[:3])}, ...); prepare '
+                'these images under another config.data.name.'
             )
         return np.array([ids[name] for name in class_names], np.int64)
 
 
 def locate(name, data_dir, class_names, image_shape):
-    """The `Target` called `name` under `data_dir` (None: TFDS's default), for images of this shape and these classes.
+    """Return the `Target` called `name` under `data_dir` (None: TFDS's default), for images of this shape and classes.
 
-    What lies there already, or TFDS knows by that name, decides version, features and the order of the classes; any
-    other name is new. Raises UserError where images of that shape do not fit.
+    If the data set exists, or if TFDS knows its name, that decides version, features and the order of the classes; any
+    other name is a new data set. Raises UserError if images of this shape do not fit.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.constants import get_default_data_dir
 
     if not (match := _NAME.fullmatch(name)):
         raise UserError(
-            f"config.data.name is {name!r}; allowed are names such as 'my_images' and 'my_images/64x64': lower-case "
-            'letters, digits and _.'
+            f"config.data.name is {name!r}; allowed: lower-case letters, digits and _, as in 'my_images' or "
+            "'my_images/64x64'."
         )
     name, config = match[1], match[2] or ''
     data_dir = Path(data_dir or get_default_data_dir()).expanduser().absolute()
@@ -76,8 +77,8 @@ def locate(name, data_dir, class_names, image_shape):
         info = tfds.builder_from_directory(folder).info
         if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
             raise UserError(
-                f'{folder} holds a data set of another file format, {info.file_format.value}; give another '
-                'config.data.data_dir or config.data.name.'
+                f'{folder} holds a data set in the file format {info.file_format.value}, not array_record; give '
+                'another config.data.data_dir or config.data.name.'
             )
     else:
         info = _new_info(name, config, folder, builder, class_names, image_shape)
@@ -86,7 +87,7 @@ def locate(name, data_dir, class_names, image_shape):
 
 
 def _known_builder(name, config, data_dir):
-    """TFDS's own builder of that name and config, or None where it has none."""
+    """Return TFDS's own builder of that name and config, or None."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
@@ -100,21 +101,19 @@ def _known_builder(name, config, data_dir):
 
 
 def _new_info(name, config, folder, builder, class_names, image_shape):
-    """A DatasetInfo without splits: of TFDS's builder, or of a data set that TFDS does not know."""
+    """Return a DatasetInfo without splits: of TFDS's builder, or if that is None of a data set that TFDS lacks."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
     odd = [each for each in class_names if each != each.strip() or not each or not each.isprintable()]
     if odd:
-        raise UserError(
-            f'a class of the images is called {odd[0]!r}, which TFDS cannot store: rename it (config.prepare.path).'
-        )
+        raise UserError(f'a class is called {odd[0]!r}, which TFDS cannot store; rename it (config.prepare.path).')
     if builder:
         identity, features = DatasetIdentity.from_builder(builder), builder.info.features
         description = builder.info.description
         label = dict(features).get('label')
         if isinstance(label, tfds.features.ClassLabel) and label.names == [str(i) for i in range(label.num_classes)]:
-            with contextlib.suppress(ValueError):  # these numbers are the names, or there are as many as classes
+            with contextlib.suppress(ValueError):  # names are set already, or their number differs
                 label.names = class_names
     else:
         identity = DatasetIdentity(
@@ -131,6 +130,7 @@ def _new_info(name, config, folder, builder, class_names, image_shape):
 
 
 def _check_features(info, folder, image_shape):
+    """Raise UserError unless the data set holds images of this shape with labels, and no more than `_TEXTS` besides."""
     import tensorflow_datasets as tfds
 
     features, kinds = dict(info.features), tfds.features
@@ -142,11 +142,11 @@ def _check_features(info, folder, image_shape):
     )
     if not fitting:
         raise UserError(
-            f'the data set {info.full_name} has the features {", ".join(features)}, which cannot be prepared from '
-            'images and labels alone; give another config.data.name.'
+            f'the data set {info.full_name} has the features {", ".join(features)}; only images with labels can be '
+            'prepared: give another config.data.name.'
         )
     expected = features['image'].shape
-    if any(size not in (None, ours) for size, ours in zip(expected, image_shape)):
+    if any(size not in (None, given) for size, given in zip(expected, image_shape)):
         raise UserError(
             f'the images of {info.full_name} ({folder}) are {expected}, not {tuple(image_shape)} '
             '(config.data.image_size, config.data.image_channels, config.data.name).'
@@ -154,20 +154,20 @@ def _check_features(info, folder, image_shape):
 
 
 def check_split(split):
-    """UserError where a split cannot be called so."""
+    """Raise UserError if this cannot be the name of a whole split."""
     if not _SPLIT.fullmatch(split):
-        raise UserError(f"config.data.split is {split!r}; to prepare one, give its whole name, such as 'train'.")
+        raise UserError(f"config.data.split is {split!r}; --mode=prepare takes the name of a split, such as 'train'.")
 
 
 def shard_name(name, split, index, count):
-    """TFDS's name of one file of a split."""
+    """Return TFDS's name of one file of a split."""
     return f'{name}-{split}.array_record-{index:05d}-of-{count:05d}'
 
 
 def example_serializer(features):
-    """A function from {'image': bytes, 'label': int, ...} to a serialised tf.train.Example.
+    """Return a function from {'image': bytes, 'label': int, ...} to a serialised tf.train.Example.
 
-    Values beyond `features` are left out. The same values always give the same bytes.
+    Values beyond `features` are dropped. The same values always give the same bytes.
     """
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -180,16 +180,16 @@ def example_serializer(features):
 
 
 def write_shard(path, records):
-    """Writes an iterable of bytes to an ArrayRecord file, whole or not at all; returns (their number, their bytes).
+    """Write an iterable of bytes to an ArrayRecord file, whole or not at all; return (their number, total bytes).
 
-    Raises OSError where it cannot be written.
+    Raises OSError.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     count = size = 0
     with files.whole(path) as temporary:
         with _write_errors():
-            writer = ArrayRecordWriter(str(temporary), 'group_size:1')  # as TFDS: an image is read by itself
+            writer = ArrayRecordWriter(str(temporary), 'group_size:1')  # as TFDS writes: every image is read by itself
         for record in records:
             with _write_errors():
                 writer.write(record)
@@ -202,16 +202,17 @@ def write_shard(path, records):
 
 @contextlib.contextmanager
 def _write_errors():
+    """Turn the library's errors into OSError."""
     try:
         yield
-    except RuntimeError as error:  # the library's only kind; its text says what and where
+    except RuntimeError as error:  # the only kind it raises; its text says what and where
         raise OSError(str(error).split(';')[0]) from None
 
 
 def write_metadata(target, folder, split, shard_lengths, num_bytes, description):
-    """Writes the files that make a data set of shards into `folder`, with what `target` holds already, and syncs them.
+    """Write the files that make shards a data set into `folder`, the splits of `target` included, and sync the folder.
 
-    description: how this split was prepared. Features are written only where `target` is new.
+    description: how this split was prepared. Features are written only if `target` is new.
     """
     import tensorflow_datasets as tfds
 
@@ -227,7 +228,7 @@ def write_metadata(target, folder, split, shard_lengths, num_bytes, description)
 
 
 def sync_folder(folder):
-    """Waits until the disk has the folder's files and their names."""
+    """Wait until the folder's files and their names are on the disk."""
     for path in folder.iterdir():
         if path.is_file():
             _sync(path)

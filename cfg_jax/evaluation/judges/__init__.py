@@ -1,9 +1,11 @@
-"""Judges: networks whose features and logits the metrics are computed from. One file each, found by its name.
+"""Judges: networks whose features and logits the metrics are computed from. One file each, named by config.eval.judge.
 
-A judge's file has `open_judge(data, num_classes, *, weights='', num_steps=...)`, which gives a `Judge`. data: a
-`data.sources.Source` of real images and num_steps, for judges that are trained on them; weights: a file, for judges
-that are not. A judge must share nothing with what guides: a classifier that guides would praise images that are
-adversarial to it (CFG paper, section 1).
+A judge's file defines `open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None)`, returning a `Judge`.
+It is trained on `data` (a `data.sources.Source` of real images) for num_steps, or reads the file `weights`; it computes
+on mesh (one axis; None: the first local device). It takes all of these arguments, and ignores those it does not need.
+
+A judge must share nothing with the guidance: a classifier that guides would favour images that are adversarial to it
+(CFG paper, section 1).
 """
 
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import numpy as np
 
 
 class Outputs(NamedTuple):
-    """What a judge says of N images, float32: features [N, D], logits [N, K], and spatial features [N, S] or None."""
+    """A judge's outputs for N images, float32: features [N, D], logits [N, K], and spatial features [N, S] or None."""
 
     features: np.ndarray
     logits: np.ndarray
@@ -23,9 +25,9 @@ class Outputs(NamedTuple):
 class Judge(NamedTuple):
     """A network that judges images.
 
-    apply: uint8 images [N, H, W, C], any N -> `Outputs`. identity: text that is the same where the numbers are
-    comparable: its name and a hash of its weights. classes_are_labels: logit i is that of label i of the data set, so
-    that accuracy has a meaning.
+    apply: maps uint8 images [N, H, W, C], any N, to `Outputs`. identity: the judge's name and a hash of its weights;
+    scores are comparable if their judges' identities are equal. classes_are_labels: True if logit i belongs to label i
+    of the data set, so that accuracy can be computed.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""A small classifier, trained on clean images in seconds: the judge of small data sets.
+"""The judge of small data sets: a classifier trained on clean images in seconds.
 
-It is a perceptron, not a convolutional network: it shares nothing with the UNet that it judges, and on a CPU it trains
-within one compiled loop (the gradients of convolutions are slow in there).
+It is a perceptron, not a convolutional network: it shares nothing with the UNet that it judges, and it trains quickly
+on a CPU in one compiled loop (where the gradients of convolutions are slow).
 """
 
 import hashlib
@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cfg_jax.diffusion import to_unit_range
 from cfg_jax.evaluation.judges import Judge, Outputs
 
 
 class Network(nn.Module):
-    """Images float32 [B, H, W, C] in [-1, 1] -> (features [B, 64], logits [B, num_classes])."""
+    """Perceptron from images float32 [B, H, W, C] in [-1, 1] to (features [B, 64], logits [B, num_classes])."""
 
     num_classes: int
 
@@ -42,7 +43,7 @@ def _train(images, labels, key, *, num_classes, num_steps, batch_size=128):
         params, opt_state = carry
         batch_key, shift_key, dropout_key = jax.random.split(step_key, 3)
         chosen = jax.random.randint(batch_key, (batch_size,), 0, len(images))
-        # Shifted by up to one pixel, so that the judge does not learn where each training image stood.
+        # Shifts by up to one pixel keep the judge from memorising positions.
         dy, dx = jax.random.randint(shift_key, (2,), -1, 2)
         x = jnp.roll(images[chosen], (dy, dx), axis=(1, 2))
 
@@ -58,30 +59,26 @@ def _train(images, labels, key, *, num_classes, num_steps, batch_size=128):
 
 
 def train(images, labels, num_classes, *, num_steps=2000, seed=0, held_out=0.2):
-    """(parameters, accuracy on the held-out part). images: uint8 [N, H, W, C], labels: int [N]; seconds on a CPU."""
+    """Train the judge on uint8 images [N, H, W, C] and int labels [N]: (parameters, accuracy on the held-out part)."""
     order = np.random.default_rng(seed).permutation(len(images))
     test, rest = np.split(order, [int(held_out * len(images))])
     sizes = {'num_classes': num_classes, 'num_steps': num_steps}
-    params = _train(_to_unit_range(images[rest]), labels[rest], jax.random.key(seed), **sizes)
+    params = _train(to_unit_range(images[rest]), labels[rest], jax.random.key(seed), **sizes)
     _, logits = judging(params, num_classes)(images[test])
     return params, float(np.mean(np.argmax(logits, axis=1) == labels[test]))
 
 
 def judging(params, num_classes):
-    """The function from uint8 images [N, H, W, C] to (features [N, 64], logits [N, num_classes]), numpy."""
+    """Return a function from uint8 images [N, H, W, C] to (features [N, 64], logits [N, num_classes]), numpy."""
     apply = jax.jit(Network(num_classes).apply)
-    return lambda images: tuple(np.asarray(out) for out in apply({'params': params}, _to_unit_range(images)))
+    return lambda images: tuple(np.asarray(out) for out in apply({'params': params}, to_unit_range(images)))
 
 
 def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None):
-    """The `Judge`, trained for num_steps on four fifths of `data`, images of one size; weights is not used."""
+    """Return the `Judge`, trained for num_steps on four fifths of `data`; does not use weights and mesh."""
     examples = data.batch(np.arange(len(data)))
     params, accuracy = train(examples['image'], examples['label'], num_classes, num_steps=num_steps)
-    print(f'judge  accuracy {accuracy:.4f} on the fifth of the images held out from it', flush=True)
+    print(f'judge  accuracy {accuracy:.4f} on the held-out fifth of the images', flush=True)
     digest = hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest()
     judge = judging(params, num_classes)
     return Judge('digits', f'digits:sha256:{digest[:16]}', lambda images: Outputs(*judge(images)), True)
-
-
-def _to_unit_range(images):
-    return np.asarray(images, np.float32) / 127.5 - 1.0

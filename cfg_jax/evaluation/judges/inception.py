@@ -1,7 +1,7 @@
 """InceptionV3 of 2015 with its public weights, the judge of FID, sFID and the Inception score as papers report them.
 
-Images are resized as TensorFlow 1 does it, for the published numbers were made so (Parmar et al. 2022 show how much
-depends on that).
+Images are resized as TensorFlow 1 does, because published scores were computed that way (Parmar et al. 2022 show how
+much the resizing matters).
 """
 
 import hashlib
@@ -11,13 +11,15 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation.inception_network import IMAGE_SIZE, NUM_LOGITS, POOL_WIDTH, SPATIAL_WIDTH, Inception
 from cfg_jax.evaluation.judges import Judge, Outputs
-from cfg_jax.torch_files import load_openai_state_dict, unreadable
-from cfg_jax.training import sharding
+from cfg_jax.torch_files import load_openai_state_dict, mismatches, unreadable
 
+BATCH_SIZE = 32  # images per device
 PUBLISHED = 'weights-inception-2015-12-05-6726825d.pth'
 _FIELD = '(config.eval.inception_weights)'
 _NAMED_HASH = re.compile(r'-([0-9a-f]{8})\.pth$')  # torch.hub's convention: the sha256's first digits
@@ -27,14 +29,14 @@ _EPSILON = 0.001  # of every batch norm
 
 
 def read_weights(path):
-    """(params of `Inception`, the file's sha256 in hex) of a file saved by torch.save, in either of its formats.
+    """Read (params of `Inception`, the file's sha256 in hex) from a file of torch.save, in either of its formats.
 
-    Raises UserError where the file is missing, damaged, not what its name says, or of another network.
+    Raises UserError if the file is missing or damaged, or its contents do not fit its name or the network.
     """
     if not path:
         raise UserError(
             f"the judge 'inception' needs its weights: download {PUBLISHED} from the releases (v0.2.0) of "
-            f'github.com/toshas/torch-fidelity and give its path {_FIELD}.'
+            f'github.com/toshas/torch-fidelity and set its path {_FIELD}.'
         )
     path = os.path.expanduser(path)
     try:
@@ -45,40 +47,30 @@ def read_weights(path):
     named = _NAMED_HASH.search(path)
     if named and not digest.startswith(named[1]):
         raise UserError(
-            f'{path}: damaged or another file: its sha256 begins with {digest[:8]}, its name says {named[1]} {_FIELD}.'
+            f'{path}: checksum mismatch: its sha256 begins with {digest[:8]}, but its name says {named[1]} {_FIELD}.'
         )
     try:
         state_dict = load_openai_state_dict(path)
     except UserError as error:
         raise UserError(f'{error} {_FIELD}.') from error
-    if problem := next(problems(state_dict), None):
-        raise UserError(f'{path}: not the network of {PUBLISHED}: {problem} {_FIELD}.')
+    if found := problems(state_dict):
+        raise UserError(f'{path}: not the network of {PUBLISHED}: {found[0]} {_FIELD}.')
     return inception_params(state_dict), digest
 
 
 def problems(state_dict):
-    """One text for each tensor that is missing, of another shape, not of floating point, or surplus."""
+    """List the tensors that are missing, surplus, misshapen or not floating-point, one message each."""
     expected = {name: shape for layer in _kernels().items() for name, shape in _tensors(*layer)}
-    for name, shape in expected.items():
-        array = state_dict.get(name)
-        if array is None:
-            yield f'{name} is missing'
-        elif array.shape != shape:
-            yield f'{name} has the shape {array.shape}, not {shape}'
-        elif array.dtype.kind != 'f':
-            yield f'{name} holds {array.dtype}, not floating-point numbers'
-    for name in state_dict:
-        unused = name == 'fc.bias' or name.endswith('.bn.num_batches_tracked')
-        if name not in expected and not unused:
-            yield f'{ascii(name)[1:-1][:80]} is surplus'
+    unused = [name for name in state_dict if name == 'fc.bias' or name.endswith('.bn.num_batches_tracked')]
+    return mismatches(state_dict, expected, unused)
 
 
 def inception_params(state_dict):
-    """The PyTorch network's {name: array}, without `problems` -> params of `Inception`, float32.
+    """Convert the PyTorch network's {name: array}, free of `problems`, to params of `Inception`, float32.
 
     Each batch norm is folded into its convolution, in float64.
     """
-    params = {'fc': {'kernel': np.array(state_dict['fc.weight'].T, np.float32, order='C')}}
+    params = {('fc', 'kernel'): np.array(state_dict['fc.weight'].T, np.float32, order='C')}
     for path in _kernels():
         if path == ('fc',):
             continue
@@ -89,25 +81,20 @@ def inception_params(state_dict):
         )
         scale = weight / np.sqrt(var + _EPSILON)
         kernel = state_dict[f'{prefix}.conv.weight'].transpose(2, 3, 1, 0) * scale
-        node = params
-        for name in path:
-            node = node.setdefault(name, {})
-        node['kernel'] = np.array(kernel, np.float32, order='C')
-        node['bias'] = np.array(bias - mean * scale, np.float32)
-    return params
+        params[*path, 'kernel'] = np.array(kernel, np.float32, order='C')
+        params[*path, 'bias'] = np.array(bias - mean * scale, np.float32)
+    return unflatten_dict(params)
 
 
 def _kernels():
-    """{path of a layer: shape of its kernel} of every layer of `Inception`."""
+    """Return {path of a layer: shape of its kernel} of every layer of `Inception`."""
     image = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
-    shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)['params']
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    paths = {tuple(step.key for step in path): leaf.shape for path, leaf in leaves}
-    return {path[:-1]: shape for path, shape in paths.items() if path[-1] == 'kernel'}
+    shapes = flatten_dict(jax.eval_shape(Inception().init, jax.random.key(0), image)['params'])
+    return {path[:-1]: leaf.shape for path, leaf in shapes.items() if path[-1] == 'kernel'}
 
 
 def _tensors(path, shape):
-    """(name, shape) of each PyTorch tensor that a layer with this kernel is made of."""
+    """List (name, shape) of the PyTorch tensors that make up a layer whose kernel has this shape."""
     prefix = '.'.join(path)
     if len(shape) == 2:
         return [(f'{prefix}.weight', shape[::-1])]
@@ -119,9 +106,9 @@ def _tensors(path, shape):
 
 
 def resize_matrix(size, new_size=IMAGE_SIZE):
-    """float32 [new_size, size]: one axis of TensorFlow 1's bilinear resize, without antialiasing.
+    """Return float32 [new_size, size]: TensorFlow 1's bilinear resize of one axis, without antialiasing.
 
-    Pixel i is taken at i · size / new_size, not at half-pixel centres: what `align_corners=False` meant then.
+    Output pixel i samples the input at i · size / new_size, without half-pixel centres: the old `align_corners=False`.
     """
     position = np.arange(new_size, dtype=np.float32) * np.float32(size / new_size)
     low = np.floor(position).astype(int)
@@ -133,7 +120,7 @@ def resize_matrix(size, new_size=IMAGE_SIZE):
 
 @jax.jit
 def preprocess(images):
-    """uint8 [B, H, W, C], C 1 or 3 -> float32 [B, 299, 299, 3] in [-1, 1), as the graph does it."""
+    """Resize and scale uint8 [B, H, W, 1 or 3] to float32 [B, 299, 299, 3] in [-1, 1), as the 2015 graph does."""
     rows, columns = (resize_matrix(size) for size in images.shape[1:3])
     x = images.astype(jnp.float32)
     x = jnp.einsum('ih,bhwc,jw->bijc', rows, x, columns, precision='highest')
@@ -143,16 +130,14 @@ def preprocess(images):
 # ---------------------------------------------------------------- the judge
 
 
-def open_judge(data, num_classes, *, weights='', num_steps=0, mesh=None, batch_size=32):
-    """The `Judge`. weights: path of the public file; batch_size: images a device. The others are not used."""
+def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None):
+    """Return the `Judge`. weights: path of the public file. Does not use data, num_classes and num_steps."""
     params, digest = read_weights(weights)
-    mesh = sharding.local_mesh()
-    params = jax.device_put(params, sharding.replicated(mesh))
-    network = jax.jit(
-        lambda params, images: Inception().apply({'params': params}, images),
-        out_shardings=sharding.batch_sharding(mesh),
-    )
-    size = batch_size * mesh.size
+    mesh = mesh or Mesh(jax.local_devices()[:1], ('data',))
+    replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), mesh.axis_names))
+    params = jax.device_put(params, replicated)
+    network = jax.jit(lambda params, images: Inception().apply({'params': params}, images), out_shardings=split)
+    size = BATCH_SIZE * mesh.size
 
     def apply(images):
         _check_images(images)
@@ -160,10 +145,10 @@ def open_judge(data, num_classes, *, weights='', num_steps=0, mesh=None, batch_s
         outputs = Outputs(*(np.empty((len(images), width), np.float32) for width in widths))
         computing = None
         for start in range(0, len(images), size):
-            # filled up, so that there is one compilation
+            # the last batch is padded, so that the network is compiled once
             batch = np.resize(images[start : start + size], (size, *images.shape[1:]))
-            dispatched = network(params, preprocess(jax.device_put(batch, sharding.batch_sharding(mesh))))
-            if computing is not None:  # each batch is fetched after the next one has been dispatched
+            dispatched = network(params, preprocess(jax.device_put(batch, split)))
+            if computing is not None:  # fetch a batch only after dispatching the next one
                 _fetch(computing, outputs, start - size)
             computing = dispatched
         if computing is not None:
@@ -176,7 +161,7 @@ def open_judge(data, num_classes, *, weights='', num_steps=0, mesh=None, batch_s
 
 
 def _fetch(computed, outputs, start):
-    """Copies the arrays of one batch into the rows of `outputs` from `start` on, less what it was filled up with."""
+    """Copy the arrays of one batch, without its padding, into the rows of `outputs` from `start` on."""
     for array, output in zip(computed, outputs):
         rows = output[start : start + len(array)]
         rows[:] = np.asarray(array)[: len(rows)]

@@ -1,42 +1,47 @@
-"""The report of an evaluation: one HTML file with curves, samples, numbers and settings, which needs nothing beside it.
+"""The report of an evaluation: one HTML file with curves, samples, numbers and settings, which loads nothing else.
 
-`render` is a pure function of plain values: the same values give the same text. The page's style and script stand
-beside this file and are written into it; its content security policy names them by hash and lets nothing else load or
-run. The curves are SVG and show without the script, which adds hovering, sorting, copying and enlarging.
+`render` is a pure function of plain values: the same values give the same text. The page contains its style and its
+script; its content security policy names them by hash and lets nothing else load or run. The curves are SVG, drawn by
+matplotlib, and show without the script, which links them to the table and adds sorting, copying and enlarging.
 """
 
 import base64
+import csv
 import hashlib
+import io
 import struct
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from cfg_jax.evaluation.report import charts, values
+from cfg_jax.evaluation import figures, values
+from cfg_jax.evaluation.columns import column
+from cfg_jax.evaluation.report import svg
+from cfg_jax.evaluation.report.sweep import Sweep
 
 _WIDE, _NARROW = (828, 632), (400, 286)  # the first figure on large screens, and every figure elsewhere
 _FIGURES = (  # columns of x (None: what the curves are drawn over) and y, heading, how to read it
-    ('inception_score', 'fid', 'FID against Inception score', 'Down is nearer to the data, right is surer of a class.'),
+    ('inception_score', 'fid', 'FID against Inception score', 'Lower is closer to the data; right is clearer classes.'),
     (None, 'fid', 'FID', 'Lower is better.'),
     (None, 'inception_score', 'Inception score', 'Higher is better.'),
-    (None, 'precision', 'Precision', 'Fidelity: the share of samples that could be data.'),
-    (None, 'recall', 'Recall', 'Variety: the share of the data that is covered.'),
-    ('precision', 'recall', 'Recall against precision', 'Up is more variety, right is more fidelity.'),
+    (None, 'precision', 'Precision', 'Fidelity: the share of samples that look like data.'),
+    (None, 'recall', 'Recall', 'Variety: the share of the data that the samples cover.'),
+    ('precision', 'recall', 'Recall against precision', 'Up is more variety; right is more fidelity.'),
 )
 
 
 def render(*, title, rows, columns, settings, references, grids=(), notes=(), real=None):
-    """The report as HTML text.
+    """Return the report as HTML text.
 
     rows: dicts as `values` describes them, in the order to be shown, one for each guidance weight, sampler and number
-    of steps. columns: the keys to tabulate; those of `values.COLUMNS` have names and formats, others stand as they are,
-    and a column of which no row knows anything is left out. settings: the config as nested dicts. references:
-    {name: text} of what else it takes to repeat the numbers: judge, reference and its sha256, checkpoint's step,
-    version, date, command. grids: pairs (row, PNG bytes), the row being one of `rows`; the PNG is embedded as it is.
-    notes: sentences that a reader must see first. real: {column: value} of real images, drawn as a line.
+    of steps. columns: the columns to tabulate; `columns.column` gives their labels and formats, and a column without
+    any value is left out. settings: the config as nested dicts. references: {name: text}, what else is needed to repeat
+    the numbers: judge, reference and its sha256, training step, version, date, command. grids: pairs (one of the rows,
+    PNG bytes); the PNG is embedded as it is. notes: sentences that a reader must see first. real: {column: value} of
+    real images, drawn as lines.
     """
     rows, columns = [dict(row) for row in rows], list(columns)
-    sweep = values.Sweep(rows)
+    sweep = Sweep(rows)
     style, script = (Path(__file__).with_name(name).read_text(encoding='utf-8') for name in ('report.css', 'report.js'))
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
     return _lines(
@@ -60,7 +65,7 @@ def render(*, title, rows, columns, settings, references, grids=(), notes=(), re
         _references_section(references),
         _settings_section(settings),
         '</main>',
-        '<footer><p>Made by cfg_jax. This file is whole: it loads nothing, and can be kept or sent as it is.</p>',
+        '<footer><p>Made by cfg_jax. This file loads nothing else: it can be kept or sent as it is.</p>',
         '</footer>',
         '<div id="tip" role="tooltip" hidden></div>',
         f'<script>{script}</script>',
@@ -106,16 +111,16 @@ def _header(title, rows, sweep, notes):
 
 
 def _facts(rows, sweep):
-    """(name, value, its error or '', where) of what one looks for first."""
+    """Yield (name, value, its error or '', where) of the numbers that a reader looks for first."""
     several = len(rows) > 1
-    for key, most, name in (('fid', 'Least ', 'FID'), ('inception_score', 'Highest ', 'Inception score')):
+    for key, most, name in (('fid', 'Lowest ', 'FID'), ('inception_score', 'Highest ', 'Inception score')):
         if (index := values.best_row(rows, key)) is not None:
             row = rows[index]
             yield most * several + name, *values.show(row, key), sweep.full_name(row)
-    least = values.best_row(rows, 'fid')
-    if least is not None and values.has(rows[least], 'precision', 'recall'):
-        precision, recall = (values.show(rows[least], key)[0] for key in ('precision', 'recall'))
-        yield 'Precision / recall', f'{precision} / {recall}', '', 'at the least FID' if several else ''
+    best = values.best_row(rows, 'fid')
+    if best is not None and values.has(rows[best], 'precision', 'recall'):
+        precision, recall = (values.show(rows[best], key)[0] for key in ('precision', 'recall'))
+        yield 'Precision / recall', f'{precision} / {recall}', '', 'at the lowest FID' if several else ''
     counts = {row['num_samples'] for row in rows if values.has(row, 'num_samples')}
     if len(counts) == 1:
         yield 'Samples', f'{counts.pop():,.0f}', '', f'at each of {len(rows)} points' if several else ''
@@ -125,85 +130,62 @@ def _facts(rows, sweep):
 
 
 def _figures_section(rows, sweep, real):
-    figures = [_figure(rows, sweep, real, *figure) for figure in _FIGURES] if len(rows) > 1 else []
-    if not any(figures):
+    drawn = [_figure(rows, sweep, real, *figure) for figure in _FIGURES] if len(rows) > 1 else []
+    if not any(drawn):
         return ''
-    legend = ''.join(f'<li>{charts.swatch(style)}{_text(name)}</li>' for name, style in sweep.styles.items())
+    legend = ''.join(f'<li>{_swatch(style)}{_text(name)}</li>' for name, style in sweep.styles.items())
     keys = {key for figure in _FIGURES for key in figure[:2] if key}
     bars = any(values.error(row, key) for row in rows for key in keys)
     known = values.best_row(rows, 'fid') is not None
     return _section(
         'curves',
         'Fidelity and variety',
-        f'<p class="lead">{"Bars show ± the error in the table. " * bars}{"The ring is the least FID. " * known}'
-        '<span class="scripted">Point at a mark for all of its numbers; arrow keys walk along a curve.</span></p>',
+        f'<p class="lead">{"Bars show ± one standard error. " * bars}{"The ring marks the lowest FID. " * known}'
+        '<span class="scripted">Point at a mark to see all of its numbers; the arrow keys walk along a curve.</span>'
+        '</p>',
         f'<ul class="legend">{legend}</ul>',
         '<div class="charts">',
-        *figures,
+        *drawn,
         '</div>',
     )
 
 
-def _figure(rows, sweep, real, x_key, y_key, heading, caption):
-    """A <figure>, or '' where no row has both values or nothing varies along x."""
-    hero, over = (x_key, y_key) == ('inception_score', 'fid'), x_key is None
-    x_key = x_key or sweep.over
-    if (over and not sweep.varies) or not any(values.has(row, x_key, y_key) for row in rows):
+def _figure(rows, sweep, real, x, y, heading, caption):
+    """Return a <figure>, or '' where no row has both values or nothing varies along x."""
+    hero, over = (x, y) == ('inception_score', 'fid'), x is None
+    x = x or sweep.over
+    if (over and not sweep.varies) or not any(values.has(row, x, y) for row in rows):
         return ''
-    if over:
-        heading = f'{heading} over {sweep.symbol}'
+    heading += f' over {sweep.symbol}' * over
     curves = [
-        charts.Curve(sweep.styles[name], [_point(rows, sweep, index, members, x_key, y_key) for index in members])
+        figures.Curve([rows[index] for index in members], sweep.over, name, sweep.styles[name], members)
         for name, members in sweep.curves.items()
     ]
-    best = label = None
-    if y_key == 'fid':
-        best = values.best_row([row if values.has(row, x_key) else {} for row in rows], 'fid')
-        label = f'{sweep.weight(rows[best])}, {values.show_named(rows[best], "fid", with_error=False)}'
-    options = {
-        'name': heading,
-        'x_title': sweep.axis if over else _axis_title(x_key),
-        'y_title': _axis_title(y_key),
-        'x_line': _line_of_data(real, x_key),
-        'y_line': _line_of_data(real, y_key),
-        'best': best,
-        'best_label': label,
-    }
-    sizes = {'wide': _WIDE, 'narrow': _NARROW} if hero else {'': _NARROW}
+    shown = [key for key in (x, y) if key != sweep.over]
+    texts = [f'{sweep.full_name(row)}: {", ".join(values.show_named(row, key) for key in shown)}' for row in rows]
+    charts = []
+    for css, size in {'wide': _WIDE, 'narrow': _NARROW}.items() if hero else [('', _NARROW)]:
+        options = {'best': values.best_row(rows, 'fid'), 'real': real, 'salt': heading + css}
+        drawn = figures.chart(curves, x, y, size=size, **options)
+        charts.append(svg.as_html(drawn, name=heading, css=css, texts=texts))
     return _lines(
         '<figure class="hero">' if hero else '<figure>',
         f'<figcaption><h3>{_text(heading)}</h3><p>{_text(caption)}</p></figcaption>',
-        *(charts.chart(curves, size=size, css=css, **options) for css, size in sizes.items()),
+        *charts,
         '</figure>',
     )
 
 
-def _axis_title(key):
-    name = 'Inception score' if key == 'inception_score' else values.column(key).label
-    return f'{name} {values.column(key).arrow}'
-
-
-def _line_of_data(real, key):
-    return (float(real[key]), f'data {values.show(real, key)[0]}') if values.has(real, key) else None
-
-
-def _point(rows, sweep, index, members, x_key, y_key):
-    row = rows[index]
-    if not values.has(row, x_key, y_key):
-        return None
-    label = ''
-    if x_key != sweep.over:  # else the axis tells
-        label = sweep.weight(row) if index in (members[0], members[-1]) else values.show(row, sweep.over)[0]
-    shown = ', '.join(values.show_named(row, key) for key in (x_key, y_key) if key != sweep.over)
-    x, y = ((float(row[key]), values.error(row, key)) for key in (x_key, y_key))
-    return charts.Point(x[0], y[0], x[1], y[1], index, label, f'{sweep.full_name(row)}: {shown}')
+def _swatch(style):
+    """Return the marker of a curve as it stands in legends."""
+    return f'<span class="swatch k{style % figures.NUM_COLORS}" aria-hidden="true">{figures.swatch(style)}</span>'
 
 
 # ---------------------------------------------------------------- samples
 
 
 def _samples_section(grids, sweep):
-    """Pictures of the same noise side by side, a group for each curve."""
+    """Return pictures of the same noise side by side, a group for each curve."""
     groups = {}
     for row, png in grids:
         groups.setdefault(sweep.name(row), []).append((row, png))
@@ -212,23 +194,23 @@ def _samples_section(grids, sweep):
     parts = []
     if any(len(members) > 1 for members in groups.values()):
         parts.append(
-            f'<p class="lead">The same noise at every {sweep.symbol}.<span class="scripted"> Press a picture to '
-            'enlarge it; the arrow keys then turn to its neighbours, in the same place.</span></p>'
+            f'<p class="lead">The same noise at every {sweep.symbol}.<span class="scripted"> Click a picture to '
+            'enlarge it; the arrow keys then show its neighbours in the same place.</span></p>'
         )
     for name, members in groups.items():
         if len(groups) > 1:
-            parts.append(f'<h3 class="group">{_swatch(sweep, members[0][0])}{_text(name)}</h3>')
+            parts.append(f'<h3 class="group">{_swatch_of(sweep, members[0][0])}{_text(name)}</h3>')
         parts += ['<div class="samples">', *(_sample(sweep, row, png) for row, png in members), '</div>']
     return _section('samples', 'Samples', *parts)
 
 
 def _sample(sweep, row, png):
     if png[:8] != b'\x89PNG\r\n\x1a\n':
-        raise ValueError('a grid of samples is not a PNG file')
+        raise ValueError('a grid of samples must be a PNG file')
     width, height = struct.unpack('>II', png[16:24])  # of its header
     keys = [key for key in ('fid', 'inception_score') if values.has(row, key)]
     shown = ' · '.join(values.show_named(row, key, with_error=False) for key in keys)
-    small = ' class="pixelated"' if width < 160 else ''  # narrower than its place: enlarged
+    small = ' class="pixelated"' if width < 160 else ''  # it is shown enlarged
     return (
         f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" width="{width}" height="{height}" '
         f'loading="lazy" decoding="async"{small} alt="Samples at {_text(sweep.full_name(row))}">'
@@ -236,10 +218,10 @@ def _sample(sweep, row, png):
     )
 
 
-def _swatch(sweep, row):
-    """The sign of the row's curve, where there are several."""
+def _swatch_of(sweep, row):
+    """Return the marker of the row's curve, if there are several curves."""
     style = sweep.styles.get(sweep.name(row))
-    return charts.swatch(style) if style is not None and len(sweep.styles) > 1 else ''
+    return _swatch(style) if style is not None and len(sweep.styles) > 1 else ''
 
 
 # ---------------------------------------------------------------- tables
@@ -252,7 +234,7 @@ def _table_section(rows, columns, sweep):
     head = ''.join(_head(rows, key, sweep) for key in shown)
     body = [
         f'<tr data-row="{index}" data-name="{_text(sweep.full_name(row))}">'
-        + ''.join(_cell(rows, row, key, best[key], _swatch(sweep, row) if key == shown[0] else '') for key in shown)
+        + ''.join(_cell(rows, row, key, best[key], _swatch_of(sweep, row) if key == shown[0] else '') for key in shown)
         + '</tr>'
         for index, row in enumerate(rows)
     ]
@@ -260,8 +242,8 @@ def _table_section(rows, columns, sweep):
     return _section(
         'numbers',
         'All numbers',
-        f'<p class="lead">{"The best of a column is underlined. " * marked}<span class="scripted">A column’s name '
-        'sorts by it. <button type="button" id="copy">Copy as CSV</button></span></p>',
+        f'<p class="lead">{"The best value of each column is underlined. " * marked}<span class="scripted">Click a '
+        'column’s name to sort by it. <button type="button" id="copy">Copy as CSV</button></span></p>',
         '<div class="scroll" role="region" aria-labelledby="numbers" tabindex="0">',
         '<table id="results">',
         f'<thead><tr>{head}</tr></thead>',
@@ -270,20 +252,33 @@ def _table_section(rows, columns, sweep):
         '</tbody>',
         '</table>',
         '</div>',
-        f'<textarea id="csv" readonly hidden aria-label="The table as CSV">\n{_text(values.as_csv(rows, columns))}'
+        f'<textarea id="csv" readonly hidden aria-label="The table as CSV">\n{_text(_as_csv(rows, columns))}'
         '</textarea>',
     )
 
 
+def _as_csv(rows, columns):
+    """Return the rows as CSV in full precision, each column followed by its error if any row has one."""
+    keys = []
+    for key in columns:
+        errors = [f'{key}_error'] if any(values.has(row, f'{key}_error') for row in rows) else []
+        keys += [each for each in (key, *errors) if each not in keys]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(keys)
+    for row in rows:
+        writer.writerow(['' if values.is_missing(row.get(key)) else row[key] for key in keys])
+    return text.getvalue()
+
+
 def _head(rows, key, sweep):
-    """A column's head. data-name: what a point's list of numbers calls it; none for what the list's title states."""
-    column = values.column(key)
-    kind = '' if values.is_textual(rows, key) else ' class="number"'
-    name = '' if key in sweep.naming else column.label
-    arrow = f' <i>{column.arrow}</i>' if column.arrow else ''
+    """Return a column's head. data-name is its name in a point's list of numbers, '' if the list's title states it."""
+    shown, kind = column(key), '' if values.is_textual(rows, key) else ' class="number"'
+    name = '' if key in sweep.naming else shown.label
+    arrow = f' <i>{shown.arrow}</i>' if shown.arrow else ''
     return (
-        f'<th scope="col"{kind} data-name="{_text(name)}" title="{_text(column.meaning)}">'
-        f'{_text(column.label)}{arrow}</th>'
+        f'<th scope="col"{kind} data-name="{_text(name)}" title="{_text(shown.meaning)}">'
+        f'{_text(shown.label)}{arrow}</th>'
     )
 
 
@@ -307,12 +302,12 @@ def _references_section(references):
 
 
 def _words(value):
-    """Lines break between words and not within flags, which have hyphens."""
+    """Return the words of a text so that lines break between them and not at the hyphens of flags."""
     return ' '.join(f'<span>{_text(word)}</span>' for word in str(value).split(' '))
 
 
 def _settings_section(settings):
-    """A foldable table for each part of the config, and one for what belongs to no part."""
+    """Return a foldable table for each part of the config, and one for the fields outside all parts."""
     parts = {'general': {key: value for key, value in settings.items() if not isinstance(value, Mapping)}}
     parts |= {key: value for key, value in settings.items() if isinstance(value, Mapping)}
     folds = [
@@ -338,7 +333,7 @@ def _flat(part, prefix=''):
 
 
 def _setting(value):
-    """Empty texts and sequences are shown as such."""
+    """Return a setting's value as text; empty texts and sequences are written as '' and ()."""
     if isinstance(value, (list, tuple)):
         return ', '.join(map(str, value)) or '()'
     return "''" if value == '' else value

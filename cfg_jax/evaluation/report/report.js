@@ -13,97 +13,53 @@
   const byRow = new Map(lines.map((line) => [line.dataset.row, line]));
   document.body.classList.add('live');
 
-  // ---------------------------------------------------------------- the numbers of a point
+  // ---------------------------------------------------------------- points and rows
 
   const tip = document.getElementById('tip');
-  let active = null;
-
-  function hide() {
-    if (active === null) return;
-    active.removeAttribute('aria-describedby');
-    active = null;
-    tip.hidden = true;
-    for (const element of all('.active')) element.classList.remove('active');
+  for (const point of all('.point')) {
+    const title = point.querySelector('title'); // the browser's own tip, for pages without a script
+    point.setAttribute('aria-label', title.textContent);
+    title.remove();
   }
 
-  function show(point) {
-    if (active === point) return;
-    hide();
-    active = point;
-    point.setAttribute('aria-describedby', 'tip');
-    const row = point.dataset.row;
-    for (const element of all(`[data-row="${row}"]`)) element.classList.add('active');
+  /** Marks a row in the table and in all charts; lists its numbers at a point. */
+  function show(element) {
+    for (const active of all('.active')) active.classList.remove('active');
+    tip.hidden = !element?.matches('.point');
+    if (!element) return;
+    const row = element.dataset.row;
+    for (const same of all(`[data-row="${row}"]`)) same.classList.add('active');
+    if (tip.hidden) return;
     const list = make('dl');
     [...byRow.get(row).cells].forEach((cell, index) => {
       if (cell.dataset.value === '' || heads[index].dataset.name === '') return;
       const text = cell.cloneNode(true);
-      for (const unseen of all('.unseen, svg', text)) unseen.remove();
+      for (const hidden of all('.unseen, .swatch', text)) hidden.remove();
       list.append(make('dt', heads[index].dataset.name), make('dd', text.textContent));
     });
     tip.replaceChildren(make('b', byRow.get(row).dataset.name), list);
-    tip.hidden = false;
-    place();
+    const mark = element.getBoundingClientRect(); // the tip stands below it, or above where there is no room
+    const top = mark.bottom + tip.offsetHeight + 8 < innerHeight ? mark.bottom + 4 : mark.top - tip.offsetHeight - 4;
+    const left = Math.min((mark.left + mark.right - tip.offsetWidth) / 2, innerWidth - tip.offsetWidth - 12);
+    tip.style.left = `${scrollX + Math.max(12, left)}px`;
+    tip.style.top = `${scrollY + Math.max(12, top)}px`;
   }
 
-  /** Beside the point where there is room, else above or below it. */
-  function place() {
-    const mark = active.querySelector('.marker').getBoundingClientRect();
-    const { offsetWidth: width, offsetHeight: height } = tip;
-    const clamp = (value, room) => Math.max(12, Math.min(value, room - 12));
-    let left = mark.right + 14;
-    let top = clamp(mark.top - height / 3, innerHeight - height);
-    if (left + width > innerWidth - 12) left = mark.left - 14 - width;
-    if (left < 12) {
-      left = clamp(mark.left - width / 2, innerWidth - width);
-      top = mark.bottom + 14 + height < innerHeight ? mark.bottom + 14 : Math.max(12, mark.top - 14 - height);
-    }
-    tip.style.left = `${left}px`;
-    tip.style.top = `${top}px`;
-  }
-
-  function nearest(points, x, y, reach) {
-    let best = null;
-    for (const point of points) {
-      const box = point.querySelector('.marker').getBoundingClientRect();
-      const distance = Math.hypot(x - (box.left + box.right) / 2, y - (box.top + box.bottom) / 2);
-      if (distance < reach) [best, reach] = [point, distance];
-    }
-    return best;
-  }
-
-  for (const chart of all('.chart')) {
-    const points = all('.point', chart);
-    const follow = (event) => {
-      const point = nearest(points, event.clientX, event.clientY, 36);
-      if (point) show(point);
-      else hide();
-    };
-    chart.addEventListener('pointermove', follow);
-    chart.addEventListener('pointerdown', follow);
-    chart.addEventListener('pointerleave', (event) => {
-      if (event.pointerType === 'mouse') hide();
-    });
-    chart.addEventListener('focusin', (event) => show(event.target.closest('.point')));
-    chart.addEventListener('focusout', hide);
-    chart.addEventListener('keydown', (event) => {
-      const index = points.indexOf(document.activeElement);
-      const goal = {
-        ArrowRight: index + 1,
-        ArrowDown: index + 1,
-        ArrowLeft: index - 1,
-        ArrowUp: index - 1,
-        Home: 0,
-        End: points.length - 1,
-      }[event.key];
-      if (event.key === 'Escape') hide();
-      if (index < 0 || goal === undefined || !points[goal]) return;
-      event.preventDefault();
-      points[index].setAttribute('tabindex', '-1');
-      points[goal].setAttribute('tabindex', '0');
-      points[goal].focus();
-    });
-  }
-  addEventListener('scroll', () => active && (active === document.activeElement ? place() : hide()), { passive: true });
+  const find = (event) => event.target.closest?.('.point, #results tr[data-row]');
+  for (const kind of ['pointerover', 'pointerdown', 'focusin']) addEventListener(kind, (event) => show(find(event)));
+  addEventListener('keydown', (event) => {
+    if (event.key === 'Escape') show(null);
+    const chart = document.activeElement.closest('.point') && all('.point', document.activeElement.closest('.chart'));
+    if (!chart) return;
+    const index = chart.indexOf(document.activeElement);
+    const goal = { ArrowRight: index + 1, ArrowDown: index + 1, ArrowLeft: index - 1, ArrowUp: index - 1 };
+    const next = chart[{ ...goal, Home: 0, End: chart.length - 1 }[event.key]];
+    if (!next) return;
+    event.preventDefault();
+    chart[index].setAttribute('tabindex', '-1');
+    next.setAttribute('tabindex', '0');
+    next.focus();
+  });
 
   // ---------------------------------------------------------------- the table
 
@@ -132,7 +88,7 @@
       copy.textContent = 'Copied';
       setTimeout(() => (copy.textContent = 'Copy as CSV'), 1500);
     } catch {
-      csv.hidden = false; // where a page may not write to the clipboard, the text is there to be copied by hand
+      csv.hidden = false; // a page that may not write to the clipboard shows the text to be copied by hand
       csv.select();
     }
   });
@@ -154,7 +110,7 @@
     large.src = image.src;
     large.alt = image.alt;
     caption.value = image.alt.replace(/^Samples at /, '');
-    // Whole multiples of small pictures, so that all pixels are of one size.
+    // Small pictures are enlarged by whole factors, so that all pixels have the same size.
     const [width, height] = ['width', 'height'].map((name) => Number(image.getAttribute(name)));
     const factor = Math.min(frame.clientWidth / width, frame.clientHeight / height);
     large.width = width * (factor > 1 ? Math.floor(factor) : factor);
