@@ -11,8 +11,8 @@ import scipy.special
 _BLOCK = 4096  # rows converted to float64 at a time
 
 
-def _blocks(features, size=_BLOCK):
-    return (np.asarray(features[start : start + size], np.float64) for start in range(0, len(features), size))
+def _blocks(features):
+    return (np.asarray(features[start : start + _BLOCK], np.float64) for start in range(0, len(features), _BLOCK))
 
 
 # ---------------------------------------------------------------- Fréchet distance (Heusel et al. 2017, eq. 6)

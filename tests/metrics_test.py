@@ -232,7 +232,6 @@ def test_kernel_distance_against_sklearns_kernel():
 
 def test_kernel_distance_of_more_than_one_block(monkeypatch):
     expected = metrics.kernel_distance(A, B)
-    monkeypatch.setattr(metrics._blocks, '__defaults__', (64,))
     monkeypatch.setattr(metrics, '_BLOCK', 64)
     assert metrics.kernel_distance(A, B) == pytest.approx(expected, rel=1e-12)
 
