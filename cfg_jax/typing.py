@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 try:
-    from jaxtyping import Bool, Float, Float32, Float64, Int, Integer, Key, Real, UInt8  # noqa: F401
+    from jaxtyping import Bool, Float, Float32, Float64, Int, Integer, Key, Real, UInt8
 except ImportError:
 
     class Bool:
