@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cfg_jax import build, files
+from cfg_jax import build, diffusion, files
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import train
 from cfg_jax.training import checks, step
@@ -237,7 +237,7 @@ def test_accumulation_averages_the_parts_gradients():
     @jax.jit
     def part_gradient(images, labels, part):
         def loss(p):
-            return loss_fn(p, build.to_unit_range(images), labels, jax.random.fold_in(key, part)).loss.mean()
+            return loss_fn(p, diffusion.to_unit_range(images), labels, jax.random.fold_in(key, part)).loss.mean()
 
         return jax.grad(loss)(params)
 
