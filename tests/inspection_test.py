@@ -114,7 +114,7 @@ def test_a_split_without_labels(tmp_path):
     ('changes', 'message'),
     [
         ({'data__num_classes': 3}, r'has 2 classes, not 3 \(config\.data\.num_classes\)'),
-        ({'data__data_dir': None}, r'config\.data\.data_dir is not set; give the folder'),
+        ({'data__data_dir': None}, r'config\.data\.data_dir is not set; give a folder'),
         ({'data__data_dir': '/nowhere'}, r'/nowhere.*config\.data\.data_dir'),
         ({'data__image_size': 32}, r'smaller than 32x32.*config\.data\.upsample'),
         ({'data__image_channels': 1}, r'has colour.*config\.data\.image_channels'),

@@ -119,9 +119,9 @@ def test_other_settings_are_another_set_and_it_says_which(tmp_path, capsys):
     few = open_set(tmp_path, LABELS[:4], identity=one.identity)
     few.draw(drawer([], LABELS[:4]), 'w=1')
     one.draw(drawer([]), 'w=1')  # the same set, of more images
-    assert 'drawer again' not in capsys.readouterr().out
+    assert 'drawing again' not in capsys.readouterr().out
     two.draw(drawer([]), 'w=1')
-    assert f'w=1  drawer again: {one.folder.name} differs in a\n' in capsys.readouterr().out
+    assert f'w=1  drawing again: {one.folder.name} differs in a\n' in capsys.readouterr().out
 
 
 def test_labels_of_an_image_do_not_depend_on_their_number():

@@ -261,7 +261,17 @@ class Checkpoints:
         return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
     def _newest_readable(self, restore_step, parts):
-        """Return the newest step that all processes can read. parts: restored tree -> {name: tree} with checksums."""
+        """Return the newest step that all processes can read. parts: restored tree -> {name: tree} with checksums.
+
+        After a UserError the checkpoints are closed: Orbax's threads must not outlive the error at the program's exit.
+        """
+        try:
+            return self._first_readable(restore_step, parts)
+        except UserError:
+            self.abandon()
+            raise
+
+    def _first_readable(self, restore_step, parts):
         self._waiting(self._manager.wait_until_finished)
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
