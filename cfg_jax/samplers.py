@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from cfg_jax import diffusion
 from cfg_jax.diffusion import Denoiser, MeanShift
-from cfg_jax.typing import Array, Float, Int, Key, Scalar
+from cfg_jax.typing import Array, Float, Int, Integer, Key, Scalar
 
 # ---------------------------------------------------------------- CFG paper, Algorithm 2: z_1 ~ N(0, I)
 
@@ -24,7 +24,7 @@ def step_noise(
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), image_shape))(keys)
 
 
-def image_keys(seed: int | Int[Array, ''], indices: Int[Array, ' B']) -> Key[Array, ' B']:
+def image_keys(seed: int | Integer[Array, ''], indices: Integer[Array, ' B']) -> Key[Array, ' B']:
     """Return the typed PRNG key of each image, fold_in(seed, image index)."""
     key = jax.random.key(seed)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 try:
-    from jaxtyping import Bool, Float, Float32, Float64, Int, Key, Real, UInt8
+    from jaxtyping import Bool, Float, Float32, Float64, Int, Integer, Key, Real, UInt8
 except ImportError:
 
     class Bool:
@@ -18,9 +18,7 @@ except ImportError:
         def __class_getitem__(cls, item):
             return item[0]
 
-    Float = Float32 = Float64 = Int = Key = Real = UInt8 = Bool
-
-__all__ = ['Array', 'Bool', 'Float', 'Float32', 'Float64', 'Int', 'Key', 'PerImage', 'Real', 'Scalar', 'UInt8']
+    Float = Float32 = Float64 = Int = Integer = Key = Real = UInt8 = Bool
 
 Array = jax.Array | np.ndarray | np.generic
 Scalar = float | Real[Array, '']
