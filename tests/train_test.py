@@ -53,7 +53,7 @@ def saved_steps(workdir):
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
     """SIGKILL on the way, once a new checkpoint is there, and then SIGTERM; the third start of the same command ends
     where an undisturbed run does, and so do its lines."""
-    changes = {'train__num_steps': 300, 'train__checkpoint_every': 30, 'train__log_every': 7}
+    changes = {'train__num_steps': 150, 'train__checkpoint_every': 15, 'train__log_every': 7}
     expected = train.run(tiny.config(**changes), tmp_path / 'undisturbed')
     workdir, resumed_at = tmp_path / 'killed', 0
     for number in (signal.SIGKILL, signal.SIGTERM):
@@ -70,7 +70,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
             assert f'resuming from {workdir}/checkpoints/{resumed_at}\n' in lines
             assert not any(line.startswith('step 7/') for line in lines)
         resumed_at = max(saved_steps(workdir))
-        assert resumed_at < 300
+        assert resumed_at < 150
     capfd.readouterr()
     state = train.run(tiny.config(**changes), workdir)
     assert f'resuming from {workdir}/checkpoints/{resumed_at}\n' in capfd.readouterr().out
@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
         [json.loads(line) | {'images_per_second': 0} for line in (folder / 'metrics.jsonl').read_text().splitlines()]
         for folder in (workdir, tmp_path / 'undisturbed')
     ]
-    assert logs[0] == logs[1] and [line['step'] for line in logs[0]] == [*range(7, 300, 7), 300]
+    assert logs[0] == logs[1] and [line['step'] for line in logs[0]] == [*range(7, 150, 7), 150]
 
 
 def test_one_job_at_a_time(tmp_path, monkeypatch):
@@ -134,7 +134,11 @@ def test_a_longer_run_goes_on(tmp_path, capfd):
     assert_same_bits(jax.device_get(again), jax.device_get(whole))
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'flipped', 'deleted file', 'empty folder', 'flipped metadata'])
+# The slow ones are also read by two processes, in processes_test.
+SLOW_DAMAGE = [pytest.param(kind, marks=pytest.mark.slow) for kind in ('truncated', 'deleted file', 'empty folder')]
+
+
+@pytest.mark.parametrize('damage', ['flipped', 'flipped metadata', *SLOW_DAMAGE])
 def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, capfd, damage):
     """Falls back to the one before, says so, keeps the damaged one aside, and ends with the same bits."""
     workdir = tmp_path / 'run'
