@@ -330,7 +330,10 @@ def sampler(config, classifier_config=None):
                 denoise = guidance.classifier(denoise, of_label, labels, classifier_weight)
         if config.sample.sampler == 'ddim':
             return samplers.ddim(denoise, z, logsnrs, keys, eta=config.sample.eta, clip_x=clip_x)
-        return samplers.ancestral(denoise, z, logsnrs, keys, v=config.sample.v, clip_x=clip_x, mean_shift=mean_shift)
+        if config.sample.sampler == 'ancestral':
+            options = {'v': config.sample.v, 'clip_x': clip_x, 'mean_shift': mean_shift}
+            return samplers.ancestral(denoise, z, logsnrs, keys, **options)
+        raise ValueError(f'no sampler {config.sample.sampler!r} here')
 
     return sample
 

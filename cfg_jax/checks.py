@@ -144,7 +144,7 @@ def _check_combinations(config):
 
     null, free = config.model.labels == 'null', config.guidance.function == 'classifier_free'
     _require(null or not config.loss.p_uncond, config, 'loss.p_uncond', "0 unless config.model.labels is 'null'")
-    unguided = "'conditional' or 'unconditional' because config.model.labels is not 'null'"
+    unguided = "'conditional', 'unconditional' or 'module:function' because config.model.labels is not 'null'"
     _require(null or not free or config.model.kind != 'unet', config, 'guidance.function', unguided)
     form = config.guidance.classifier_form == 'eps' or config.sample.sampler == 'ancestral'
     _require(form, config, 'guidance.classifier_form', "'eps' unless config.sample.sampler is 'ancestral'")

@@ -87,7 +87,7 @@ def default():
 
     config.sample = sample = ConfigDict()
     sample.sampler = 'ancestral'  # 'ancestral' | 'ddim'
-    sample.num_steps = 256  # T, network evaluations per image
+    sample.num_steps = 256  # T, steps per image; classifier-free guidance evaluates the network twice per step
     sample.spacing = ''  # ADM's tables: 'ddim25' or '10,15,20', instead of num_steps evenly spaced timesteps
     sample.v = 0.3  # ancestral, unless the variance is learned: (σ~²)^(1-v) (σ²_{t|s})^v (CFG paper, eq. 4)
     sample.eta = 0.0  # ddim: 0 is deterministic, 1 adds the posterior's variance

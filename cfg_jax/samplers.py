@@ -63,8 +63,8 @@ def ancestral(
     """Sample each step z_s ~ N(mean of q(z_s | z_t, x), (σ~²)^{1-v} (σ²_{t|s})^v).
 
     keys: one per image. v: the constant of eq. 4, unless the denoiser predicts its own.
-    mean_shift(z, logsnr_t, variance) -> shape of z is added to the mean of every step but the last (ADM's Algorithm
-    1, which shifts the last one too, by the data end's sigma² · gradient: 2e-6 on the reference's images).
+    mean_shift(z, logsnr_t, variance) -> shape of z is added to the mean of every step but the last. ADM's
+    Algorithm 1 shifts the last step too, which changes the reference's images by 2e-6.
     """
 
     def step_to(step, z, x, prediction, logsnr_t, logsnr_s):

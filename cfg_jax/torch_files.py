@@ -201,7 +201,7 @@ def mismatches(state_dict, shapes, unused=()):
     """
     problems = [f'{name} is missing' for name in shapes if name not in state_dict]
     surplus = state_dict.keys() - shapes.keys() - set(unused)
-    problems += [f'{ascii(name)[1:-1][:80]} is surplus' for name in state_dict if name in surplus]
+    problems += [f'{ascii(name)[1:-1][:80]} is not part of this network' for name in state_dict if name in surplus]
     for name, shape in shapes.items():
         array = state_dict.get(name)
         if array is not None and array.shape != shape:

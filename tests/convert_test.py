@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_network_is_refused_by_name():
         convert.openai_classifier_params(state, NETWORKS['classifier'], 16)
     for text in (
         'does not fit this network (4 tensors differ): out.2.c_proj.bias is missing',
-        'extra.weight is surplus',
+        'extra.weight is not part of this network',
         'out.2.qkv_proj.bias has the shape (10,), not (192,)',
         'time_embed.0.bias holds int64, not floating-point numbers',
     ):

@@ -115,7 +115,7 @@ def test_the_owners_columns_of_results_stay(tmp_path, real):
     assert (first['remark'], first['fid'], second['remark']) == ('good, I think', '3.5', '')
     assert float(second['fid']) < 0.5
     path.write_bytes(b'date,fid\n\xff\xfe,1\n')
-    with pytest.raises(UserError, match=r'results\.csv cannot be added to'):
+    with pytest.raises(UserError, match=r'results\.csv cannot be read to add rows'):
         judge(tmp_path, {'arr_0': real['image']})
     assert path.read_bytes() == b'date,fid\n\xff\xfe,1\n'
 
@@ -141,7 +141,7 @@ def test_unlike_curves_are_not_drawn_together():
     evaluate.check_comparable('.', {**here, 'num_samples': 40.0}, here)
     evaluate.check_comparable('.', {'num_samples': 40.0}, here)
     for key, there in (('num_samples', 50.0), ('judge', 'inception:2'), ('reference_sha256', 'b')):
-        with pytest.raises(UserError, match=rf"'\.' was measured with {key} {there}, not {here[key]}"):
+        with pytest.raises(UserError, match=rf"in '\.' was measured with {key} {there}, this one with {here[key]};"):
             evaluate.check_comparable('.', {**here, key: there}, here)
 
 

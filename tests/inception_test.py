@@ -156,7 +156,7 @@ def test_tensors_that_do_not_fit_are_named(state_dict):
         ({**state_dict, name: np.zeros(3, np.float32)}, rf'{name} has the shape \(3,\), not \(160,\)'),
         ({**state_dict, name: np.zeros(160, np.int64)}, f'{name} holds int64'),
         ({**state_dict, 'fc.weight': np.zeros((1000, 2048), np.float32)}, r'fc\.weight .* not \(1008, 2048\)'),
-        ({**state_dict, 'AuxLogits.fc.weight': np.zeros(3)}, 'AuxLogits.fc.weight is surplus'),
+        ({**state_dict, 'AuxLogits.fc.weight': np.zeros(3)}, 'AuxLogits.fc.weight is not part of this network'),
     ):
         (found,) = inception.problems(changed)
         assert re.search(problem, found)

@@ -289,7 +289,7 @@ def test_a_second_split_joins_the_first(pictures, tmp_path, capsys):
 
     run(pictures, tmp_path, **validation)
     assert f'already prepared: {folder}\n' in capsys.readouterr().out
-    with pytest.raises(UserError, match=r'resampling was .box. and is now .adm.; change that back, or delete'):
+    with pytest.raises(UserError, match=r'resampling was .box. and is now .adm.; undo that, or delete'):
         run(pictures, tmp_path, **validation, data__resampling='adm')
     with pytest.raises(UserError, match=r'are \(8, 8, 3\), not \(9, 9, 3\) \(config\.data\.image_size'):
         run(pictures, tmp_path, **{**validation, 'size': 9, 'data__split': 'test'})
@@ -323,9 +323,7 @@ def test_other_settings_do_not_resume_it(pictures, tmp_path, changes, message):
     if changes.pop('one_less', False):
         (pictures / 'b' / '0.png').unlink()
     begun = tmp_path / 'my_images' / '1.0.0.incomplete-train'
-    with pytest.raises(
-        UserError, match=rf'^{begun} was made with other settings: .*{message}; change that back, or delete'
-    ):
+    with pytest.raises(UserError, match=rf'^{begun} was made with other settings: .*{message}; undo that, or delete'):
         run(pictures, tmp_path, **{**settings, **changes})
     assert not begun.with_name('1.0.0').exists() and len(shard_bytes(begun)) == 3
 

@@ -56,13 +56,13 @@ def flags(**changes):
 
 
 def environment(devices=1):
-    """For a process on so many virtual devices."""
+    """Return the environment variables of a process with `devices` virtual devices."""
     virtual = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
     return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': virtual}
 
 
 def optimised():
-    """For a process that computes for minutes: without the flag that makes short ones compile sooner."""
+    """Return those of a process that computes for minutes, without the flag that shortens compiling."""
     return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''}
 
 

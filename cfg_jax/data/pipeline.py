@@ -13,7 +13,7 @@ from cfg_jax.data.workers import end_with_parent
 
 
 class IndexShare:
-    """A sequence of batches n: the indices of this process's rows of it, int64 [b], without computing the others'."""
+    """A sequence; item n: the indices of this process's rows of batch n, int64 [b]. Other rows are not computed."""
 
     def __init__(self, indices, batch_size, rows):
         self.indices, self.batch_size, self.rows = indices, batch_size, rows

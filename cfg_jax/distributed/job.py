@@ -94,8 +94,8 @@ class Job:
     def end(self, status, line, *, lost=False):
         """End this process with this status and line on stderr, and the others with the same; never returns.
 
-        The first process prints its line, another one only a line that differs from the first one's. lost: this end is
-        only the consequence of another process's, whose status and line are used if there are any.
+        The first process prints its line, another one only a line that differs from the first one's. lost: this
+        process fails only because another one did; it takes that one's status and line, if it left any.
         """
         self._ending.acquire()  # and never released: the process ends in one thread
         if self.count > 1:

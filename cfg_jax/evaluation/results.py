@@ -41,7 +41,7 @@ def read_all(path):
         if any(None in row for row in rows):
             raise ValueError('a row has more fields than the first line has names')
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f'{path} cannot be added to: {error}; move it aside.') from None
+        raise UserError(f'{path} cannot be read to add rows to it: {error}; repair or rename it.') from None
     return list(dict.fromkeys([*(former.fieldnames or () if former else ()), *RESULTS])), rows
 
 

@@ -76,7 +76,7 @@ class Point:
 
 
 def sweep(config):
-    """Return the `Point`s of a curve in the order of their weights, and the weight's name that it is drawn over."""
+    """Return the `Point`s of a curve by increasing weight, and the name of the weight that varies."""
     if config.eval.classifier_weights:
         over, weight = 'classifier_weight', build.guidance_weight(config)
         pairs = [(weight, each) for each in sorted(set(config.eval.classifier_weights))]
@@ -204,8 +204,8 @@ def check_comparable(name, other, row):
     for key in ('num_samples', 'judge', 'reference_sha256'):
         if other.get(key, row[key]) != row[key]:
             raise UserError(
-                f'{name!r} was measured with {key} {other[key]}, not {row[key]}; evaluate one of the two again '
-                '(config.eval.compare_with).'
+                f'the curve in {name!r} was measured with {key} {other[key]}, this one with {row[key]}; evaluate one '
+                'of the two again (config.eval.compare_with).'
             )
 
 

@@ -27,8 +27,8 @@ def check_finite(step, metrics, checkpoints, *, quarter_edges):
     last = checkpoints.latest_step()
     kept = 'there is no checkpoint yet' if last is None else f'the last good checkpoint is {checkpoints.path(last)}'
     raise UserError(
-        f'step {step}: the {problem}; {kept}. To continue from it, lower config.optim.learning_rate or '
-        "config.optim.clip_norm, or set config.model.dtype='float32'."
+        f'step {step}: the {problem}; {kept}. Rerun with a lower config.optim.learning_rate, with a '
+        "config.optim.clip_norm that is lower or not 0 (off), or with config.model.dtype='float32'."
     )
 
 

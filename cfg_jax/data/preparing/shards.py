@@ -128,7 +128,7 @@ def check_same(settings, saved, folder):
             what = 'the sizes or times of files of config.prepare.path have changed'
         if key in _FIELDS:
             what = f'{_FIELDS[key]} was {saved.get(key)!r} and is now {settings[key]!r}'
-        raise UserError(f'{folder} was made with other settings: {what}; change that back, or delete that folder.')
+        raise UserError(f'{folder} was made with other settings: {what}; undo that, or delete the folder.')
 
 
 def read_json(path):

@@ -7,9 +7,9 @@ from cfg_jax.evaluation.values import has, is_missing, show
 class Sweep:
     """The curves of an evaluation: the column they are drawn over, and the names that tell them apart.
 
-    over: the column that varies along a curve, and `symbol` its sign. varies: False if no column does. curves: {name:
-    indices of its rows, in the order of the weight}. styles: {name: number of its colour and marker}. naming: the
-    columns that `full_name` states.
+    over: the column that varies along a curve; symbol: its letter, such as 'w'; varies: True if any column varies.
+    curves: {name: indices of its rows, in the order of the weight}. styles: {name: number of its colour and marker}.
+    naming: the columns that `full_name` states.
     """
 
     def __init__(self, rows):
