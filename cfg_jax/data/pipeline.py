@@ -1,7 +1,8 @@
 """A deterministic Grain pipeline from a source to batches, whose position can be saved."""
 
 import math
-import multiprocessing
+import multiprocessing.dummy  # Grain's threads would import this and `popen_spawn_posix`, at once
+import multiprocessing.popen_spawn_posix
 import signal
 import threading
 
@@ -30,6 +31,7 @@ class ReadImages(grain.transforms.Map):
 
     def __init__(self, source):
         self.source = source
+        source.import_readers()
 
     def __setstate__(self, state):
         self.__dict__ = state
@@ -37,6 +39,7 @@ class ReadImages(grain.transforms.Map):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the parent still saves
             end_with_parent()
+        self.source.import_readers()  # in a new worker its reading threads have not started yet
 
     def map(self, indices):
         return self.source.batch(indices)

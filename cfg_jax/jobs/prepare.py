@@ -41,7 +41,7 @@ def run(config, workdir):
     with shards.writing(folder):
         if is_prepared(target, data.split, settings):
             shutil.rmtree(folder, ignore_errors=True)
-            print(f'already prepared: {target.folder}', flush=True)
+            print(f'already prepared: {printable(str(target.folder))}', flush=True)
             return target.folder
         folder.mkdir(parents=True, exist_ok=True)
         with files.locked(
@@ -93,8 +93,10 @@ def make_settings(config, raw, target):
             f'config.prepare.num_shards is {asked}; allowed: up to {len(raw)}, the images in {config.prepare.path}.'
         )
     listing = hashlib.sha256(repr(target.class_names).encode())
+    label_ids = target.label_ids(raw.class_names)
     for name, label in zip(raw.names, raw.labels):
-        listing.update(f'{name}\0{raw.class_names[label]}\n'.encode(errors='surrogatepass'))
+        class_name = target.class_names[label_ids[label]]
+        listing.update(f'{name}\0{class_name}\n'.encode(errors='surrogatepass'))
     stamps = hashlib.sha256()
     for stamp in raw.stamps():
         stamps.update(stamp)
@@ -221,7 +223,7 @@ def _print_report(report, path, seconds):
     """Print how many images were prepared, which were skipped and why, and where the report is."""
     skipped = report['skipped']
     total = report['settings']['num_images']
-    print(f'prepared {report["written"]} of {total} images in {duration(seconds)}: {path.parent}')
+    print(f'prepared {report["written"]} of {total} images in {duration(seconds)}: {printable(str(path.parent))}')
     # the text after a colon differs from image to image
     for reason, count in collections.Counter(re.split(':', reason)[0] for _, reason in skipped).most_common():
         print(f'skipped {count}: {reason}')
@@ -231,4 +233,4 @@ def _print_report(report, path, seconds):
         print(line)
     if hint := _hint(report):
         print(f'most were skipped:{hint}')
-    print(f'report: {path}', flush=True)
+    print(f'report: {printable(str(path))}', flush=True)

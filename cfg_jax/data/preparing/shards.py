@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -13,8 +14,10 @@ import numpy as np
 from cfg_jax import files
 from cfg_jax.data import images
 from cfg_jax.data.preparing import tfds_writer
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, printable
 
+# Errors in reading an image that say nothing about the image: it must not be left out because of them
+_PASSING_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 # setting -> the field that it comes from
 _FIELDS = {
     'path': 'config.prepare.path',
@@ -103,6 +106,10 @@ class Work:
                 except images.ImageError as error:
                     if not os.path.exists(self.settings['path']):
                         raise UserError(f'{self.settings["path"]} no longer exists (config.prepare.path).') from None
+                    if getattr(error.__cause__, 'errno', None) in _PASSING_ERRORS:
+                        raise UserError(
+                            f'{printable(name)}: {error} (config.prepare.path); rerun the same command to resume.'
+                        ) from None
                     skipped.append((name, str(error)))
                     report(1, 1)
                     continue
