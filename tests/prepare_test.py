@@ -332,6 +332,35 @@ def test_other_settings_do_not_resume_it(pictures, tmp_path, changes, message):
     assert not begun.with_name('1.0.0').exists() and len(shard_bytes(begun)) == 3
 
 
+def test_files_that_were_only_touched_are_the_same(pictures, tmp_path, capsys):
+    """New times alone, as a copy gives them, ask for a look at the contents: once, and also of unfinished work."""
+    source = shutil.copytree(pictures, tmp_path / 'copy')
+
+    def touch():
+        for path in source.rglob('*.png'):
+            os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+    settings, write = {'size': 8, 'classes': 2, 'prepare__num_shards': 3}, shards.Work.write
+
+    def last_fails(work, shard, report):
+        if shard == 2:
+            raise KeyboardInterrupt
+        write(work, shard, report)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.Work, 'write', last_fails)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path, **settings)
+    touch()
+    capsys.readouterr()
+    made = run(source, tmp_path, **settings)
+    assert '; comparing contents\nresuming: 2 of 3 shards done\n' in capsys.readouterr().out
+    touch()
+    for compared in (f'the times of files in {source} have changed; comparing contents\n', ''):
+        assert run(source, tmp_path, **settings) == made
+        assert capsys.readouterr().out == f'{compared}already prepared: {made}\n'
+
+
 @pytest.mark.parametrize('packed', [False, True], ids=['folder', 'zip'])
 def test_files_that_changed_are_not_taken_for_the_same(pictures, tmp_path, packed):
     """A finished data set is not taken for one of changed files with the same names."""
