@@ -171,6 +171,29 @@ def test_workers_end_with_their_parent(tmp_path):
     raise AssertionError('its workers are still there')
 
 
+KEPT = """
+import numpy as np
+from absl import flags
+from cfg_jax.data import pipeline, sources
+
+if __name__ == '__main__':
+    flags.FLAGS(['kept'])
+    data = sources.ArraySource(np.zeros((40, 64, 64, 3), np.uint8), np.arange(40), map(str, range(40)))
+    batches = pipeline.train_batches(data, batch_size=20, seed=0, num_workers=2)
+    kept = [next(batches) for _ in range(3)]
+    batches.close()
+"""
+
+
+def test_workers_leave_nothing_to_warn_of(tmp_path):
+    """Batches that are still in use at the exit, as arrays on JAX's CPU devices are, hold no memory of the workers."""
+    script = tmp_path / 'kept.py'
+    script.write_text(KEPT)
+    environment = {**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
 def test_random_crops_keep_the_size_and_most_of_the_image():
     settings = {'batch_size': 400, 'seed': 0}
     images = next(pipeline.train_batches(sources.digits(), **settings))['image']

@@ -87,10 +87,12 @@ class Batches:
 
     def __init__(self, dataset, *, num_threads, num_workers):
         self._dataset, self._num_threads, self._num_workers = dataset, num_threads, num_workers
+        self._iterator = None
         self.seek(0)
 
     def seek(self, position):
         """Make batch `position`, from 0, the next. Batch n is the same however it is reached and read."""
+        self.close()
         self.position = position
         # As many batches ahead as there are threads: at 256x256 each of them is 50 MB.
         reading = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._num_threads)
@@ -101,13 +103,17 @@ class Batches:
 
     def close(self):
         """Stop threads and workers."""
-        self._iterator.close()
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None  # Grain's iterators complain if they outlive the interpreter's modules
 
     def __iter__(self):
         return self
 
     def __next__(self):
         batch = next(self._iterator)
+        if self._num_workers:  # out of memory that workers share: JAX's CPU arrays would hold on to it, up to the exit
+            batch = {key: np.array(values) for key, values in batch.items()}
         self.position += 1
         return batch
 

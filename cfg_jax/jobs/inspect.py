@@ -1,5 +1,6 @@
 """The job of --mode=inspect: show a data set as numbers and pictures, and measure how fast the pipeline reads it."""
 
+import contextlib
 import csv
 import io
 import time
@@ -102,13 +103,13 @@ def pipeline_rate(config, data):
 
     The first batch is not counted, because it waits for threads and workers to start.
     """
-    batches = build.train_batches(config, data)
-    next(batches)
-    start, images, size = time.monotonic(), 0, 0
-    while time.monotonic() - start < config.inspect.seconds:
-        batch = next(batches)['image']
-        images, size = images + len(batch), size + batch.nbytes
-    seconds = time.monotonic() - start
+    with contextlib.closing(build.train_batches(config, data)) as batches:
+        next(batches)
+        start, images, size = time.monotonic(), 0, 0
+        while time.monotonic() - start < config.inspect.seconds:
+            batch = next(batches)['image']
+            images, size = images + len(batch), size + batch.nbytes
+        seconds = time.monotonic() - start
     return images / seconds, size / seconds / 1e6
 
 
