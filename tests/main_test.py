@@ -10,6 +10,7 @@ from PIL import Image
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns
 from cfg_jax.sampling.labels import parse_labels
+from cfg_jax.trained import check_same_order
 from tests import tiny
 
 
@@ -283,6 +284,15 @@ def test_labels_by_name():
             parse_labels(text, ('cat', 'dog'))
     with pytest.raises(UserError, match='label 2 is not a class'):
         parse_labels('2', ('cat', 'dog'))
+
+
+def test_a_classifier_knows_the_models_classes_in_the_same_order():
+    names = tuple(map(str, range(12)))
+    check_same_order(names, names, 'classifier')
+    check_same_order(('caf\u00e9', 'tea'), ('cafe\u0301', 'tea'), 'classifier')
+    check_same_order(names, ('cat', *names[1:]), 'classifier')  # imported weights have numbers for names
+    with pytest.raises(UserError, match=r'label 2 is .2. to the model but .10. to the classifier in classifier; both'):
+        check_same_order(names, tuple(sorted(names)), 'classifier')
 
 
 def test_labels_by_names_with_commas():
