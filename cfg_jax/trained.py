@@ -102,8 +102,8 @@ def saved_class_names(workdir):
     """Return the class names of `workdir`'s newest checkpoint, or () without a readable one. All processes call it."""
     directory, names = Path(workdir) / 'checkpoints', ()
     if directory.is_dir():
-        with contextlib.suppress(UserError):
-            names = Checkpoints(directory, {}, read_only=True).saved_class_names()
+        with contextlib.suppress(UserError), contextlib.closing(Checkpoints(directory, {}, read_only=True)) as saved:
+            names = saved.saved_class_names()
     return names
 
 
