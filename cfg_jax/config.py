@@ -94,7 +94,7 @@ def default():
     sample.clip_x = True  # clip the predicted x to [-1, 1]
     sample.guidance_weight = placeholder(float)  # the paper's w; 0 (also if unset) is no guidance
     sample.guidance_scale = placeholder(float)  # 1 + w, instead of guidance_weight
-    sample.labels = ''  # ids ('0,1,2') or class names ('cat,dog'); '' is all classes
+    sample.labels = ''  # ids ('0,1,2') or names ('cat,dog'; 'id:2', 'name:2' where 2 is both); '' is all classes
     sample.label_order = 'balanced'  # 'balanced' (in turn) | 'random'
     sample.num_images = 100
     sample.batch_size = 100  # images that a device draws at once

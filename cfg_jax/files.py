@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks between processes, and the headers of .npy and zip files."""
+"""Files that are written whole or not at all, locks, one spelling of names, and the headers of .npy and zip files."""
 
 import contextlib
 import fcntl
@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,11 @@ def locked(path, message, *, seconds=0):
                 pass  # no locks on this file system
             break
         yield
+
+
+def composed(name):
+    """Return a name in Unicode's composed form (NFC): accents may also be stored apart from their letters (NFD)."""
+    return unicodedata.normalize('NFC', name)
 
 
 def zip_header_size(header):

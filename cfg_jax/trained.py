@@ -1,5 +1,6 @@
 """A trained model: read from its checkpoints, its drawing function, and the sets of images drawn with it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -13,6 +14,7 @@ from cfg_jax import build, diffusion, guidance, samplers, schedules
 from cfg_jax.config import default
 from cfg_jax.data.sources import spread
 from cfg_jax.errors import UserError
+from cfg_jax.files import composed
 from cfg_jax.models import blocks, classifier, unet
 from cfg_jax.sampling import generate
 from cfg_jax.sampling.labels import make_labels, parse_labels
@@ -48,7 +50,21 @@ def load(config, workdir, mesh=None):
     does not belong to the config.
     """
     mesh = mesh or sharding.make_mesh()
-    return _load(config, workdir, mesh, load_classifier(config, mesh))
+    model = _load(config, workdir, mesh, load_classifier(config, mesh))
+    if model.classifier:
+        check_same_order(model.class_names, model.classifier.class_names, config.guidance.classifier_workdir)
+    return model
+
+
+def check_same_order(class_names, others, workdir):
+    """Raise UserError if the classifier in `workdir` knows the model's classes, `class_names`, in another order."""
+    names, others = list(map(composed, class_names)), list(map(composed, others))
+    if names != others and sorted(names) == sorted(others):
+        label = next(label for label, name in enumerate(names) if name != others[label])
+        raise UserError(
+            f'label {label} is {names[label]!r} to the model but {others[label]!r} to the classifier in {workdir}; '
+            'both must be trained with the classes in one order (config.guidance.classifier_workdir).'
+        )
 
 
 def load_classifier(config, mesh=None):
@@ -80,6 +96,15 @@ def _load(config, workdir, mesh, classifier):
     print(f'loaded {checkpoints.path(restored.step)}', flush=True)
     digest = params_digest(restored.tree)
     return Trained(config, restored.tree, restored.step, restored.class_names, digest, classifier)
+
+
+def saved_class_names(workdir):
+    """Return the class names of `workdir`'s newest checkpoint, or () without a readable one. All processes call it."""
+    directory, names = Path(workdir) / 'checkpoints', ()
+    if directory.is_dir():
+        with contextlib.suppress(UserError), contextlib.closing(Checkpoints(directory, {}, read_only=True)) as saved:
+            names = saved.saved_class_names()
+    return names
 
 
 def _open_checkpoints(workdir, identity):

@@ -5,9 +5,9 @@ r"""Classifier-free guidance on your own images, one folder per class or a zip f
         --mode=inspect
 
 Data: DIR/class_name/*.png (jpg, webp, ...), or a flat folder whose labels.json maps file names to class names or ids
-from 0. Images of any size are scaled as they are read (config.data.resampling). Where photographs are large (a core
-reads some 300 of 500x375 a second) or files are broken, prepare them once, which names the broken ones, and train on
-that:
+from 0. Classes are numbered in the order of their names, 2 before 10. Images of any size are scaled as they are read
+(config.data.resampling). Where photographs are large (a core reads some 300 of 500x375 a second) or files are broken,
+prepare them once, which names the broken ones, and train on that:
 
     python -m cfg_jax.main --config=configs/folder.py --mode=prepare --config.prepare.path=DIR \
         --config.data.name=mine --config.data.data_dir=OUT --config.data.num_classes=N

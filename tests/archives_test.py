@@ -1,4 +1,6 @@
 import concurrent.futures
+import errno
+import gzip
 import io
 import itertools
 import json
@@ -124,6 +126,47 @@ def test_class_folders(pack):
     check(images, pack.kind, ['cat', 'dog'], TREE_NAMES, [0, 0, 1, 1], ignored=['README.md', 'cat/notes.txt'])
     assert [number_of(images.read(i)) for i in range(4)] == [1, 2, 3, 4]
     assert {reason for _, reason in images.ignored} == {'not an image by its name'}
+
+
+def test_numeric_classes_are_in_the_order_of_their_numbers(pack):
+    """Labels are then the numbers. The images stay in the order of their names, which a resumed run needs."""
+    names = sorted(f'{number}/{letter}.png' for number in range(12) for letter in 'ab')
+    images = open_images(pack(dict.fromkeys(names, 1)))
+    check(images, pack.kind, map(str, range(12)), names, [int(name.split('/')[0]) for name in names])
+
+
+@pytest.mark.parametrize(
+    ('names', 'expected'),
+    [
+        ('class10 class9 class1', 'class1 class9 class10'),
+        ('b2 a10 a2 B1', 'B1 a2 a10 b2'),
+        ('02 1 10 2', '1 02 2 10'),
+        ('x² x1 x', 'x x1 x²'),
+        ('n01440764 n01443537 n01484850', 'n01440764 n01443537 n01484850'),
+    ],
+)
+def test_natural_order(names, expected):
+    assert sorted(names.split(), key=labels.natural) == expected.split()
+
+
+def test_both_unicode_spellings_of_a_name_are_one(pack):
+    """File systems and zip files store an accented letter as one character or as two."""
+    one, two = 'caf\u00e9', 'cafe\u0301'
+    images = open_images(pack({f'{one}/1.png': 1, f'{two}/2.png': 2, 'tea/1.png': 3}))
+    names = sorted([f'{one}/1.png', f'{two}/2.png', 'tea/1.png'])
+    check(images, pack.kind, [one, 'tea'], names, [0 if name.startswith('caf') else 1 for name in names])
+
+
+def test_labels_name_files_in_either_unicode_spelling(pack):
+    one, two = 'caf\u00e9', 'cafe\u0301'
+    files = {f'{one}.png': 1, f'{two}2.png': 2, 'labels.json': {f'{two}.png': two, f'{one}2.png': one}}
+    check(open_images(pack(files)), pack.kind, [one], sorted(name for name in files if 'png' in name), [0, 0])
+
+
+def test_folders_of_file_systems_and_servers_are_no_classes(pack):
+    system = ['lost+found', '@eaDir', '$RECYCLE.BIN', '$Recycle.Bin', 'System Volume Information', 'cat/@eaDir/1.png']
+    images = open_images(pack({'cat/1.png': 1, 'dog/1.png': 2, **{f'{name}/thumbnail.png': 3 for name in system}}))
+    check(images, pack.kind, ['cat', 'dog'], ['cat/1.png', 'dog/1.png'], [0, 1])
 
 
 def test_other_npz_files_do_not_make_images_downsampled_imagenet(pack):
@@ -340,6 +383,30 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, 'scandir', scandir)
     refuses(tmp_path, f'{tmp_path}/cat cannot be read: Permission denied')
+
+
+def test_an_unreadable_lost_and_found_is_left_alone(tmp_path, monkeypatch):
+    """Only root may read it, at the top of every ext4 disk."""
+    put(tmp_path, {'cat/1.png': 1, 'lost+found/1.png': 1})
+    scan = os.scandir
+
+    def scandir(path):
+        assert not str(path).endswith('lost+found')
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    check(open_images(str(tmp_path)), 'folder', ['cat'], ['cat/1.png'], [0])
+
+
+def test_an_archive_that_the_system_does_not_let_us_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = put_cifar(tmp_path, {name: pickle.dumps(value) for name, value in cifar_files().items()}, True)
+
+    def stale(path):
+        raise OSError(errno.ESTALE, 'Stale file handle', path)
+
+    monkeypatch.setattr(gzip, 'open', stale)
+    with pytest.raises(UserError, match=rf'^{path} cannot be read: Stale file handle \(config\.prepare\.path\)\.$'):
+        open_images(path)
 
 
 @pytest.mark.parametrize('form', ['folder', 'zip', 'cifar10', 'npz'])

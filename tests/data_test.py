@@ -1,8 +1,11 @@
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import struct
@@ -15,12 +18,16 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from absl import flags
+from PIL import Image
 from sklearn.datasets import load_digits
 from tensorboardX.record_writer import RecordWriter
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
+from cfg_jax import trained
 from cfg_jax.data import images, pipeline, sources
+from cfg_jax.data.preparing import labels
 from cfg_jax.errors import UserError
+from cfg_jax.jobs import prepare, train
 from tests import tfds_layout, tiny
 
 
@@ -162,6 +169,29 @@ def test_workers_end_with_their_parent(tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     raise AssertionError('its workers are still there')
+
+
+KEPT = """
+import numpy as np
+from absl import flags
+from cfg_jax.data import pipeline, sources
+
+if __name__ == '__main__':
+    flags.FLAGS(['kept'])
+    data = sources.ArraySource(np.zeros((40, 64, 64, 3), np.uint8), np.arange(40), map(str, range(40)))
+    batches = pipeline.train_batches(data, batch_size=20, seed=0, num_workers=2)
+    kept = [next(batches) for _ in range(3)]
+    batches.close()
+"""
+
+
+def test_workers_leave_nothing_to_warn_of(tmp_path):
+    """Batches that are still in use at the exit, as arrays on JAX's CPU devices are, hold no memory of the workers."""
+    script = tmp_path / 'kept.py'
+    script.write_text(KEPT)
+    environment = {**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, '')
 
 
 def test_random_crops_keep_the_size_and_most_of_the_image():
@@ -359,6 +389,112 @@ def test_labels_that_are_none(tmp_path):
             read(0)
 
 
+IMPORTS = """
+import pickle, sys, threading
+
+def note(event, arguments):
+    if event == 'import' and threading.current_thread() is not threading.main_thread():
+        print(arguments[0], flush=True)
+
+reads = pickle.load(sys.stdin.buffer)
+sys.addaudithook(note)
+for read in reads:
+    threads = [threading.Thread(target=read.map, args=[[index]]) for index in range(len(read.source))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print('read', *(len(read.source) for read in reads))
+"""
+
+
+def test_reading_threads_import_nothing(tfds_dir, tmp_path):
+    """First imports in several threads at once deadlock. A new worker unpickles what it reads, then starts threads."""
+    cifar10 = open_tfds(tfds_dir, 'cifar10', 32, 'train[:8]')
+    folder, pixels = tmp_path / 'a', Image.fromarray(tfds_layout.picture(7, 32))
+    folder.mkdir()
+    upright = Image.Exif()
+    upright[images.ORIENTATION_TAG] = 3
+    for suffix in ('png', 'jpg', 'gif', 'bmp', 'tif', 'webp', 'ppm'):
+        pixels.save(folder / f'{suffix}.{suffix}', exif=upright)
+    pixels.convert('RGBA').save(folder / 'rgba.png')
+    read = [pipeline.ReadImages(source) for source in (cifar10, sources.FolderSource(str(tmp_path), (32, 32, 3)))]
+    environment = {**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)}
+    done = subprocess.run(
+        [sys.executable, '-c', IMPORTS], input=pickle.dumps(read), capture_output=True, env=environment
+    )
+    assert done.stdout.decode().splitlines() == ['read 8 8'], done.stderr.decode()
+
+
+# ---------------------------------------------------------------- few open files, and errors that are no damage
+
+
+@pytest.fixture(scope='module')
+def thirty_files(tmp_path_factory):
+    """Data sets of 60 images in 30 files: {file format: data_dir}."""
+    data_dirs = {}
+    for file_format in ('array_record', 'tfrecord'):
+        data_dir = tmp_path_factory.mktemp(file_format)
+        raw = data_dir / 'raw'
+        for number in range(60):
+            write_pictures(raw, **{f'c{number % 3}__{number:02d}': images.encode_png(tfds_layout.picture(number, 8))})
+        config = tiny.config(
+            data__source='tfds', data__name='thirty', data__data_dir=str(data_dir), data__num_classes=3,
+            data__image_channels=3, prepare__path=str(raw), prepare__num_shards=30, prepare__num_workers=1,
+        )  # fmt: skip
+        folder = prepare.run(config, None)
+        if file_format == 'tfrecord':
+            tfds_layout.as_tfrecord(folder)
+        data_dirs[file_format] = data_dir
+    return data_dirs
+
+
+LIMITED = """
+import pickle, resource, sys
+source, soft, hard = pickle.load(sys.stdin.buffer)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+numbers = sorted(int(source[i]['image'][0, 0, 0]) * 256 + int(source[i]['image'][0, 0, -1]) for i in range(60))
+assert numbers == list(range(60)), numbers
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], len(source._records._open._kept))
+"""
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_more_record_files_than_may_be_open(thirty_files, file_format):
+    """The soft limit is raised to what the hard one allows, and files are closed where that is not enough."""
+    source = open_tfds(thirty_files[file_format], 'thirty', 8)
+    for limits, expected in [((24, 24), '24 6'), ((24, 200), '120 30')]:
+        arguments = {'input': pickle.dumps((source, *limits)), 'capture_output': True, 'cwd': tiny.ROOT}
+        done = subprocess.run([sys.executable, '-c', LIMITED], env=tiny.environment(), **arguments)
+        assert done.stdout.decode().strip() == expected, done.stderr.decode()
+
+
+@pytest.mark.parametrize('file_format', ['array_record', 'tfrecord'])
+def test_only_damage_is_called_damage(thirty_files, file_format, tmp_path):
+    """An error of the system says what it is: no advice to prepare whole data again."""
+    data_dir = Path(shutil.copytree(thirty_files[file_format], tmp_path / 'copy'))
+    source, (first, second, *_) = open_tfds(data_dir, 'thirty', 8), sorted(data_dir.rglob(f'*.{file_format}-*'))
+    first.unlink()
+    with pytest.raises(UserError) as caught:
+        source[0]
+    assert str(caught.value) == f'{first} cannot be read: No such file or directory (config.data.data_dir).'
+    taken = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first.write_bytes(second.read_bytes())
+    for read in (lambda: source[0], lambda: open_tfds(data_dir, 'thirty', 8)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            with pytest.raises(UserError, match=r'cannot be read: Too many open files \(config\.data\.'):
+                read()
+        finally:
+            while taken:
+                os.close(taken.pop())
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 # ---------------------------------------------------------------- folders
 
 
@@ -402,6 +538,50 @@ def test_what_may_be_a_mistake_in_a_folder_is_said(tmp_path, capsys):
     (tmp_path / 'labels.json').write_text(json.dumps(content))
     sources.FolderSource(str(tmp_path), (8, 8, 3))
     assert '6 of 7 classes have no images: a, b, c, d, e, ...\n' in capsys.readouterr().out
+
+
+def test_checkpoints_keep_the_order_of_their_classes(tmp_path, monkeypatch):
+    """A run from before classes were ordered by their numbers resumes, and its labels mean what they meant."""
+    data, workdir = tmp_path / 'data', tmp_path / 'run'
+    for number in range(12):
+        for image in range(2):
+            write_pictures(data, **{f'{number}__{image}': images.encode_png(tfds_layout.picture(number, 8))})
+    changes = {'data__source': 'folder', 'data__data_dir': str(data), 'data__num_classes': 12}
+    changes |= {'data__image_channels': 3, 'train__num_steps': 1, 'train__checkpoint_every': 1}
+    with monkeypatch.context() as before:
+        before.setattr(labels, 'natural', lambda name: name)
+        train.run(tiny.config(**changes), workdir)
+    old = tuple(sorted(map(str, range(12))))
+    assert trained.saved_class_names(workdir) == old
+    seen = []
+    batches = pipeline.train_batches
+    monkeypatch.setattr(pipeline, 'train_batches', lambda source, **how: seen.append(source) or batches(source, **how))
+    train.run(tiny.config(**{**changes, 'train__num_steps': 2}), workdir)
+    assert trained.saved_class_names(workdir) == old
+    (source,) = seen
+    for index in range(len(source)):
+        batch = source[index]
+        assert source.label(index) == batch['label'] == old.index(str(tfds_layout.number_of(batch['image'])))
+
+    source = sources.FolderSource(str(data), (8, 8, 3))
+    for names in (old[:-1], (*old, '12'), ('cat', *old[1:])):
+        source.order_classes(names)
+        assert source.class_names == tuple(map(str, range(12)))  # other classes: the order is its own
+        assert all(source.label(index) == tfds_layout.number_of(source[index]['image']) for index in range(len(source)))
+
+
+def test_an_image_that_cannot_be_read_now_is_no_reason_to_prepare_the_data(tmp_path, monkeypatch):
+    write_pictures(tmp_path, a=png())
+    source = sources.FolderSource(str(tmp_path), (8, 8, 3))
+
+    def full(*_):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr('builtins.open', full)
+    with pytest.raises(UserError) as caught:
+        source[0]
+    monkeypatch.undo()
+    assert str(caught.value) == f'{tmp_path}/a.png: unreadable: Too many open files (config.data.data_dir).'
 
 
 def test_archives_are_no_folders(tmp_path):

@@ -1,6 +1,7 @@
 """The evaluation of images that lie there already; tests of evaluations of models are in main_test."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from sklearn.datasets import load_digits
 
 from cfg_jax.data import sources
 from cfg_jax.errors import UserError
+from cfg_jax.evaluation import references
 from cfg_jax.jobs import evaluate
 from tests import tiny
 
@@ -43,6 +45,35 @@ def test_real_images_score_well_and_noise_does_not(tmp_path, real):
     report = (tmp_path / 'samples_report.html').read_text()
     assert rows[0]['samples_sha256'] != rows[1]['samples_sha256'] == bad['samples_sha256']
     assert f'{bad["fid"]:.3f}' in report and 'samples.npz' in report and bad['reference_sha256'] in report
+
+
+@pytest.mark.parametrize(
+    ('folders', 'expected'),
+    [
+        (tuple(map(str, range(1, 11))), range(10)),  # '10' is no label id, so they are names
+        (('0', '9'), (0, 9)),  # '0' is no name
+        (('id:1', 'id:2'), (1, 2)),
+        (('name:1', 'name:2'), (0, 1)),
+        (('1', '2'), 'the folder \'1\' may be the class of that name or that label id.*"name:1" or "id:1"'),
+        (('1', 'cat'), "has the class 'cat', which the data set does not have"),
+        (('0', '10'), "has the class '0', which the data set does not have"),
+    ],
+)
+def test_the_classes_of_samples_are_all_names_or_all_ids(folders, expected):
+    """The data's classes are called 1 to 10, so that most of these are also label ids of other classes."""
+    data = SimpleNamespace(class_names=tuple(map(str, range(1, 11))))
+    found = references.Samples(None, np.arange(len(folders)), folders)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            evaluate.match_classes('samples', found, data)
+    else:
+        assert evaluate.match_classes('samples', found, data).tolist() == list(expected)
+
+
+def test_both_unicode_spellings_of_a_class_are_one():
+    found = references.Samples(None, np.array([0, 1, 1]), ('cafe\u0301', 'tea'))
+    data = SimpleNamespace(class_names=('tea', 'caf\u00e9'))
+    assert evaluate.match_classes('samples', found, data).tolist() == [1, 0, 0]
 
 
 def test_a_reference_file_gives_the_numbers_of_the_data(tmp_path, real):

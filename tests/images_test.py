@@ -257,6 +257,29 @@ def test_orientation_from_xmp_in_a_png(reader):
     np.testing.assert_array_equal(decode(encoded(image, 'PNG', pnginfo=info), 3), image[::-1, ::-1])
 
 
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P', 'L', 'I;16'])
+@pytest.mark.parametrize('kind', ['zTXt', 'tEXt', 'iTXt', 'iCCP', 'XMP'])
+def test_long_texts_and_profiles_do_not_hide_the_pixels(reader, kind, mode):
+    """Pillow takes 1 MiB of each for an attack; 64 MiB of text that is not compressed too."""
+    text, info = 'a long story ' * 100_000, PngImagePlugin.PngInfo()
+    if kind == 'iTXt':
+        info.add_itxt('Comment', text, zip=True)
+    elif kind == 'XMP':
+        info.add_itxt('XML:com.adobe.xmp', text, zip=True)
+    elif kind == 'zTXt':
+        info.add_text('Comment', text, zip=True)
+    elif kind == 'tEXt':
+        for _ in range(3):
+            info.add_text('Comment', text * 20)
+    gray = noise(5, 4)[..., 0]
+    image = Image.fromarray(gray.astype(np.uint16) * 257) if mode == 'I;16' else Image.fromarray(noise(5, 4))
+    image = image if mode == 'I;16' else image.convert(mode)
+    plain, long = io.BytesIO(), io.BytesIO()
+    image.save(plain, 'PNG')
+    image.save(long, 'PNG', pnginfo=info, icc_profile=text.encode() if kind == 'iCCP' else None)
+    np.testing.assert_array_equal(decode(long.getvalue(), 3), decode(plain.getvalue(), 3))
+
+
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')  # pytest's own filters hide the module's
 def test_broken_exif_leaves_the_image():
     image = smooth(16, 16)

@@ -10,6 +10,7 @@ from PIL import Image
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns
 from cfg_jax.sampling.labels import parse_labels
+from cfg_jax.trained import check_same_order
 from tests import tiny
 
 
@@ -277,11 +278,37 @@ def test_labels_by_name():
     assert parse_labels('', ('cat', 'dog')) == [0, 1]
     assert parse_labels('1,1', ('cat', 'dog')) == [1, 1]
     assert parse_labels('1', ('2', '1', '0')) == [1]  # a number is an id
-    for text in ('--3', '³', '1.0', 'Cat'):
+    with pytest.raises(UserError, match=r"label '2' may mean id:2 \('10'\) or id:4 \('2'\): write that instead"):
+        parse_labels('2,10', tuple(sorted(map(str, range(12)))))  # as old checkpoints order them
+    assert parse_labels('2,10', tuple(map(str, range(12)))) == [2, 10]
+    assert parse_labels('name:2,id:2,10', tuple(map(str, range(1, 11)))) == [1, 2, 9]
+    assert parse_labels('cafe\u0301', ('caf\u00e9',)) == [0]
+    for text in ('--3', '³', '1.0', 'Cat', 'name:1', 'id:cat', 'id:2', 'cat,'):
         with pytest.raises(UserError, match='is not a class; allowed: 0 to 1'):
             parse_labels(text, ('cat', 'dog'))
     with pytest.raises(UserError, match='label 2 is not a class'):
         parse_labels('2', ('cat', 'dog'))
+
+
+def test_a_classifier_knows_the_models_classes_in_the_same_order():
+    names = tuple(map(str, range(12)))
+    check_same_order(names, names, 'classifier')
+    check_same_order(('caf\u00e9', 'tea'), ('cafe\u0301', 'tea'), 'classifier')
+    check_same_order(names, ('cat', *names[1:]), 'classifier')  # imported weights have numbers for names
+    with pytest.raises(UserError, match=r'label 2 is .2. to the model but .10. to the classifier in classifier; both'):
+        check_same_order(names, tuple(sorted(names)), 'classifier')
+
+
+def test_labels_by_names_with_commas():
+    names = ('tench, Tinca tinca', 'goldfish, Carassius auratus', 'a', 'b', 'a,b')
+    assert parse_labels('tench, Tinca tinca', names) == [0]
+    assert parse_labels('goldfish, Carassius auratus,3, tench, Tinca tinca,a', names) == [1, 3, 0, 2]
+    assert parse_labels('id:4,name:tench, Tinca tinca', names) == [4, 0]
+    for text, item in [('tench', 'tench'), ('tench, Tinca tinca,foo', 'foo'), ('foo,tench, Tinca tinca', 'foo')]:
+        with pytest.raises(UserError, match=f"label '{item}' is not a class; .*'tench, Tinca tinca'"):
+            parse_labels(text, names)
+    with pytest.raises(UserError, match=r"label 'a,b' may mean id:2 \('a'\) or id:4 \('a,b'\)"):
+        parse_labels('0,a,b', names)
 
 
 def test_the_readmes_own_guidance(trained, tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -19,7 +20,8 @@ from PIL import Image
 
 from cfg_jax import files
 from cfg_jax.data import sources, workers
-from cfg_jax.data.preparing import shards, tfds_writer
+from cfg_jax.data.images import Unreadable, encode_png
+from cfg_jax.data.preparing import folder, labels, shards, tfds_writer
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import prepare
 from tests import tfds_layout, tiny
@@ -328,6 +330,35 @@ def test_other_settings_do_not_resume_it(pictures, tmp_path, changes, message):
     assert not begun.with_name('1.0.0').exists() and len(shard_bytes(begun)) == 3
 
 
+def test_files_that_were_only_touched_are_the_same(pictures, tmp_path, capsys):
+    """New times alone, as a copy gives them, ask for a look at the contents: once, and also of unfinished work."""
+    source = shutil.copytree(pictures, tmp_path / 'copy')
+
+    def touch():
+        for path in source.rglob('*.png'):
+            os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+    settings, write = {'size': 8, 'classes': 2, 'prepare__num_shards': 3}, shards.Work.write
+
+    def last_fails(work, shard, report):
+        if shard == 2:
+            raise KeyboardInterrupt
+        write(work, shard, report)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.Work, 'write', last_fails)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path, **settings)
+    touch()
+    capsys.readouterr()
+    made = run(source, tmp_path, **settings)
+    assert '; comparing contents\nresuming: 2 of 3 shards done\n' in capsys.readouterr().out
+    touch()
+    for compared in (f'the times of files in {source} have changed; comparing contents\n', ''):
+        assert run(source, tmp_path, **settings) == made
+        assert capsys.readouterr().out == f'{compared}already prepared: {made}\n'
+
+
 @pytest.mark.parametrize('packed', [False, True], ids=['folder', 'zip'])
 def test_files_that_changed_are_not_taken_for_the_same(pictures, tmp_path, packed):
     """A finished data set is not taken for one of changed files with the same names."""
@@ -344,6 +375,35 @@ def test_files_that_changed_are_not_taken_for_the_same(pictures, tmp_path, packe
     )
     with pytest.raises(UserError, match=message):
         run(path, tmp_path, size=8, classes=2)
+
+
+def test_a_prepared_set_keeps_the_order_of_its_classes(tmp_path, monkeypatch, capsys):
+    """A set from before classes were ordered by their numbers is still taken for prepared, and a split joins it."""
+    raw = tmp_path / 'raw'
+    for number in range(12):
+        (raw / str(number)).mkdir(parents=True)
+        (raw / str(number) / 'x.png').write_bytes(encode_png(np.full((8, 8, 3), number, np.uint8)))
+    with monkeypatch.context() as before:
+        before.setattr(labels, 'natural', lambda name: name)
+        made = run(raw, tmp_path, size=8, classes=12)
+    order = (made / 'label.labels.txt').read_text().split()
+    assert order == sorted(map(str, range(12)))
+    capsys.readouterr()
+    assert run(raw, tmp_path, size=8, classes=12) == made
+    assert capsys.readouterr().out.startswith('already prepared')
+    run(raw, tmp_path, size=8, classes=12, data__split='test')
+    source = sources.TfdsSource('my_images', 'test', str(tmp_path), (8, 8, 3))
+    assert source.class_names == tuple(order)
+    assert all(order[source.label(index)] == str(source[index]['image'][0, 0, 0]) for index in range(12))
+
+
+def test_passing_errors_leave_no_image_out(pictures, tmp_path, monkeypatch):
+    def stale(self, index):
+        raise Unreadable('unreadable: Stale file handle') from OSError(errno.ESTALE, 'Stale file handle')
+
+    monkeypatch.setattr(folder.ImageFolder, 'read', stale)
+    with pytest.raises(UserError, match=r'^a/0\.png: unreadable: Stale file handle .*; rerun the same command'):
+        run(pictures, tmp_path, size=8, classes=2, prepare__num_workers=1)
 
 
 def test_classes_without_images_are_named(pictures, tmp_path, capsys):
@@ -448,6 +508,20 @@ def test_file_names_of_any_bytes(tmp_path, capsys):
     (example,) = stock('imagenet2012', tmp_path)
     assert example['file_name'] == b'\xff.png' and example['label'] == 1
     np.testing.assert_array_equal(example['image'], image)
+
+
+def test_folders_named_in_other_bytes_than_utf8(tmp_path, capsys):
+    """Data may be prepared from and into such a folder, and read there; what is printed fits into UTF-8."""
+    raw, out = (tmp_path / os.fsdecode(name) for name in (b'bilder-gr\xfcn', b'sortie-\xe9'))
+    write_folder(raw, {f'{c}/x.png': encode_png(np.full((8, 8, 3), n, np.uint8)) for n, c in enumerate('ab')})
+    made = run(raw, out, size=8, classes=2)
+    assert capsys.readouterr().out.splitlines()[-1] == f'report: {tmp_path}/sortie-\\udce9/{made.relative_to(out)}' + (
+        '/prepared-train.json'
+    )
+    assert run(raw, out, size=8, classes=2) == made
+    assert capsys.readouterr().out == f'already prepared: {tmp_path}/sortie-\\udce9/{made.relative_to(out)}\n'
+    source = sources.TfdsSource('my_images', 'train', str(out), (8, 8, 3))
+    assert [source[i]['image'][0, 0, 0] for i in range(2)] == [0, 1]
 
 
 def test_the_number_of_files():

@@ -7,7 +7,7 @@ import warnings
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cfg_jax.errors import first_line
 
@@ -23,6 +23,9 @@ warnings.filterwarnings('ignore', module=r'PIL\.')
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 # The chunks that do not change the pixels: no transparency, no animation, and no EXIF or XMP, which may turn the image.
 PLAIN_PNG_CHUNKS = {b'IHDR', b'IDAT', b'IEND', b'gAMA', b'cHRM', b'sRGB', b'iCCP', b'pHYs', b'tIME', b'sBIT', b'bKGD'}
+# Pillow refuses these chunks if they expand beyond 1 MiB each or 64 MiB together, though no pixel depends on them ...
+TEXT_PNG_CHUNKS = {b'tEXt', b'zTXt', b'iTXt', b'iCCP'}
+TURNING_TEXTS = (b'XML:com.adobe.xmp', b'Raw profile type exif')  # ... unless they turn the image
 PYSPNG_PIXELS = 1 << 20  # Pillow is as fast for larger images
 
 ORIENTATION_TAG = 0x0112  # of EXIF; 1 is upright
@@ -39,6 +42,10 @@ UPRIGHT = {
 
 class ImageError(ValueError):
     """An image that cannot be used; its text is a short reason, such as 'truncated'."""
+
+
+class Unreadable(ImageError):
+    """An image that the system does not let us read, which says nothing about the image. Its cause is the OSError."""
 
 
 class TooSmall(ImageError):
@@ -64,6 +71,8 @@ def decode(data, channels):
                 return pyspng.load(data).reshape(*_png_shape(data), channels)
             except RuntimeError:
                 pass  # Pillow has better error messages
+        if chunks & TEXT_PNG_CHUNKS:
+            data = _without_texts(data)
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             image.load()  # first, for EXIF may come after the pixels
@@ -76,6 +85,11 @@ def decode(data, channels):
     except Exception as error:  # each of Pillow's formats raises its own kinds
         reason = first_line(error)
         raise ImageError('truncated' if 'truncated' in reason.lower() else reason) from error
+
+
+def import_formats():
+    """Import what `decode` needs of Pillow, which otherwise imports it when it meets the first image of its kind."""
+    _formats()
 
 
 @functools.cache
@@ -102,6 +116,34 @@ def _png_chunks(data):
         chunks.add(data[position + 4 : position + 8])
         position = end + 4
     return chunks
+
+
+def _without_texts(data):
+    """Return a whole PNG without its texts and its colour profile, except texts that may turn it and are not long."""
+    kept, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while position < len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4])
+        kind, start = data[position + 4 : position + 8], position + 8
+        if kind not in TEXT_PNG_CHUNKS or _may_turn(kind, data[start : end - 4]):
+            kept.append(data[position:end])
+        position = len(data) if kind == b'IEND' else end
+    return b''.join(kept)
+
+
+def _may_turn(kind, content):
+    """Return True if a chunk's text may turn the image, and is not too long for Pillow."""
+    keyword, _, rest = content.partition(b'\0')
+    if keyword not in TURNING_TEXTS:
+        return False
+    compressed, text = kind == b'zTXt', rest[1:]  # behind the method
+    if kind == b'iTXt':  # flag, method, language, translated keyword
+        compressed, text = rest.startswith(b'\1'), rest[2:].split(b'\0', 2)[-1]
+    if not compressed:
+        return len(text) < PngImagePlugin.MAX_TEXT_MEMORY // 2
+    try:
+        return len(zlib.decompressobj().decompress(text, PngImagePlugin.MAX_TEXT_CHUNK)) < PngImagePlugin.MAX_TEXT_CHUNK
+    except zlib.error:
+        return False
 
 
 def _png_shape(data):

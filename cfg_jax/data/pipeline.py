@@ -1,7 +1,8 @@
 """A deterministic Grain pipeline from a source to batches, whose position can be saved."""
 
 import math
-import multiprocessing
+import multiprocessing.dummy  # Grain's threads would import this and `popen_spawn_posix`, at once
+import multiprocessing.popen_spawn_posix
 import signal
 import threading
 
@@ -30,6 +31,7 @@ class ReadImages(grain.transforms.Map):
 
     def __init__(self, source):
         self.source = source
+        source.import_readers()
 
     def __setstate__(self, state):
         self.__dict__ = state
@@ -37,6 +39,7 @@ class ReadImages(grain.transforms.Map):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the parent still saves
             end_with_parent()
+        self.source.import_readers()  # in a new worker its reading threads have not started yet
 
     def map(self, indices):
         return self.source.batch(indices)
@@ -84,10 +87,12 @@ class Batches:
 
     def __init__(self, dataset, *, num_threads, num_workers):
         self._dataset, self._num_threads, self._num_workers = dataset, num_threads, num_workers
+        self._iterator = None
         self.seek(0)
 
     def seek(self, position):
         """Make batch `position`, from 0, the next. Batch n is the same however it is reached and read."""
+        self.close()
         self.position = position
         # As many batches ahead as there are threads: at 256x256 each of them is 50 MB.
         reading = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=self._num_threads)
@@ -98,13 +103,17 @@ class Batches:
 
     def close(self):
         """Stop threads and workers."""
-        self._iterator.close()
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None  # Grain's iterators complain if they outlive the interpreter's modules
 
     def __iter__(self):
         return self
 
     def __next__(self):
         batch = next(self._iterator)
+        if self._num_workers:  # out of memory that workers share: JAX's CPU arrays would hold on to it, up to the exit
+            batch = {key: np.array(values) for key, values in batch.items()}
         self.position += 1
         return batch
 

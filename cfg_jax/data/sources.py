@@ -7,7 +7,8 @@ import numpy as np
 
 from cfg_jax.data import images, records
 from cfg_jax.data.preparing import archives, raw_images
-from cfg_jax.errors import UserError, first_line, printable
+from cfg_jax.errors import UserError, first_line, printable, unusable
+from cfg_jax.files import composed
 
 # The archive from which --mode=prepare makes each of TFDS's data sets
 _ARCHIVES = {
@@ -35,6 +36,15 @@ class Source:
 
     def __len__(self):
         raise NotImplementedError
+
+    def import_readers(self):
+        """Import everything that `batch` needs; each process calls this once, before it starts reading threads.
+
+        Threads that import for the first time, several of them at once, can wait for each other for ever.
+        """
+
+    def order_classes(self, class_names):
+        """Label the classes in this order, if the source has just these classes and an order of its own making."""
 
     def batch(self, indices):
         """Return {'image': uint8 [b, H, W, C], 'label': int32 [b]}, new arrays that the caller may change.
@@ -87,6 +97,9 @@ class EncodedSource(Source):
     def __init__(self, image_shape, *, resampling='box', upsample=False):
         self.image_shape, self._resampling, self._upsample = tuple(image_shape), resampling, upsample
 
+    def import_readers(self):
+        images.import_formats()
+
     def read(self, index):
         """Return (image, label) as stored: the file's bytes or uint8 [H, W, C], and an int."""
         raise NotImplementedError
@@ -105,6 +118,8 @@ class EncodedSource(Source):
                     image = images.decode(image, self.image_shape[-1])
                 if image.shape != self.image_shape:
                     image = images.resample(image, self.image_shape[0], self._resampling, upsample=self._upsample)
+            except images.Unreadable as error:
+                raise UserError(f'{self.name(index)}: {error} (config.data.data_dir).') from None
             except images.ImageError as error:
                 fields = f' ({_FIELDS[type(error)]})' if type(error) in _FIELDS else ''
                 raise UserError(
@@ -136,22 +151,28 @@ class FolderSource(EncodedSource):
     def __init__(self, path, image_shape, **resampling):
         super().__init__(image_shape, **resampling)
         self._files = archives.open_plain_images(path, field='config.data.data_dir')
-        self.class_names, self._path = self._files.class_names, path
-        counts = np.bincount(self._files.labels, minlength=len(self.class_names))
+        self.class_names, self._labels, self._path = self._files.class_names, self._files.labels, path
+        counts = np.bincount(self._labels, minlength=len(self.class_names))
         for line in raw_images.notes(self.class_names, counts, self._files.ignored):
             print(line, flush=True)
+
+    def order_classes(self, class_names):
+        ids = {composed(name): label for label, name in enumerate(class_names)}
+        if len(ids) == len(class_names) and ids.keys() == set(map(composed, self.class_names)):
+            new_ids = np.array([ids[composed(name)] for name in self._files.class_names], np.int32)
+            self.class_names, self._labels = tuple(class_names), new_ids[self._files.labels]
 
     def __len__(self):
         return len(self._files)
 
     def read(self, index):
-        return self._files.read(index), self._files.labels[index]
+        return self._files.read(index), self._labels[index]
 
     def name(self, index):
         return printable(os.path.join(self._path, self._files.names[index]))
 
     def label(self, index):
-        return int(self._files.labels[index])
+        return int(self._labels[index])
 
 
 class TfdsSource(EncodedSource):
@@ -186,6 +207,12 @@ class TfdsSource(EncodedSource):
     def __len__(self):
         return len(self._records)
 
+    def import_readers(self):
+        from tensorflow_datasets.proto import tf_example_generated_pb2
+
+        super().import_readers()
+        tf_example_generated_pb2.Example.FromString(b'')
+
     def read(self, index):
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_generated_pb2
@@ -217,6 +244,10 @@ def _dataset_info(name, data_dir):
         builder = tfds.builder(name, data_dir=data_dir) if name else tfds.builder_from_directory(data_dir)
         exists = os.path.isfile(os.path.join(builder.data_dir, 'dataset_info.json'))
         reason = f'no dataset_info.json in {builder.data_dir}'
+    except OSError as error:
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise unusable(error.filename or where, f'cannot be read: {error.strerror}', fields[1:-1]) from error
+        exists, reason = False, first_line(error)
     except Exception as error:  # TFDS raises many kinds for a missing data set
         exists, reason = False, first_line(error)
     if not exists:

@@ -18,6 +18,7 @@ from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns, figures, likelihood, references, report, results, scoring
 from cfg_jax.sampling import sample_sets
+from cfg_jax.sampling.labels import meanings
 from cfg_jax.training import sharding
 
 _GRID = 100  # images in the picture of a weight
@@ -37,12 +38,13 @@ def run(config, workdir):
         return bound_likelihood(config, workdir, folder)
     check_judge(config)
     if config.eval.samples:
-        return processes.first_alone(lambda: judge_given_samples(config, workdir, folder))
+        class_names = trained.saved_class_names(workdir)
+        return processes.first_alone(lambda: judge_given_samples(config, workdir, folder, class_names))
 
     curve_configs = curves(config)
     model = trained.load(config, workdir)
     # Every process draws. The first one also judges, while the others draw on.
-    measuring = processes.first_alone(lambda: open_measuring(config, workdir, model.step))
+    measuring = processes.first_alone(lambda: open_measuring(config, workdir, model))
     rows, pictures = [], []
     for curve in curve_configs:
         suffix = curve_suffix(curve)
@@ -169,13 +171,15 @@ class Judged:
     first: np.ndarray
 
 
-def open_measuring(config, workdir, step):
-    """Return the `Measuring` of a sweep, after checking that everything it needs can be read."""
+def open_measuring(config, workdir, model):
+    """Return the `Measuring` of a `Trained` model's sweep, after checking that everything it needs can be read."""
     other = results.read_curve(Path(workdir) / config.eval.compare_with) if config.eval.compare_with else None
     results.read_all(Path(workdir) / 'results.csv')
-    scorer = open_scorer(config, workdir, build.source(config))
+    source = build.source(config)
+    source.order_classes(model.class_names)
+    scorer = open_scorer(config, workdir, source)
     scorer.check_enough(config.eval.num_samples, allow_few=config.eval.allow_few_samples)
-    facts = shared_facts(config, scorer, step)
+    facts = shared_facts(config, scorer, model.step)
     if other:
         check_comparable(config.eval.compare_with, other[0], facts | {'num_samples': config.eval.num_samples})
     return Measuring(scorer, facts, other)
@@ -246,8 +250,11 @@ def shared_facts(config, scorer, step):
     }
 
 
-def judge_given_samples(config, workdir, folder):
-    """Judge the images of config.eval.samples, made by any program: one row."""
+def judge_given_samples(config, workdir, folder, class_names):
+    """Judge the images of config.eval.samples, made by any program: one row.
+
+    class_names: those of the workdir's checkpoint, in whose order label ids count, or ().
+    """
     found = references.load_samples(
         config.eval.samples, channels=config.data.image_channels, num_classes=config.data.num_classes
     )
@@ -256,7 +263,10 @@ def judge_given_samples(config, workdir, folder):
             f'{config.eval.samples} holds images of {found.images.shape[1:]}, not {build.image_shape(config)} '
             '(config.eval.samples, config.data.image_size, config.data.image_channels).'
         )
-    source = None if config.eval.reference and config.eval.judge == 'inception' else build.source(config)
+    source = None
+    if not (config.eval.reference and config.eval.judge == 'inception'):
+        source = build.source(config)
+        source.order_classes(class_names)
     labels = match_classes(config.eval.samples, found, source)
     results.read_all(Path(workdir) / 'results.csv')
     scorer = open_scorer(config, workdir, source)
@@ -275,21 +285,28 @@ def judge_given_samples(config, workdir, folder):
 def match_classes(path, found, source):
     """Return the labels of `references.Samples` as the data set's, int32 [N]; None if they have none to compare.
 
-    Raises UserError for a class that the data set does not have.
+    The classes of the samples are all names, or all label ids. Raises UserError for a class that the data set does not
+    have, and if both readings are possible and differ.
     """
     if found.labels is None or found.class_names is None:
         return found.labels
     if source is None:
         return None  # without the data set its class names are not known
-    unknown = [name for name in found.class_names if name not in source.class_names]
-    if unknown and all(name in map(str, range(len(source.class_names))) for name in found.class_names):
-        return np.array([int(name) for name in found.class_names], np.int32)[found.labels]
-    if unknown:
+    by_name, by_id = zip(*(meanings(name, source.class_names) for name in found.class_names))
+    readings = {ids for ids in (by_name, by_id) if None not in ids}
+    if not readings:
+        unknown = found.class_names[by_name.index(None)]
         raise UserError(
-            f'{path} has the class {unknown[0]!r}, which the data set does not have '
+            f'{path} has the class {unknown!r}, which the data set does not have '
             f'({", ".join(source.class_names[:3])}, ...) (config.eval.samples).'
         )
-    return np.array([source.class_names.index(name) for name in found.class_names], np.int32)[found.labels]
+    if len(readings) > 1:
+        name = next(name for name, *ids in zip(found.class_names, by_name, by_id) if ids[0] != ids[1])
+        raise UserError(
+            f'{path}: the folder {name!r} may be the class of that name or that label id, which is another class; '
+            f'call the folders "name:{name}" or "id:{name}" and so on (config.eval.samples).'
+        )
+    return np.array(readings.pop(), np.int32)[found.labels]
 
 
 # ---------------------------------------------------------------- tables, pictures and the report
@@ -394,6 +411,7 @@ def bound_likelihood(config, workdir, folder):
 
     def measure():
         bound, source = functools.partial(build.bits_per_dim(config), params), build.source(config)
+        source.order_classes(model.class_names)
         means = likelihood.bits_per_dim(
             bound,
             source,

@@ -1,5 +1,6 @@
 """The job of --mode=inspect: show a data set as numbers and pictures, and measure how fast the pipeline reads it."""
 
+import contextlib
 import csv
 import io
 import time
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import build, files
+from cfg_jax import build, files, trained
 from cfg_jax.checks import check_config
 from cfg_jax.data import sources
 from cfg_jax.data.preparing import raw_images
+from cfg_jax.errors import printable
 from cfg_jax.evaluation import figures
 from cfg_jax.progress import Progress
 
@@ -21,6 +23,7 @@ def run(config, workdir):
     """Write images.png, classes.csv, statistics.json and statistics.png into `workdir`/inspect; print a summary."""
     check_config(config)
     data = build.source(config)
+    data.order_classes(trained.saved_class_names(workdir))
     folder = Path(workdir) / 'inspect'
     print(
         f'{len(data):,} images of {"x".join(map(str, data.image_shape))}, {len(data.class_names)} classes', flush=True
@@ -56,7 +59,7 @@ def run(config, workdir):
     picture = figures.data_statistics(counts, data.class_names, statistics, title=title)
     files.write(folder / 'statistics.png', picture)
     figures.save_png(folder / 'images.png', figures.grid(*class_rows(data, labels, config.seed)))
-    print(f'wrote images.png, statistics.png, classes.csv and statistics.json in {folder}', flush=True)
+    print(f'wrote images.png, statistics.png, classes.csv and statistics.json in {printable(str(folder))}', flush=True)
 
 
 def count_labels(data):
@@ -100,13 +103,13 @@ def pipeline_rate(config, data):
 
     The first batch is not counted, because it waits for threads and workers to start.
     """
-    batches = build.train_batches(config, data)
-    next(batches)
-    start, images, size = time.monotonic(), 0, 0
-    while time.monotonic() - start < config.inspect.seconds:
-        batch = next(batches)['image']
-        images, size = images + len(batch), size + batch.nbytes
-    seconds = time.monotonic() - start
+    with contextlib.closing(build.train_batches(config, data)) as batches:
+        next(batches)
+        start, images, size = time.monotonic(), 0, 0
+        while time.monotonic() - start < config.inspect.seconds:
+            batch = next(batches)['image']
+            images, size = images + len(batch), size + batch.nbytes
+        seconds = time.monotonic() - start
     return images / seconds, size / seconds / 1e6
 
 

@@ -38,18 +38,16 @@ def run(config, workdir):
     label_ids = target.label_ids(raw.class_names)
     settings = make_settings(config, raw, target)
     folder = target.folder.with_name(f'{target.folder.name}.incomplete-{data.split}')
+    work = shards.Work(raw, label_ids, target.features, target.name, data.split, folder, target.folder, settings)
     with shards.writing(folder):
-        if is_prepared(target, data.split, settings):
+        if is_prepared(target, work):
             shutil.rmtree(folder, ignore_errors=True)
-            print(f'already prepared: {target.folder}', flush=True)
+            print(f'already prepared: {printable(str(target.folder))}', flush=True)
             return target.folder
         folder.mkdir(parents=True, exist_ok=True)
         with files.locked(
             folder / 'lock', f'another process is preparing {folder} (config.data.name, config.data.split).'
         ):
-            work = shards.Work(
-                raw, label_ids, target.features, target.name, data.split, folder, target.folder, settings
-            )
             work.begin()
             _write_shards(work, config.prepare.num_workers or os.cpu_count())
             report = _finish(work, locate(config, raw))  # another split may have been added meanwhile
@@ -57,16 +55,20 @@ def run(config, workdir):
     return target.folder
 
 
-def is_prepared(target, split, settings):
-    """Return True if the split exists, made with these settings. Raises UserError if it is anything else."""
+def is_prepared(target, work):
+    """Return True if the split exists, made with the same settings. Raises UserError if it is anything else."""
+    split, settings, path = work.split, work.settings, target.folder / f'prepared-{work.split}.json'
     if split in target.prepared_splits():
-        report = shards.read_json(target.folder / f'prepared-{split}.json')
+        report = shards.read_json(path)
         if report is None:
             raise UserError(
                 f'{target.folder} has the split {split!r} already, but not from --mode=prepare; give another '
                 'config.data.split, config.data.name or config.data.data_dir.'
             )
-        shards.check_same(settings, report['settings'], target.folder)
+        contents = dict(enumerate(report.get('content', [None])))
+        shards.check_same(settings, report['settings'], target.folder, lambda: work.holds(contents))
+        if report['settings'] != settings:  # the files' times alone
+            files.write_json(path, report | {'settings': settings})
         return True
     if not target.prepared_splits() and target.folder.exists() and any(target.folder.iterdir()):
         raise UserError(f'{target.folder} holds files but no dataset_info.json; delete it (config.data.data_dir).')
@@ -93,8 +95,10 @@ def make_settings(config, raw, target):
             f'config.prepare.num_shards is {asked}; allowed: up to {len(raw)}, the images in {config.prepare.path}.'
         )
     listing = hashlib.sha256(repr(target.class_names).encode())
+    label_ids = target.label_ids(raw.class_names)
     for name, label in zip(raw.names, raw.labels):
-        listing.update(f'{name}\0{raw.class_names[label]}\n'.encode(errors='surrogatepass'))
+        class_name = target.class_names[label_ids[label]]
+        listing.update(f'{name}\0{class_name}\n'.encode(errors='surrogatepass'))
     stamps = hashlib.sha256()
     for stamp in raw.stamps():
         stamps.update(stamp)
@@ -204,6 +208,7 @@ def make_report(work, results, class_names):
         'settings': work.settings,
         'written': sum(result['count'] for result in results),
         'classes': {name: classes[name] for name in class_names},
+        'content': [result.get('content') for result in results],  # a checksum of each shard's images in the archive
         'skipped': [entry for result in results for entry in result['skipped']],
         'ignored': [list(entry) for entry in work.raw.ignored],
     }
@@ -221,7 +226,7 @@ def _print_report(report, path, seconds):
     """Print how many images were prepared, which were skipped and why, and where the report is."""
     skipped = report['skipped']
     total = report['settings']['num_images']
-    print(f'prepared {report["written"]} of {total} images in {duration(seconds)}: {path.parent}')
+    print(f'prepared {report["written"]} of {total} images in {duration(seconds)}: {printable(str(path.parent))}')
     # the text after a colon differs from image to image
     for reason, count in collections.Counter(re.split(':', reason)[0] for _, reason in skipped).most_common():
         print(f'skipped {count}: {reason}')
@@ -231,4 +236,4 @@ def _print_report(report, path, seconds):
         print(line)
     if hint := _hint(report):
         print(f'most were skipped:{hint}')
-    print(f'report: {path}', flush=True)
+    print(f'report: {printable(str(path))}', flush=True)

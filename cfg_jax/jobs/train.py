@@ -52,7 +52,6 @@ def run(config, workdir):
 
 def _train(config, workdir, mesh, source):
     """Train, after the checks, while nobody else writes into `workdir`."""
-    batches = build.train_batches(config, source, mesh)
     _, step_key = jax.random.split(build.training_key(config))
     init, abstract_state, train_step = build.sharded_training(config, mesh)
     edges = build.quarter_edges(config).tolist()
@@ -63,6 +62,9 @@ def _train(config, workdir, mesh, source):
         keep=config.train.keep_checkpoints,
     )
     restored = checkpoints.restore(abstract_state)
+    if restored:
+        source.order_classes(restored.class_names)
+    batches = build.train_batches(config, source, mesh)
     if restored:
         state, first_step = restored.tree, restored.step
         check_same_classes(source.class_names, restored.class_names, workdir)

@@ -241,6 +241,11 @@ class Checkpoints:
         restored = self._newest_readable(lambda step: None, lambda nothing: {})
         return restored and restored.config
 
+    def saved_class_names(self):
+        """Return the class names saved in the newest readable checkpoint, a tuple; empty if there is no checkpoint."""
+        restored = self._newest_readable(lambda step: None, lambda nothing: {})
+        return restored.class_names if restored else ()
+
     def condemn(self, step):
         """Move a checkpoint aside, as a damaged one is."""
         self._waiting(self._manager.wait_until_finished)

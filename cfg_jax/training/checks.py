@@ -3,6 +3,7 @@
 import numpy as np
 
 from cfg_jax.errors import UserError
+from cfg_jax.files import composed
 
 
 def check_finite(step, metrics, checkpoints, *, quarter_edges):
@@ -37,7 +38,7 @@ def check_same_classes(class_names, saved_names, workdir):
     if saved_names == tuple(map(str, range(len(saved_names)))):
         return  # an imported checkpoint, whose classes have no names
     for label, (name, saved) in enumerate(zip(class_names, saved_names)):
-        if name != saved:
+        if composed(name) != composed(saved):
             raise UserError(
                 f'label {label} is {name!r} in the data but {saved!r} in the checkpoints of {workdir}; use the data '
                 'that they were trained on, or another --workdir (config.data.data_dir).'

@@ -88,7 +88,7 @@ class Cifar10(RawImages):
                         files[name] = archive.extractfile(member).read()
                 while file.read(1 << 20):  # gzip compares its checksum at the end
                     pass
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise unusable(self._path, f'is damaged: {first_line(error)}', self._field) from error
         if not is_cifar:
             raise unrecognised(self._path, self._field)

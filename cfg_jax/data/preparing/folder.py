@@ -2,7 +2,7 @@
 
 import os
 
-from cfg_jax.data.images import ImageError
+from cfg_jax.data.images import Unreadable
 from cfg_jax.data.preparing.labels import organise
 from cfg_jax.data.preparing.raw_images import RawImages, counted, is_hidden, is_image_name, stamp
 
@@ -25,7 +25,7 @@ class ImageFolder(RawImages):
         try:
             return self._read(self.names[index])
         except OSError as error:
-            raise ImageError(f'unreadable: {error.strerror}') from error
+            raise Unreadable(f'unreadable: {error.strerror}') from error
 
     def stamps(self):
         return (stamp(os.path.join(self._path, name)) for name in self.names)

@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 
-from cfg_jax.data.preparing.labels import tfds_lines
+from cfg_jax.data.preparing.labels import natural, tfds_lines
 from cfg_jax.data.preparing.raw_images import RawImages, check_split, is_image_name, stamp
 from cfg_jax.errors import UserError, first_line, unusable
 from cfg_jax.files import read_npy_header
@@ -62,11 +62,6 @@ def _is_zip_of_batches(path):
             return any(_BATCH.fullmatch(os.path.basename(name)) for name in archive.namelist())
     except zipfile.BadZipFile:
         return True
-
-
-def _natural(text):
-    """Return a sort key that puts batch 2 before batch 10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', text)]
 
 
 class ImagenetNpz(RawImages):
@@ -141,7 +136,7 @@ class ImagenetNpz(RawImages):
                 f'{self._path} holds no {_PREFIXES[split]}*.npz for the split {split!r}{has} '
                 f'({self._field}, or config.data.split: train, validation).'
             )
-        return {stem: found[stem] for stem in sorted(found, key=_natural)}
+        return {stem: found[stem] for stem in sorted(found, key=natural)}
 
     @contextlib.contextmanager
     def _errors(self, stem):

@@ -5,7 +5,7 @@ import tarfile
 
 import numpy as np
 
-from cfg_jax.data.preparing.labels import tfds_lines
+from cfg_jax.data.preparing.labels import natural, tfds_lines
 from cfg_jax.data.preparing.raw_images import (
     RawImages,
     ReadAt,
@@ -98,7 +98,7 @@ def _train_labels(images, path, field):
     folders = [name.partition('/')[0] for name, _, _ in images]
     class_names = tfds_lines('datasets/imagenet2012/labels.txt')
     if not set(folders) <= set(class_names):
-        class_names = sorted(set(folders))
+        class_names = sorted(set(folders), key=natural)
     ids = {name: index for index, name in enumerate(class_names)}
     return class_names, [ids[folder] for folder in folders]
 

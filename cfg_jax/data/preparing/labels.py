@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import re
 
 from cfg_jax.data.preparing.raw_images import SUFFIXES, is_image_name
 from cfg_jax.errors import first_line, printable, unusable
+from cfg_jax.files import composed
 
 SPLIT_NAMES = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 MAX_CLASSES = 1_000_000  # a larger id is taken for a mistake
@@ -16,6 +18,13 @@ def tfds_lines(path):
     import tensorflow_datasets as tfds
 
     return tfds.core.tfds_path(path).read_text().split()
+
+
+def natural(text):
+    """Return a sort key that puts 'class 2' before 'class 10'; names without digits stay in the order of their text."""
+    parts = re.split(r'(\d+)', text)
+    parts[1::2] = map(int, parts[1::2])
+    return parts, text
 
 
 def find_labels(files, read):
@@ -56,7 +65,8 @@ def organise(files, read, path, field, unfit=()):
 def _from_folders(names, path, field):
     """Return (class names, labels) from each image's top folder."""
     loose = [name for name in names if '/' not in name]
-    class_names = sorted({name.partition('/')[0] for name in names if '/' in name})
+    folders = [composed(name.partition('/')[0]) for name in names]
+    class_names = sorted({folder for folder, name in zip(folders, names) if '/' in name}, key=natural)
     if loose and class_names:
         raise unusable(
             path,
@@ -69,11 +79,14 @@ def _from_folders(names, path, field):
     if {name.lower() for name in class_names} <= SPLIT_NAMES and all(name.count('/') > 1 for name in names):
         raise unusable(path, f'holds splits ({", ".join(class_names)}), not classes: give the folder of one', field)
     ids = {name: index for index, name in enumerate(class_names)}
-    return class_names, [ids[name.partition('/')[0]] for name in names]
+    return class_names, [ids[folder] for folder in folders]
 
 
 def _from_json(text, names, path, field):
-    """Return (class names, labels) of the images `names` from a labels.json, which must name exactly these images."""
+    """Return (class names, labels) of the images `names` from a labels.json, which must name exactly these images.
+
+    The two Unicode spellings of a name, composed and decomposed, are one name.
+    """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -83,18 +96,20 @@ def _from_json(text, names, path, field):
     class_names = content.pop('class_names', None)
     by_name = _labels_by_name(content, path, field)
 
-    absent = sorted(by_name.keys() - set(names))
+    found = {name: composed(name) for name in names}
+    absent = sorted(by_name.keys() - set(found.values()))
     if absent:
         raise unusable(path, f'names {len(absent)} images that do not exist, the first {absent[0]}', field)
-    unnamed = [name for name in names if name not in by_name]
+    unnamed = [name for name in names if found[name] not in by_name]
     if unnamed:
         raise unusable(path, f'leaves {len(unnamed)} images without a label, the first {unnamed[0]}', field)
     if class_names is not None and not _are_names(class_names):
         raise unusable(path, 'has "class_names" that are not a list of different names', field)
-    labels = [by_name[name] for name in names]
+    class_names = class_names and [composed(name) for name in class_names]
+    labels = [by_name[found[name]] for name in names]
     if isinstance(labels[0], int):
         return _check_ids(labels, class_names, path, field)
-    class_names = sorted(set(labels)) if class_names is None else class_names
+    class_names = sorted(set(labels), key=natural) if class_names is None else class_names
     ids = {name: index for index, name in enumerate(class_names)}
     unknown = sorted(set(labels) - ids.keys())
     if unknown:
@@ -107,7 +122,7 @@ def _are_names(class_names):
     return (
         isinstance(class_names, list)
         and all(isinstance(name, str) for name in class_names)
-        and len(set(class_names)) == len(class_names)
+        and len(set(map(composed, class_names))) == len(class_names)
     )
 
 
@@ -121,7 +136,8 @@ def _labels_by_name(content, path, field):
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and type(pair[1]) in (int, str)):
             raise unusable(path, f'must give each file a class name or an id, but has {json.dumps(pair)[:80]}', field)
-        if by_name.setdefault(*pair) != pair[1]:
+        name, label = composed(pair[0]), composed(pair[1]) if isinstance(pair[1], str) else pair[1]
+        if by_name.setdefault(name, label) != label:
             raise unusable(path, f'gives {pair[0]} two labels', field)
     if len({type(label) for label in by_name.values()}) > 1:
         raise unusable(path, 'mixes class names and ids: use one or the other', field)

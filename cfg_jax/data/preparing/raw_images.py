@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from cfg_jax.data.images import ImageError
+from cfg_jax.data.images import ImageError, Unreadable
 from cfg_jax.errors import UserError, first_line, printable, unusable
 
 _RECOGNISED = (
@@ -15,6 +15,11 @@ _RECOGNISED = (
 )
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 PROGRESS_SECONDS = 5
+# Folders that file systems, file servers and desktops add, in lower case: they may be unreadable, or hold thumbnails.
+_SYSTEM_FOLDERS = {
+    '__macosx', '$recycle.bin', 'recycler', 'system volume information', 'lost+found',
+    '@eadir', '@tmp', '@recycle', '@recently-snapshot', '@__thumb', '#recycle', '#snapshot', '~snapshot',
+}  # fmt: skip
 
 
 class RawImages:
@@ -68,7 +73,7 @@ class ReadAt:
                 file = self._file = open(self.path, 'rb')  # noqa: SIM115, it stays open
             data = os.pread(file.fileno(), size, offset)
         except OSError as error:
-            raise ImageError(f'unreadable: {first_line(error)}') from error
+            raise Unreadable(f'unreadable: {error.strerror or first_line(error)}') from error
         if len(data) < size:
             raise ImageError('truncated')
         return data
@@ -114,7 +119,7 @@ def counted(items, path):
     for count, item in enumerate(items, 1):
         if time.monotonic() - printed >= PROGRESS_SECONDS:
             printed = time.monotonic()
-            print(f'{path}: {count:,} files found so far', flush=True)
+            print(f'{printable(path)}: {count:,} files found so far', flush=True)
         yield item
 
 
@@ -125,4 +130,4 @@ def is_image_name(name):
 
 def is_hidden(part):
     """Return True if a file or folder of this name, without its path, is never looked at."""
-    return part.startswith('.') or part == '__MACOSX'
+    return part.startswith('.') or part.lower() in _SYSTEM_FOLDERS

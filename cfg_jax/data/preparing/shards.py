@@ -3,9 +3,11 @@
 import collections
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import numpy as np
 from cfg_jax import files
 from cfg_jax.data import images
 from cfg_jax.data.preparing import tfds_writer
-from cfg_jax.errors import UserError
+from cfg_jax.errors import UserError, printable
 
+# Errors in reading an image that say nothing about the image: it must not be left out because of them
+_PASSING_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
 # setting -> the field that it comes from
 _FIELDS = {
     'path': 'config.prepare.path',
@@ -73,15 +77,30 @@ class Work:
         saved = read_json(self.folder / 'settings.json')
         begun = saved is not None and any((self.folder / 'progress').glob('*.json'))
         if begun:
-            check_same(self.settings, saved, self.folder)
+            results = {shard: self.result(shard) for shard in range(self.num_shards)}
+            contents = {shard: result.get('content') for shard, result in results.items() if result}
+            check_same(self.settings, saved, self.folder, lambda: self.holds(contents))
         for left in list(self.folder.rglob('.*.tmp') if begun else self.folder.iterdir()):
             if left.name != 'lock':
                 remove(left)
         files.write_json(self.folder / 'settings.json', self.settings)
 
-    def encode(self, index):
-        """Return an image, resampled, as the bytes of a PNG file; raises ImageError."""
-        settings, image = self.settings, self.raw.read(index)
+    def holds(self, contents):
+        """Return True if the archive's images still have these checksums, {shard: int, or None if it is unknown}."""
+        print(f'the times of files in {printable(self.settings["path"])} have changed; comparing contents', flush=True)
+        return None not in contents.values() and all(self._content(shard) == contents[shard] for shard in contents)
+
+    def _content(self, shard):
+        """Return the checksum of a shard's images as the archive has them."""
+        checksum = 0
+        for index in self.bounds(shard):
+            with contextlib.suppress(images.ImageError):
+                checksum = zlib.crc32(self.raw.read(index), checksum)
+        return checksum
+
+    def encode(self, image):
+        """Return an image as the archive has it, resampled, as the bytes of a PNG file; raises ImageError."""
+        settings = self.settings
         channels = settings['image_channels']
         if isinstance(image, bytes):
             image = images.decode(image, channels)
@@ -93,16 +112,23 @@ class Work:
     def write(self, shard, report):
         """Write a shard and the JSON file about it. report(done, skipped): called after each image with counts."""
         serialize = tfds_writer.example_serializer(self.features)
-        classes, skipped = collections.Counter(), []
+        classes, skipped, content = collections.Counter(), [], 0
 
         def records():
+            nonlocal content
             for index in self.bounds(shard):
                 name = self.raw.names[index]
                 try:
-                    png = self.encode(index)
+                    image = self.raw.read(index)
+                    content = zlib.crc32(image, content)
+                    png = self.encode(image)
                 except images.ImageError as error:
                     if not os.path.exists(self.settings['path']):
                         raise UserError(f'{self.settings["path"]} no longer exists (config.prepare.path).') from None
+                    if getattr(error.__cause__, 'errno', None) in _PASSING_ERRORS:
+                        raise UserError(
+                            f'{printable(name)}: {error} (config.prepare.path); rerun the same command to resume.'
+                        ) from None
                     skipped.append((name, str(error)))
                     report(1, 1)
                     continue
@@ -114,14 +140,17 @@ class Work:
 
         with writing(self.folder):
             count, size = tfds_writer.write_shard(self.folder / self.shard_name(shard), records())
-            result = {'count': count, 'num_bytes': size, 'classes': classes, 'skipped': skipped}
+            result = {'count': count, 'num_bytes': size, 'classes': classes, 'skipped': skipped, 'content': content}
             files.write_json(self.result_path(shard), result)
 
 
-def check_same(settings, saved, folder):
-    """Raise UserError, which names the first difference, unless the settings are those saved for the folder."""
+def check_same(settings, saved, folder, same_content):
+    """Raise UserError, which names the first difference, unless the settings are those saved for the folder.
+
+    same_content: a function that tells whether files are the same although their sizes or times are not.
+    """
     different = [key for key, value in settings.items() if saved.get(key) != value]
-    if different:
+    if different and not (different == ['files'] and same_content()):
         key = different[0]
         what = f'the images of config.prepare.path have changed ({key})'
         if key == 'files':

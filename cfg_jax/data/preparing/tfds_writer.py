@@ -45,14 +45,14 @@ class Target:
 
     def label_ids(self, class_names):
         """Return this data set's label of each of these classes, int64 [len(class_names)]. Raises UserError."""
-        ids = {name: label for label, name in enumerate(self.class_names)}
-        if unknown := [name for name in class_names if name not in ids]:
+        ids = {files.composed(name): label for label, name in enumerate(self.class_names)}
+        if unknown := [name for name in class_names if files.composed(name) not in ids]:
             raise UserError(
                 f'{len(unknown)} of the {len(class_names)} classes of config.prepare.path, {unknown[0]!r} among them, '
                 f'are not in the data set {self.info.full_name} ({", ".join(self.class_names[:3])}, ...); prepare '
                 'these images under another config.data.name.'
             )
-        return np.array([ids[name] for name in class_names], np.int64)
+        return np.array([ids[files.composed(name)] for name in class_names], np.int64)
 
 
 def locate(name, data_dir, class_names, image_shape):
@@ -189,7 +189,8 @@ def write_shard(path, records):
     count = size = 0
     with files.whole(path) as temporary:
         with _write_errors():
-            writer = ArrayRecordWriter(str(temporary), 'group_size:1')  # as TFDS writes: every image is read by itself
+            # as TFDS writes: every image is read by itself
+            writer = ArrayRecordWriter(os.fsencode(temporary), 'group_size:1')
         for record in records:
             with _write_errors():
                 writer.write(record)
