@@ -5,6 +5,7 @@ from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from cfg_jax.distributed import join
 from cfg_jax.errors import UserError
@@ -12,6 +13,18 @@ from cfg_jax.errors import UserError
 MODES = ('train', 'sample', 'evaluate', 'prepare', 'inspect', 'convert', 'plan')
 ONE_PROCESS = ('prepare', 'inspect', 'convert', 'plan')  # several processes would do the same work several times
 
+
+class _TupleParser(flags.ArgumentParser):
+    """Parse a tuple as ml_collections does, whose own parser would join the tuples of a repeated flag."""
+
+    def parse(self, argument):
+        return tuple_parser.TupleParser().parse(argument)
+
+    def flag_type(self):
+        return 'tuple'
+
+
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())  # the last of a repeated flag wins, as for any type
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
     None,

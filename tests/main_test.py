@@ -174,8 +174,7 @@ BAD = {
     ),
     'an image that the levels do not halve': (
         ['--config.model.channel_mult=(1,1,1,1,1)'],
-        # a tuple's flags add up: one level of tests.tiny's, and five
-        r'config\.data\.image_size is 8; it must be a multiple of 32: the 6 levels',
+        r'config\.data\.image_size is 8; it must be a multiple of 16: config\.model\.channel_mult has 5 levels',
     ),
     'an unknown sampler': (
         ['--config.sample.sampler=euler'],
