@@ -6,7 +6,7 @@ from absl import app
 
 from cfg_jax import command_line, runtime
 from cfg_jax.distributed import join
-from cfg_jax.distributed.job import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, the_job
+from cfg_jax.distributed.job import INTERRUPTED, USER_ERROR, Stopped, the_job
 from cfg_jax.errors import UserError, disk_errors
 
 
@@ -43,8 +43,8 @@ def run():
         app.run(main, flags_parser=command_line.parse)
     except UserError as error:
         the_job.end(USER_ERROR, f'error: {error}')
-    except Preempted as stopped:
-        the_job.end(PREEMPTED, str(stopped))
+    except Stopped as stopped:
+        the_job.end(stopped.status, str(stopped))
     except KeyboardInterrupt:
         the_job.end(INTERRUPTED, 'stopped; rerun the same command to resume from what was saved')
     except Exception as error:

@@ -24,8 +24,10 @@ def trained(tmp_path_factory):
 
 def test_the_whole_command(trained):
     workdir, out = trained
-    assert 'Total: ' in out  # clu's parameter overview
-    assert re.search(r'^step 4/4  loss \d+\.\d+  \d+ images/s  \d+s left$', out, re.MULTILINE)
+    assert len(out.split('step 2/4')[0].splitlines()) == 1  # the parameters' table is a file
+    assert f'parameters ({workdir}/parameters.txt), 1,797 images, 1 cpu device\n' in out
+    assert 'Total: ' in (workdir / 'parameters.txt').read_text()
+    assert re.search(r'^step 4/4  loss \d+\.\d+  [\d.]+ images/s  \d+s left$', out, re.MULTILINE)
     written = {path.name for path in workdir.iterdir()}
     assert {'checkpoints', 'metrics.jsonl', 'tensorboard', 'tradeoff.csv', 'tradeoff.png'} <= written
     assert {'report.html', 'results.csv', 'sample_sets', 'references'} <= written
