@@ -2,12 +2,14 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cfg_jax.errors import UserError
+from cfg_jax import files
+from cfg_jax.errors import UserError, disk_errors
 from cfg_jax.evaluation import columns
 from cfg_jax.sampling.labels import parse_labels
 from tests import tiny
@@ -24,7 +26,8 @@ def trained(tmp_path_factory):
 
 def test_the_whole_command(trained):
     workdir, out = trained
-    assert len(out.split('step 2/4')[0].splitlines()) == 1  # the parameters' table is a file
+    before = [line for line in out.split('step 2/4')[0].splitlines() if not re.match('compiling|initialising', line)]
+    assert len(before) == 1  # the parameters' table is a file
     assert f'parameters ({workdir}/parameters.txt), 1,797 images, 1 cpu device\n' in out
     assert 'Total: ' in (workdir / 'parameters.txt').read_text()
     assert re.search(r'^step 4/4  loss \d+\.\d+  [\d.]+ images/s  \d+s left$', out, re.MULTILINE)
@@ -247,6 +250,12 @@ def test_a_workdir_that_cannot_be(tmp_path):
     (tmp_path / 'file').write_text('')
     done = tiny.main(*tiny.flags(), f'--workdir={tmp_path}/file/below')
     assert 'cannot be written' in one_line_of_error(done)
+    (tmp_path / 'loop').symlink_to('loop')
+    for name in ('/proc/foo', f'{tmp_path}/loop/x', f'{tmp_path}/{"x" * 300}', f'{tmp_path}/file/below'):
+        with pytest.raises(UserError, match=r' cannot be written: .*--workdir'), disk_errors(name):
+            files.write(Path(name) / 'metrics.jsonl', b'')
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):  # a mistake of the program's own
+        (tmp_path / 'missing').read_text()
 
 
 def test_no_config():

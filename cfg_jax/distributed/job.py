@@ -24,8 +24,10 @@ _STATUS = {signal.SIGTERM: PREEMPTED, signal.SIGINT: INTERRUPTED}
 _WORDS = {PREEMPTED: 'preempted', INTERRUPTED: 'stopped'}
 _RESUME = 'rerun the same command to resume from what was saved'
 _POLL_SECONDS = 0.5
+_TWICE_SECONDS = 0.5  # one Ctrl-C may come twice: from the terminal, and from a program that passes it on
 _STALL_SECONDS = 2.0  # after a signal, a batch may take so long; one that takes longer may never come
-_LEAVE_SECONDS = 2.0  # once everything is saved, closing files and ending threads may take so long
+_ALL_STALL_SECONDS = 6.0  # the same with several processes, which lose the steps since the last checkpoint
+_LEAVE_SECONDS = 3.0  # once everything is saved, closing files and ending threads may take so long
 _GRACE_SECONDS = 3.0  # the other processes may find the same error by themselves, and leave before the first one
 _KEYS = 'cfg_jax/job/'
 
@@ -46,7 +48,7 @@ class Job:
         self._lock = threading.Lock()  # guards the next two
         self._step = None  # the last step done; None while there is nothing to save
         self._stop_at = None  # the step to stop at, once agreed on
-        self._status, self._requested = PREEMPTED, False  # of the signal that stops the job; True once it came
+        self._status, self._requested = PREEMPTED, None  # of the signal that stops the job; the time when it came
         self._ending, self._finished = threading.Lock(), threading.Event()
 
     def watch(self):
@@ -112,16 +114,14 @@ class Job:
                 results.put((None, error))
 
         threading.Thread(target=put, daemon=True).start()
-        deadline = None
+        start, seconds = time.monotonic(), _STALL_SECONDS if self.count == 1 else _ALL_STALL_SECONDS
         while True:
             with contextlib.suppress(queue.Empty):
                 result, error = results.get(timeout=_POLL_SECONDS)
                 if error is not None:
                     raise error
                 return result
-            if self._requested and deadline is None:
-                deadline = time.monotonic() + _STALL_SECONDS
-            if deadline is not None and time.monotonic() > deadline:
+            if self._requested and time.monotonic() - max(self._requested, start) > seconds:
                 if self.count == 1:
                     return None
                 self.end(self._status, f'{_WORDS[self._status]} while waiting for a batch: {_RESUME}')
@@ -208,7 +208,7 @@ class Job:
         while time.monotonic() < deadline:
             for index, (status, line) in sorted(self._received('ended').items()):
                 if status and index != self.index:
-                    if status == PREEMPTED or line.startswith('error: process '):
+                    if status in _WORDS or line.startswith('error: process '):
                         return status, line
                     return status, f'error: process {index}: {line.removeprefix("error: ")}'
             time.sleep(0.05)
@@ -233,7 +233,8 @@ class Job:
 
     def _signalled(self, status):
         """Stop because of a signal; at once if Ctrl-C comes after another signal, which was too slow for its user."""
-        if status == INTERRUPTED and self._requested:
+        again = status == INTERRUPTED and self._requested and self._step is not None
+        if again and time.monotonic() - self._requested > _TWICE_SECONDS:
             self.end(status, f'{_WORDS[status]} without saving: {_RESUME}')
         self._stop(status)
 
@@ -244,7 +245,7 @@ class Job:
                 self.end(status, f'{_WORDS[status]}: {_RESUME}')
             if self.stopping:
                 return
-            self._status, self._requested = status, True
+            self._status, self._requested = status, time.monotonic()
             steps = {0: self._step}
             if self.count > 1:
                 self._send('stop', status)
