@@ -20,7 +20,7 @@ def main(argv):
     modes = [arguments.mode]
     if arguments.mode == 'train' and config.eval.at_end:
         modes += ['sample', 'evaluate']
-    with disk_errors(workdir):
+    with disk_errors(workdir), runtime.devices_errors():
         if joined:
             from cfg_jax.distributed import processes
 
@@ -46,7 +46,7 @@ def run():
     except Stopped as stopped:
         the_job.end(stopped.status, str(stopped))
     except KeyboardInterrupt:
-        the_job.end(INTERRUPTED, 'stopped; rerun the same command to resume from what was saved')
+        the_job.end(INTERRUPTED, 'stopped: rerun the same command to resume from what was saved')
     except Exception as error:
         the_job.crash(error)
 
