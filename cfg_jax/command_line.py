@@ -1,27 +1,93 @@
 """The flags of the command line, and every mistake in them as one line."""
 
 import dataclasses
+import difflib
+import os
+import re
+import sys
+import traceback
 from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from cfg_jax.distributed import join
 from cfg_jax.errors import UserError
+from cfg_jax.training import meta
 
-MODES = ('train', 'sample', 'evaluate', 'prepare', 'inspect', 'convert', 'plan')
+MODES = {
+    'train': 'train up to config.train.num_steps, from the newest checkpoint if there is one (the default)',
+    'sample': 'draw config.sample.num_images images of config.sample.labels: a PNG grid and an .npz',
+    'evaluate': 'draw images at each of config.eval.guidance_weights and judge them: tables, curves, report.html',
+    'prepare': 'make a data set of config.prepare.path: a folder or zip file of images, or an archive',
+    'inspect': 'show the data set in pictures and numbers, and how fast it is read',
+    'convert': 'read weights from config.convert.path (.pt, .safetensors), or write them to config.convert.to',
+    'plan': 'estimate the memory, the time and the cost of training, without training',
+}
 ONE_PROCESS = ('prepare', 'inspect', 'convert', 'plan')  # several processes would do the same work several times
+PATHS = (  # the fields of a config that are files or folders
+    'data.data_dir',
+    'guidance.classifier_workdir',
+    'eval.inception_weights',
+    'eval.samples',
+    'eval.reference',
+    'prepare.path',
+    'convert.path',
+    'convert.to',
+)
+_FIELDS = Path(__file__).with_name('config.py')  # also the config file of a workdir's saved config
+_CONFIGS = Path(__file__).parent.with_name('configs')
+_HELP = """\
+usage: python -m cfg_jax.main --config=FILE [--mode=MODE] [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
 
+--mode is one of
+{modes}
+
+Examples:
+  python -m cfg_jax.main --config=configs/digits.py
+      train on small digits, sample and evaluate: everything in a few minutes, on a laptop
+  python -m cfg_jax.main --workdir=runs/digits --mode=sample --config.sample.labels=3,8 \\
+      --config.sample.guidance_weight=1 --config.sample.num_images=32
+      draw 3s and 8s; without --config, the one is used that the workdir was trained with
+  python -m cfg_jax.main --workdir=runs/digits --mode=evaluate --config.sample.sampler=ddim --config.eval.folder=ddim
+      another curve of guidance weights, beside the first
+  python -m cfg_jax.main --config=configs/folder.py --mode=inspect --config.data.data_dir=DIR \\
+      --config.data.num_classes=N
+      look at your own images; without --mode, train on them
+  python -m cfg_jax.main --config=configs/imagenet64.py --mode=plan --config.plan.topology=v5e:4x4
+      what a large experiment would need
+
+--config is one of {configs}, or your own file.
+Every field is explained in {fields}; --config.SECTION.KEY=VALUE changes one.
+Results go to --workdir (runs/NAME for NAME.py if unset): checkpoints, logs, images, tables, report.html.
+The same command again resumes what was stopped. Several processes can make one job: {join}; see README.md.
+"""
+_argv = []  # the arguments that ml_collections looks for overrides in
+
+
+class _TupleParser(flags.ArgumentParser):
+    """Parse a tuple as ml_collections does, whose own parser would join the tuples of a repeated flag."""
+
+    def parse(self, argument):
+        return tuple_parser.TupleParser().parse(argument)
+
+    def flag_type(self):
+        return 'tuple'
+
+
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())  # the last of a repeated flag wins, as for any type
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
     None,
     'The experiment: a file of configs/. --config.section.key=value overrides a field.',
     lock_config=True,
+    sys_argv=_argv,
 )
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'The folder for checkpoints, logs and pictures; runs/<config name> if unset.'
 )
-_MODE = flags.DEFINE_enum('mode', 'train', MODES, 'The job to run.')
+_MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'The job to run.')
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
     'coordinator_address', None, 'In a job of several processes: host:port of process 0.'
 )
@@ -46,20 +112,32 @@ class Arguments:
 
 
 def parse(argv):
-    """Parse the flags, as `app.run` wants it; any mistake in them, or in a field of the config, is a UserError."""
+    """Parse the flags, as `app.run` wants it; any mistake in them, or in a field of the config, is a UserError.
+
+    Prints the help and exits if it is asked for.
+    """
+    if any(re.fullmatch('--?(h|help|helpshort|helpfull)', word) for word in argv[1:]):
+        print(help_text(), end='')
+        sys.exit(0)
+    _argv[:] = _with_one_config(argv)
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_argv)
         if _CONFIG.value is not None:
             _CONFIG.value.to_dict()  # a file that cannot be loaded says so only on access
         if flags.FLAGS['verbosity'].using_default_value:
             flags.FLAGS.verbosity = logging.ERROR  # Orbax logs every file, and warns of what we ask for
         return rest
-    except (AttributeError, KeyError) as error:
-        while error.args and isinstance(error.args[0], Exception):
-            error = error.args[0]  # the KeyError within has a text without quotes
-        raise UserError(f'unknown config field {" ".join(str(error.args[0]).split())}') from None
-    except (flags.Error, ValueError, TypeError, OSError) as error:
-        raise UserError(' '.join(str(error).split())) from error
+    except UserError:
+        raise
+    except Exception as error:
+        _raise_if_in_config(error)
+        if isinstance(error, (AttributeError, KeyError)):
+            while error.args and isinstance(error.args[0], Exception):
+                error = error.args[0]  # the KeyError within has a text without quotes
+            raise UserError(f'unknown config field {" ".join(str(error.args[0]).split())}') from None
+        if isinstance(error, (flags.Error, ValueError, TypeError, OSError)):
+            raise UserError(' '.join(str(error).split())) from error
+        raise
 
 
 def arguments(argv):
@@ -67,8 +145,10 @@ def arguments(argv):
     if len(argv) > 1:
         raise UserError(f'unexpected argument {argv[1]!r}; flags start with --.')
     if _CONFIG.value is None:
-        raise UserError('no config; give one of configs/, such as --config=configs/digits.py.')
-    name = Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]).stem
+        raise UserError(
+            'no config; give one of configs/, such as --config=configs/digits.py, or a --workdir with checkpoints.'
+        )
+    name = Path(_config_path(config_flags.get_config_filename(flags.FLAGS['config']))).stem
     joining = {
         'coordinator_address': _COORDINATOR_ADDRESS.value,
         'num_processes': _NUM_PROCESSES.value,
@@ -76,5 +156,105 @@ def arguments(argv):
         'join_seconds': _JOIN_SECONDS.value,
         'for_one': f'--mode={_MODE.value}' if _MODE.value in ONE_PROCESS else '',
     }
-    workdir = Path(_WORKDIR.value or Path('runs') / name).expanduser()
-    return Arguments(_CONFIG.value, _MODE.value, workdir, joining)
+    config = _CONFIG.value
+    for field in PATHS:
+        section, key = field.split('.')
+        config[section][key] = expanded(config[section][key], f'config.{field}')
+    workdir = Path(expanded(_WORKDIR.value or str(Path('runs') / name), '--workdir'))
+    return Arguments(config, _MODE.value, workdir, joining)
+
+
+def help_text():
+    """Return the text of --help."""
+    width = max(map(len, MODES))
+    return _HELP.format(
+        modes='\n'.join(f'  {mode:{width}}  {text}' for mode, text in MODES.items()),
+        configs=', '.join(_configs(_CONFIGS)) or 'the files of configs/',
+        fields=_shortest(_FIELDS),
+        join='--coordinator_address, --num_processes, --process_id, --join_seconds',
+    )
+
+
+def expanded(path, field):
+    """Return a path with its leading ~ or ~user replaced by the home folder; UserError if that is not known."""
+    if not path or not path.startswith('~'):
+        return path
+    found = os.path.expanduser(path)
+    if found == path:
+        raise UserError(
+            f'{field} is {path!r}, but the home folder of {path.split("/")[0]!r} is not known; write it out.'
+        )
+    return found
+
+
+def _with_one_config(argv):
+    """Return the arguments with one --config before all others: the last one given, or else the workdir's own."""
+    named, rest = _split_off(argv, 'config')
+    workdirs, _ = _split_off(argv, 'workdir')
+    if named:
+        path = _config_path(named[-1])
+        if not Path(path).is_file():
+            raise UserError(f'there is no config file {path!r}; {_existing(path)} (--config).')
+        return [argv[0], f'--config={path}{named[-1][named[-1].find(":") :] if ":" in named[-1] else ""}', *rest[1:]]
+    if workdirs and meta.newest_config(expanded(workdirs[-1], '--workdir')) is not None:
+        return [argv[0], f'--config={_FIELDS}:{expanded(workdirs[-1], "--workdir")}', *rest[1:]]
+    return argv
+
+
+def _split_off(argv, name):
+    """Return (the values of --NAME=value and --NAME value, the other arguments)."""
+    values, others, words = [], [], iter(argv)
+    for word in words:
+        if word == '--':
+            return values, [*others, word, *words]
+        found = re.fullmatch(f'--?{name}(=(.*))?', word, re.DOTALL)
+        value = found and (found[2] if found[1] else next(words, None))
+        if value is None:
+            others.append(word)
+        else:
+            values.append(value)
+    return values, others
+
+
+def _config_path(value):
+    """Return the file in the value of --config, which may end in ':' and an argument of its get_config."""
+    return expanded(value.split(':', 1)[0], '--config')
+
+
+def _existing(path):
+    """Return a phrase with the config files that exist, those with names nearest to that of `path` first."""
+    stem = Path(path).stem
+    for folder in (Path(path).parent, Path('configs'), _CONFIGS):
+        if names := _configs(folder):
+            nearest = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, stem, Path(name).stem).ratio())
+            return f'there are {", ".join(nearest[:20])}'
+    return 'give one of configs/, such as --config=configs/digits.py'
+
+
+def _configs(folder):
+    """Return the config files in a folder, as text, in the order of names."""
+    with_function = (
+        path for path in sorted(folder.glob('*.py')) if 'def get_config' in path.read_text(errors='replace')
+    )
+    return [_shortest(path) for path in with_function]
+
+
+def _shortest(path):
+    """Return the path as text, relative to the current folder if it is inside."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _raise_if_in_config(error):
+    """Raise the UserError of an error that the config file itself has made, with its line."""
+    named, _ = _split_off(_argv, 'config')
+    path, chain = named and _config_path(named[-1]), []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    for cause in reversed(chain):
+        lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename == path]
+        if isinstance(cause, SyntaxError) and cause.filename == path:
+            lines = [cause.lineno]
+        if lines:
+            text = ' '.join(str(cause).split())
+            raise UserError(f'{path}, line {lines[-1]}: {type(cause).__name__}: {text} (--config).') from None

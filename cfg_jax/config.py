@@ -6,6 +6,9 @@ Override from the command line with --config.section.key=value.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from cfg_jax.errors import UserError
+from cfg_jax.training.meta import newest_config
+
 
 def default():
     """Return the default config: the paper's method, with sizes that an experiment has to choose."""
@@ -142,6 +145,18 @@ def default():
     convert.path = ''  # --mode=convert: a .pt file of OpenAI's or a .safetensors file, made a checkpoint of the workdir
     convert.to = ''  # --mode=convert: the .safetensors file to write the workdir's EMA parameters to
     convert.new_attention_order = False  # for a .pt file: True for ADM's 64x64 diffusion model, and only for it
+    return config
+
+
+def get_config(workdir):
+    """Return the config in the newest checkpoint of `workdir`, with defaults for fields that are newer.
+
+    So this file is a config file too: --config=cfg_jax/config.py:WORKDIR is what a --workdir without --config means.
+    """
+    config, saved = default(), newest_config(workdir)
+    if saved is None:
+        raise UserError(f'no checkpoint in {workdir}, so there is no config; give one with --config.')
+    config.update(saved)
     return config
 
 

@@ -5,6 +5,7 @@ import errno
 from pathlib import Path
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_FOLDER = (errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 
 
 class UserError(Exception):
@@ -19,15 +20,15 @@ def disk_errors(workdir):
     """Context manager: turn errors of the disk that concern `workdir` into a UserError that names it."""
     try:
         yield
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise UserError(f'{workdir} cannot be written: {error.strerror} (--workdir).') from error
         place, folder = Path(error.filename or '/').absolute(), Path(workdir).absolute()
-        if folder not in (place, *place.parents) and place not in folder.parents:
+        concerned = folder in (place, *place.parents) or place in folder.parents
+        # a folder such as /proc/x cannot be made, and its error says that it is missing
+        if not concerned or not (error.errno in _NO_FOLDER or (error.errno == errno.ENOENT and not folder.exists())):
             raise
         raise UserError(f'{workdir} cannot be written: {error.strerror}: {error.filename} (--workdir).') from error
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise UserError(f'{workdir} cannot be written: {error.strerror} (--workdir).') from error
 
 
 def unusable(path, what, field):

@@ -13,6 +13,7 @@ import numpy as np
 
 from cfg_jax.errors import UserError
 
+_unfinished = set()  # the temporary files that are being written
 ZIP_HEADER_BYTES = 30  # the fixed part of the local header, which precedes the data of each member of a zip file
 
 
@@ -21,11 +22,20 @@ def whole(path):
     """Yield the path of a temporary file beside `path`; it then replaces `path`, or is deleted after an error."""
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    _unfinished.add(temporary)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+def remove_unfinished():
+    """Delete the temporary files that are being written, when the process ends without returning to their writers."""
+    for temporary in tuple(_unfinished):
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write(path, data):

@@ -6,7 +6,7 @@ from absl import app
 
 from cfg_jax import command_line, runtime
 from cfg_jax.distributed import join
-from cfg_jax.distributed.job import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, the_job
+from cfg_jax.distributed.job import INTERRUPTED, USER_ERROR, Stopped, the_job
 from cfg_jax.errors import UserError, disk_errors
 
 
@@ -20,7 +20,7 @@ def main(argv):
     modes = [arguments.mode]
     if arguments.mode == 'train' and config.eval.at_end:
         modes += ['sample', 'evaluate']
-    with disk_errors(workdir):
+    with disk_errors(workdir), runtime.devices_errors():
         if joined:
             from cfg_jax.distributed import processes
 
@@ -43,10 +43,10 @@ def run():
         app.run(main, flags_parser=command_line.parse)
     except UserError as error:
         the_job.end(USER_ERROR, f'error: {error}')
-    except Preempted as stopped:
-        the_job.end(PREEMPTED, str(stopped))
+    except Stopped as stopped:
+        the_job.end(stopped.status, str(stopped))
     except KeyboardInterrupt:
-        the_job.end(INTERRUPTED, 'stopped; rerun the same command to resume from what was saved')
+        the_job.end(INTERRUPTED, 'stopped: rerun the same command to resume from what was saved')
     except Exception as error:
         the_job.crash(error)
 

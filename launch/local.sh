@@ -45,7 +45,8 @@ while (($#)); do
 done
 [ "$count" ] || die 'no number of processes; for two: launch/local.sh 2 --config=configs/digits.py.'
 whole_number 'the number of processes' "$count" 1
-[ "$(flag_value config "${flags[@]}")" ] || die 'no config; give one of configs/, such as --config=configs/digits.py.'
+[ "$(flag_value config "${flags[@]}")$(flag_value workdir "${flags[@]}")" ] ||
+  die 'no config; give one of configs/, such as --config=configs/digits.py, or the --workdir of a trained model.'
 command=("${PYTHON:-python}" -m cfg_jax.main "${flags[@]}")
 workdir=$(workdir_of "${flags[@]}")
 

@@ -82,6 +82,9 @@ def test_a_saved_state_is_the_one_at_its_step(tmp_path):
 def test_another_config_is_refused_by_field(saved):
     with pytest.raises(UserError, match=r'config\.b\.c is \[1, 3\] now and was \[1, 2\] when saved'):
         Checkpoints(saved[0], {'a': 1, 'b': {'c': (1, 3)}}).restore(ABSTRACT)
+    all_of_them = r'config\.a is 2 now and was 1 when saved; config\.b\.c is 3 now .* when saved\. Use'
+    with pytest.raises(UserError, match=all_of_them):
+        Checkpoints(saved[0], {'a': 2, 'b': {'c': 3}}).restore(ABSTRACT)
     assert config_differences({'a': 1, 'b': {'c': 2}}, {'a': 1, 'b': {'c': 2, 'd': 3}, 'e': 4}) == []
     assert config_differences({'a': None}, {'a': 2}) == ['config.a is None now and was 2 when saved']
 

@@ -49,6 +49,8 @@ def program(path, code):
 def test_help(script):
     done = launch(script, '--help')
     assert done.returncode == 0 and done.stderr == ''
+    itself = subprocess.run([LAUNCH / script, '--help'], capture_output=True, text=True)  # the file can be executed
+    assert itself.returncode == 0 and itself.stdout == done.stdout
     assert f'launch/{script}' in done.stdout and '--dry-run' in done.stdout and '#' not in done.stdout
     # every option that the script takes
     for option in {word.split(')')[0].strip() for word in (LAUNCH / script).read_text().splitlines()}:

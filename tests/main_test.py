@@ -2,12 +2,14 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cfg_jax.errors import UserError
+from cfg_jax import files
+from cfg_jax.errors import UserError, disk_errors
 from cfg_jax.evaluation import columns
 from cfg_jax.sampling.labels import parse_labels
 from cfg_jax.trained import check_same_order
@@ -25,8 +27,11 @@ def trained(tmp_path_factory):
 
 def test_the_whole_command(trained):
     workdir, out = trained
-    assert 'Total: ' in out  # clu's parameter overview
-    assert re.search(r'^step 4/4  loss \d+\.\d+  \d+ images/s  \d+s left$', out, re.MULTILINE)
+    before = [line for line in out.split('step 2/4')[0].splitlines() if not re.match('compiling|initialising', line)]
+    assert len(before) == 1  # the parameters' table is a file
+    assert f'parameters ({workdir}/parameters.txt), 1,797 images, 1 cpu device\n' in out
+    assert 'Total: ' in (workdir / 'parameters.txt').read_text()
+    assert re.search(r'^step 4/4  loss \d+\.\d+  [\d.]+ images/s  \d+s left$', out, re.MULTILINE)
     written = {path.name for path in workdir.iterdir()}
     assert {'checkpoints', 'metrics.jsonl', 'tensorboard', 'tradeoff.csv', 'tradeoff.png'} <= written
     assert {'report.html', 'results.csv', 'sample_sets', 'references'} <= written
@@ -175,8 +180,7 @@ BAD = {
     ),
     'an image that the levels do not halve': (
         ['--config.model.channel_mult=(1,1,1,1,1)'],
-        # a tuple's flags add up: one level of tests.tiny's, and five
-        r'config\.data\.image_size is 8; it must be a multiple of 32: config\.model\.channel_mult has 6 levels',
+        r'config\.data\.image_size is 8; it must be a multiple of 16: config\.model\.channel_mult has 5 levels',
     ),
     'an unknown sampler': (
         ['--config.sample.sampler=euler'],
@@ -251,6 +255,12 @@ def test_a_workdir_that_cannot_be(tmp_path):
     (tmp_path / 'file').write_text('')
     done = tiny.main(*tiny.flags(), f'--workdir={tmp_path}/file/below')
     assert 'cannot be written' in one_line_of_error(done)
+    (tmp_path / 'loop').symlink_to('loop')
+    for name in ('/proc/foo', f'{tmp_path}/loop/x', f'{tmp_path}/{"x" * 300}', f'{tmp_path}/file/below'):
+        with pytest.raises(UserError, match=r' cannot be written: .*--workdir'), disk_errors(name):
+            files.write(Path(name) / 'metrics.jsonl', b'')
+    with pytest.raises(FileNotFoundError), disk_errors(tmp_path):  # a mistake of the program's own
+        (tmp_path / 'missing').read_text()
 
 
 def test_no_config():

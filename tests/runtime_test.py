@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,13 @@ from tests import tiny
 )
 def test_only_tried_releases_get_the_flag(version, known):
     assert runtime.knows_cpu_reductions(version) == known
+
+
+def in_process(code, **environment):
+    """Run a script with these variables, None to unset one, and return what has ended."""
+    both = {**os.environ, **environment}
+    both = {name: value for name, value in both.items() if value is not None}
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tiny.ROOT, env=both)
 
 
 COMPUTE = """
@@ -42,3 +50,50 @@ def test_xla_accepts_the_flag(given, tmp_path):
     flags, cache = done.stdout.splitlines()
     assert flags == (given or '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE')
     assert cache == f'{tmp_path}/.cache/cfg_jax'
+
+
+DEVICES = """
+import jax
+from cfg_jax import runtime
+from cfg_jax.errors import UserError
+try:
+    with runtime.devices_errors():
+        jax.devices()
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize('platforms', ['cuda', 'gpu', 'tpu', 'foo', 'cpu,foo'])
+def test_devices_that_are_not_there_are_one_line(platforms):
+    found = in_process(DEVICES, JAX_PLATFORMS=platforms)
+    if found.stdout == '' and found.returncode == 0:
+        pytest.skip(f'this machine has {platforms}')
+    assert found.returncode == 0, found.stderr
+    line = rf'JAX does not find the devices of JAX_PLATFORMS={platforms}( \(.+\))?; install .*JAX_PLATFORMS=cpu\.\n'
+    assert re.fullmatch(line, found.stdout)
+
+
+def test_other_errors_stay_what_they_are():
+    for error in (RuntimeError('Unable to initialize'), AssertionError()):
+        with pytest.raises(type(error)), runtime.devices_errors():
+            raise error
+
+
+NOBODY = """
+import pwd
+
+def unknown(number):
+    raise KeyError(f'getpwuid(): uid not found: {number}')
+
+pwd.getpwuid = unknown
+"""
+
+
+@pytest.mark.parametrize('home', [None, '/proc/nowhere'])
+def test_without_a_home_folder_nothing_is_cached(home):
+    """As in containers that run under a number without a name."""
+    unset = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': None}
+    done = in_process(NOBODY + COMPUTE, HOME=home, **unset)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == 'None'

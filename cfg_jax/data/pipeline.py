@@ -37,7 +37,8 @@ class ReadImages(grain.transforms.Map):
         self.__dict__ = state
         if multiprocessing.parent_process() is not None:  # in one of Grain's workers
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the parent still saves
+                for number in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group: the parent still saves
+                    signal.signal(number, signal.SIG_IGN)
             end_with_parent()
         self.source.import_readers()  # in a new worker its reading threads have not started yet
 

@@ -1,13 +1,14 @@
 """How the processes of a job stop at the same step, and end together with one line.
 
-They exchange messages through the key-value store of JAX's coordination service. A thread of its own reads them, so
-that a process which waits for another one's computation still notices.
+They exchange messages through the key-value store of JAX's coordination service. A thread of its own reads them, and
+acts on signals too: the main thread may be compiling, or waiting for a disk or for another process's computation.
 """
 
 import contextlib
 import io
 import json
 import os
+import queue
 import select
 import signal
 import sys
@@ -15,16 +16,28 @@ import threading
 import time
 import traceback
 
+from cfg_jax import files
 from cfg_jax.distributed import join
 
 CRASHED, USER_ERROR, PREEMPTED, INTERRUPTED = 1, 2, 75, 130  # exit statuses
+_STATUS = {signal.SIGTERM: PREEMPTED, signal.SIGINT: INTERRUPTED}
+_WORDS = {PREEMPTED: 'preempted', INTERRUPTED: 'stopped'}
+_RESUME = 'rerun the same command to resume from what was saved'
 _POLL_SECONDS = 0.5
+_TWICE_SECONDS = 0.5  # one Ctrl-C may come twice: from the terminal, and from a program that passes it on
+_STALL_SECONDS = 2.0  # after a signal, a batch may take so long; one that takes longer may never come
+_ALL_STALL_SECONDS = 6.0  # the same with several processes, which lose the steps since the last checkpoint
+_LEAVE_SECONDS = 3.0  # once everything is saved, closing files and ending threads may take so long
 _GRACE_SECONDS = 3.0  # the other processes may find the same error by themselves, and leave before the first one
 _KEYS = 'cfg_jax/job/'
 
 
-class Preempted(Exception):
-    """SIGTERM came, and everything worth saving is saved. Its text is one line."""
+class Stopped(Exception):
+    """SIGTERM or Ctrl-C came, and everything worth saving is saved. Its text is one line; status: the exit status."""
+
+    def __init__(self, status, line):
+        super().__init__(line)
+        self.status = status
 
 
 class Job:
@@ -35,14 +48,21 @@ class Job:
         self._lock = threading.Lock()  # guards the next two
         self._step = None  # the last step done; None while there is nothing to save
         self._stop_at = None  # the step to stop at, once agreed on
+        self._status, self._requested = PREEMPTED, None  # of the signal that stops the job; the time when it came
         self._ending, self._finished = threading.Lock(), threading.Event()
 
     def watch(self):
-        """Handle SIGTERM from now on: outside of `stepping` it ends the job at once, with status 75."""
+        """Handle SIGTERM and Ctrl-C from now on: outside of `stepping` they end the job at once, with 75 and 130.
+
+        Python would raise KeyboardInterrupt only after a compilation, and crash in it. A process that was started with
+        SIGINT ignored, as a shell's background jobs are, goes on ignoring it.
+        """
         self._signals, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        for number in _STATUS:
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGTERM:
+                signal.signal(number, lambda *_: None)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
@@ -56,9 +76,9 @@ class Job:
 
     @contextlib.contextmanager
     def stepping(self, step):
-        """Return a context in which SIGTERM does not end the job, but makes `reached` true at the same step everywhere.
+        """Return a context in which a signal makes `reached` true, at the same step everywhere, instead of an end.
 
-        step: the last one done before.
+        A second Ctrl-C does end it. step: the last one done before.
         """
         with self._lock:
             self._step = step
@@ -78,6 +98,46 @@ class Job:
     def stopping(self):
         """True once a step to stop at has been agreed on."""
         return self._stop_at is not None
+
+    def unless_stopped(self, wait):
+        """Return wait(), or None if the job is to stop and wait() does not return: then save what there is.
+
+        wait() may hang for ever, so it runs in a thread of its own. With several processes none of them could save
+        without this one's next step, so the job ends.
+        """
+        results = queue.SimpleQueue()
+
+        def put():
+            try:
+                results.put((wait(), None))
+            except BaseException as error:
+                results.put((None, error))
+
+        threading.Thread(target=put, daemon=True).start()
+        start, seconds = time.monotonic(), _STALL_SECONDS if self.count == 1 else _ALL_STALL_SECONDS
+        while True:
+            with contextlib.suppress(queue.Empty):
+                result, error = results.get(timeout=_POLL_SECONDS)
+                if error is not None:
+                    raise error
+                return result
+            if self._requested and time.monotonic() - max(self._requested, start) > seconds:
+                if self.count == 1:
+                    return None
+                self.end(self._status, f'{_WORDS[self._status]} while waiting for a batch: {_RESUME}')
+
+    def stopped(self, step):
+        """Return the `Stopped` of a job whose `step` is saved; the process now ends soon, whatever hangs in it."""
+        line = f'{_WORDS[self._status]}: step {step} is saved; rerun the same command to resume from it'
+
+        def leave():
+            time.sleep(_LEAVE_SECONDS + (2 * _GRACE_SECONDS if self.count > 1 else 0))
+            if self._ending.acquire(blocking=False):
+                _show(line)
+            self._exit(self._status)
+
+        threading.Thread(target=leave, daemon=True).start()
+        return Stopped(self._status, line)
 
     def finish(self):
         """Wait until every process has finished its work, and leave the job."""
@@ -105,13 +165,17 @@ class Job:
             first = self._wait_to_leave()
             if self.index and first and (lost or first[1] == line):
                 line = ''
-        if line:
-            print(line, file=sys.stderr)
-        sys.stderr.flush()
-        sys.stdout.flush()
+        showing = threading.Thread(target=_show, args=(line,), daemon=True)
+        showing.start()
+        showing.join(1)  # what reads the output may have stopped reading
         if self.count == 1 and threading.current_thread() is threading.main_thread():
             sys.exit(status)
-        os._exit(status)  # a normal exit would wait for other processes in vain
+        self._exit(status)
+
+    def _exit(self, status):
+        """End the process from any thread: a normal exit would wait for the main thread or other processes in vain."""
+        files.remove_unfinished()
+        os._exit(status)
 
     def crash(self, error):
         """End the job because of an unexpected exception; raise it again in a process that works alone."""
@@ -144,7 +208,7 @@ class Job:
         while time.monotonic() < deadline:
             for index, (status, line) in sorted(self._received('ended').items()):
                 if status and index != self.index:
-                    if status == PREEMPTED or line.startswith('error: process '):
+                    if status in _WORDS or line.startswith('error: process '):
                         return status, line
                     return status, f'error: process {index}: {line.removeprefix("error: ")}'
             time.sleep(0.05)
@@ -154,8 +218,9 @@ class Job:
         """Watch for signals and for the other processes until the job is finished."""
         while not self._finished.is_set():
             ready, _, _ = select.select([self._signals], [], [], _POLL_SECONDS)
-            if ready and signal.SIGTERM in os.read(self._signals, 1024):
-                self._stop()
+            for number in os.read(self._signals, 1024) if ready else ():
+                if number in _STATUS:
+                    self._signalled(_STATUS[number])
             if self.count > 1 and self._client is not None:
                 self._check_the_others()
 
@@ -163,19 +228,27 @@ class Job:
         if any(status for status, _ in self._received('ended').values()):
             time.sleep(_GRACE_SECONDS - 1)  # this process may find the same error by itself
             self.end(CRASHED, '', lost=True)
-        if not self.stopping and self._received('stop'):
-            self._stop()
+        if not self.stopping and (asked := self._received('stop')):
+            self._stop(max(asked.values()))
 
-    def _stop(self):
+    def _signalled(self, status):
+        """Stop because of a signal; at once if Ctrl-C comes after another signal, which was too slow for its user."""
+        again = status == INTERRUPTED and self._requested and self._step is not None
+        if again and time.monotonic() - self._requested > _TWICE_SECONDS:
+            self.end(status, f'{_WORDS[status]} without saving: {_RESUME}')
+        self._stop(status)
+
+    def _stop(self, status):
         """Agree with the other processes to stop one step after the latest that any of them has done."""
         with self._lock:
             if self._step is None:
-                self.end(PREEMPTED, 'preempted: rerun the same command to resume from what was saved')
+                self.end(status, f'{_WORDS[status]}: {_RESUME}')
             if self.stopping:
                 return
+            self._status, self._requested = status, time.monotonic()
             steps = {0: self._step}
             if self.count > 1:
-                self._send('stop', True)
+                self._send('stop', status)
                 self._send('step', self._step)
                 while len(steps := self._received('step')) < self.count:
                     if any(status for status, _ in self._received('ended').values()):
@@ -194,6 +267,14 @@ class Job:
         except Exception:
             return {}
         return {int(key.rpartition('/')[2]): json.loads(value) for key, value in entries}
+
+
+def _show(line):
+    """Print the line that says why the job ends."""
+    if line:
+        print(line, file=sys.stderr)
+    sys.stderr.flush()
+    sys.stdout.flush()
 
 
 class _Silent(io.TextIOBase):

@@ -27,7 +27,7 @@ def open_judge(name, data, num_classes, *, weights, num_steps, mesh):
 
 def judged(judge, parts, total, name):
     """Return the judge's `Outputs` for arrays of images, `total` images in all, showing progress under `name`."""
-    progress, collected, done = Progress(total), [], 0
+    progress, collected, done = Progress(total, compiles=True), [], 0
     for images in parts:
         for start in range(0, len(images), _CHUNK):
             collected.append(judge.apply(images[start : start + _CHUNK]))

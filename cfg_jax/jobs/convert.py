@@ -67,7 +67,7 @@ def from_safetensors(config, path):
         raise UserError(f'{path}: its metadata is damaged (config.convert.path).') from None
     identity = json.loads(json.dumps(build.model_identity(config)))
     if saved and (differences := config_differences(identity, saved)):
-        raise UserError(f'{path} holds another network: {differences[0]}.')
+        raise UserError(f'{path} holds another network: {"; ".join(differences)}.')
     expected, found = (
         {jax.tree_util.keystr(at): leaf.shape for at, leaf in jax.tree.leaves_with_path(tree)}
         for tree in (jax.eval_shape(lambda: build.init_params(config, jax.random.key(0))), params)

@@ -14,7 +14,7 @@ from cfg_jax.data import sources
 from cfg_jax.data.preparing import raw_images
 from cfg_jax.errors import printable
 from cfg_jax.evaluation import figures
-from cfg_jax.progress import Progress
+from cfg_jax.progress import Progress, rounded
 
 _SHOWN_CLASSES, _COLUMNS, _CHUNK = 10, 12, 256
 
@@ -40,7 +40,7 @@ def run(config, workdir):
     print(f'{100 * statistics["gray_images"]:.1f}% of {statistics["images"]:,} images are gray', flush=True)
     rate, megabytes = pipeline_rate(config, data)
     how = f'{config.data.num_threads} threads, {config.data.num_workers} workers'
-    print(f'pipeline  {rate:.0f} images/s  {megabytes:.1f} MB/s  ({how})', flush=True)
+    print(f'pipeline  {rounded(rate)} images/s  {megabytes:.1f} MB/s  ({how})', flush=True)
 
     table = io.StringIO()
     writer = csv.writer(table, lineterminator='\n')

@@ -17,7 +17,7 @@ from cfg_jax.checks import check_config
 from cfg_jax.data import workers
 from cfg_jax.data.preparing import archives, raw_images, shards, tfds_writer
 from cfg_jax.errors import UserError, printable
-from cfg_jax.progress import Progress, duration
+from cfg_jax.progress import Progress, duration, rounded
 
 
 def run(config, workdir):
@@ -156,7 +156,7 @@ class _Lines:
             return
         self._shown = done
         rate, left = self._progress.rate(done)
-        print(f'prepared {done}/{total}  {rate:.0f} images/s  {self._skipped} skipped  {left} left', flush=True)
+        print(f'prepared {done}/{total}  {rounded(rate)} images/s  {self._skipped} skipped  {left} left', flush=True)
 
 
 def _finish(work, target):

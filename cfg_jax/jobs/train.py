@@ -1,6 +1,7 @@
 """The training job: one loop, from top to bottom."""
 
 import contextlib
+import functools
 import json
 import math
 from pathlib import Path
@@ -14,9 +15,9 @@ from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import default
 from cfg_jax.data.sources import spread
 from cfg_jax.distributed import processes
-from cfg_jax.distributed.job import Preempted, the_job
+from cfg_jax.distributed.job import the_job
 from cfg_jax.evaluation import figures
-from cfg_jax.progress import Progress
+from cfg_jax.progress import Progress, rounded, shown
 from cfg_jax.sampling.labels import parse_labels
 from cfg_jax.training import sharding
 from cfg_jax.training.checkpoints import Checkpoints, config_differences
@@ -30,7 +31,7 @@ _LOCK_SECONDS = 120  # a file server may take so long to release the lock of a m
 def run(config, workdir):
     """Train in `workdir` up to config.train.num_steps, from its newest checkpoint if it has one.
 
-    Returns the last `TrainState`. Raises Preempted when SIGTERM has stopped it.
+    Returns the last `TrainState`. Raises Stopped when SIGTERM or Ctrl-C has stopped it.
     """
     check_config(config)
     workdir = Path(workdir)
@@ -72,13 +73,15 @@ def _train(config, workdir, mesh, source):
         print(f'resuming from {checkpoints.path(first_step)}', flush=True)
         print_changes(config, source, restored)
     else:
-        state, first_step = init(), 0
-        print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    print(
-        f'{parameter_overview.count_parameters(state.params):,} parameters, {len(source):,} images, '
-        f'{mesh.size} {jax.devices()[0].platform} devices',
-        flush=True,
-    )
+        with shown('initialising the network'):
+            state, first_step = init(), 0
+    parameters = f'{parameter_overview.count_parameters(state.params):,} parameters'
+    if processes.is_first():
+        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+        files.write(workdir / 'parameters.txt', f'{table}\n'.encode())
+        parameters += f' ({workdir / "parameters.txt"})'
+    on = f'{mesh.size} {jax.devices()[0].platform} device{"s" if mesh.size > 1 else ""}'
+    print(f'{parameters}, {len(source):,} images, {on}', flush=True)
     if first_step >= config.train.num_steps:
         print(f'nothing to train: config.train.num_steps is {config.train.num_steps}', flush=True)
 
@@ -95,7 +98,7 @@ def _train(config, workdir, mesh, source):
         writer.scalars(step, values)
         print(
             f'step {step}/{config.train.num_steps}  loss {values["loss"]:.4f}  '
-            f'{values["images_per_second"]:.0f} images/s  {left} left',
+            f'{rounded(values["images_per_second"])} images/s  {left} left',
             flush=True,
         )
         collected.clear()
@@ -113,20 +116,43 @@ def _train(config, workdir, mesh, source):
             return
         ema_params = sharding.gathered(state.ema_params, mesh) if config.train.fsdp else state.ema_params
         if draw_grid:
-            writer.image(step, 'samples', draw_grid(step, ema_params))
+            with shown(f'drawing the images of step {step}'):
+                picture = draw_grid(step, ema_params)
+            writer.image(step, 'samples', picture)
+
+    def save(step, state, position):
+        checkpoints.save(
+            step,
+            state,
+            config=config.to_dict(),
+            class_names=source.class_names,
+            batches=position,
+            num_images=len(source),
+            metrics=collected,
+        )
 
     try:
-        with the_job.stepping(first_step):
+        with contextlib.ExitStack() as stack:
             if restored and processes.of_first(not _grid_path(workdir, first_step).exists()):
                 show_grid(first_step, state)  # the run was stopped before it drew it
             on_devices = sharding.prefetch(batches, mesh)
+            position = restored.batches if restored else 0
             pending = None  # the metrics of the step before, fetched once the next step has been dispatched
             for step in range(first_step + 1, config.train.num_steps + 1):
-                batch, position = next(on_devices)
+                read = the_job.unless_stopped(functools.partial(next, on_devices))
+                if read is None:
+                    if pending is not None:  # not saved yet
+                        collect(*pending)
+                        save(step - 1, state, position)
+                    break
+                batch, position = read
                 if step == first_step + 1:
                     # CPUs wait 30 s for each other when they first meet, and compiling may take some longer.
-                    train_step.lower(state, batch, step_key).compile()
+                    with shown('compiling the training step'):
+                        train_step.lower(state, batch, step_key).compile()
+                    stack.enter_context(the_job.stepping(first_step))  # from here on there is something to save
                     processes.wait_for_all('compiled')
+                    progress.restart(first_step)
                 state, metrics = train_step(state, batch, step_key)
                 if pending is not None:
                     collect(*pending)
@@ -136,27 +162,20 @@ def _train(config, workdir, mesh, source):
                 if last or stop or step % config.train.checkpoint_every == 0:
                     collect(*pending)  # a state that is not finite is not saved
                     pending = None
-                    checkpoints.save(
-                        step,
-                        state,
-                        config=config.to_dict(),
-                        class_names=source.class_names,
-                        batches=position,
-                        num_images=len(source),
-                        metrics=collected,
-                    )
+                    save(step, state, position)
                 if stop:
                     break  # without a grid: there may be no time for one
                 show_grid(step, state)
             checkpoints.close()
+            stopped = the_job.stopped(int(state.step)) if the_job.stopping else None
     except BaseException:
         checkpoints.abandon()
         raise
     finally:
-        batches.close()
         writer.close()
-    if the_job.stopping:
-        raise Preempted(f'preempted: step {int(state.step)} is saved; rerun the same command to resume from it')
+        batches.close()
+    if stopped:
+        raise stopped
     return state
 
 

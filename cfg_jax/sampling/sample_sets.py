@@ -111,16 +111,17 @@ class SampleSet:
         units = [range(shard * self._units, min((shard + 1) * self._units, last)) for shard in shards]
         total, done = sum(stop - start for start, stop in map(self._span, shards)), 0
         drawn = draw_units([unit for of_shard in units for unit in of_shard])
-        progress, started = Progress(total), time.monotonic()
-        for shard, of_shard in zip(shards, units):
-            images = []
-            for _ in of_shard:
-                images.append(next(drawn))
-                done += len(images[-1])
-                progress.show(done, name)
-            now = time.monotonic()
-            self._write_shard(shard, np.concatenate(images), now - started)
-            started = now
+        progress, started = Progress(total, compiles=True), time.monotonic()
+        with progress.watched(name):
+            for shard, of_shard in zip(shards, units):
+                images = []
+                for _ in of_shard:
+                    images.append(next(drawn))
+                    done += len(images[-1])
+                    progress.show(done, name)
+                now = time.monotonic()
+                self._write_shard(shard, np.concatenate(images), now - started)
+                started = now
 
     def _write_shard(self, shard, images, seconds):
         start, stop = self._span(shard)

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import threading
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError, first_line
+from cfg_jax.training.meta import checksum
 
 
 def config_differences(config, saved, prefix='config'):
@@ -149,7 +149,7 @@ class Checkpoints:
         meta = {'config': _as_json(config), 'class_names': list(class_names), 'batches': batches}
         meta |= {'num_images': num_images, 'metrics': jax.tree.map(lambda a: np.asarray(a).tolist(), list(metrics))}
         meta['mixed_checksums'] = checksums(_parts(state))  # the older 'checksums' missed changes of two signs
-        meta['checksum'] = _text_checksum(meta)
+        meta['checksum'] = checksum(meta)
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._waiting(lambda: self._manager.save(step, args=arguments))
 
@@ -307,7 +307,7 @@ class Checkpoints:
         """Return (meta, tree, '') of a step, or (None, None, the reason why this process cannot read it)."""
         try:
             meta = self._reader(ocp.JsonCheckpointHandler()).restore(self.path(step) / 'meta')
-            if 'checksum' in meta and meta.pop('checksum') != _text_checksum(meta):
+            if 'checksum' in meta and meta.pop('checksum') != checksum(meta):
                 raise ValueError('checksum mismatch in its config')
             self._check_identity(merged(self._defaults, meta['config']))
             return meta, restore_step(step), ''
@@ -319,20 +319,15 @@ class Checkpoints:
     def _check_identity(self, saved):
         differences = config_differences(self._identity, saved)
         if differences:
-            more = f' (and {len(differences) - 1} more fields)' if len(differences) > 1 else ''
             raise UserError(
-                f"{self.directory.parent} holds another config's checkpoints: {differences[0]}{more}; "
-                'use another --workdir, or the config that they were trained with.'
+                f"{self.directory.parent} holds another config's checkpoints: {'; '.join(differences)}. Use another "
+                '--workdir, or leave --config out: then the config that they were trained with is used.'
             )
 
 
 def _as_json(values):
     """Return the values as they read back from a JSON file: tuples become lists."""
     return json.loads(json.dumps(values))
-
-
-def _text_checksum(meta):
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _parts(state):

@@ -70,7 +70,10 @@ def locate(name, data_dir, class_names, image_shape):
             "'my_images/64x64'."
         )
     name, config = match[1], match[2] or ''
-    data_dir = Path(data_dir or get_default_data_dir()).expanduser().absolute()
+    try:
+        data_dir = Path(data_dir or get_default_data_dir()).expanduser().absolute()
+    except RuntimeError:  # no HOME, and a user that the machine does not know
+        raise UserError('the home folder is not known; set config.data.data_dir.') from None
     builder = _known_builder(name, config, data_dir)
     folder = Path(builder.data_dir) if builder else data_dir / name / config / _VERSION
     if (folder / 'dataset_info.json').exists():

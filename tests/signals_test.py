@@ -1,0 +1,156 @@
+"""SIGTERM and Ctrl-C end a job soon, whatever it is doing: the exit status, one line, and what is saved."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests import tiny
+
+# The program, patched by a file's lines before it runs. `say` writes what has been reached to a file.
+PATCHED = """
+import sys, time
+from pathlib import Path
+from cfg_jax import main
+from cfg_jax.data import sources
+
+def say(text):
+    Path(SAID).open('a').write(text + '\\n')
+
+{patch}
+main.run()
+"""
+STALLED = """
+digits, reads = sources.digits, []
+
+def stalled():
+    data = digits()
+    batch = data.batch
+
+    def read(indices):
+        reads.append(0)
+        if len(reads) > {reads}:
+            say('stalled')
+            time.sleep(1000)
+        return batch(indices)
+
+    data.batch = read
+    return data
+
+sources.digits = stalled
+"""
+COMPILING = """
+from jax._src import compiler  # as long a compilation as one likes
+import ctypes
+
+compile = compiler.backend_compile_and_load
+
+def slowly(*arguments, **options):
+    say('compiling')
+    ctypes.CDLL(None).sleep(1000)  # in C: Python's own handlers of signals do not run
+
+compiler.backend_compile_and_load = slowly
+"""
+SLOW = """
+from cfg_jax.jobs import train
+
+summarise = train.summarise
+
+def slowly(collected):
+    say('step')
+    time.sleep(1)
+    return summarise(collected)
+
+train.summarise = slowly
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the patched program in a session of its own, and return it with the file of what it said."""
+    running = []
+
+    def start(patch, *flags):
+        said = tmp_path / 'said'
+        script = f'SAID = {str(said)!r}\n' + PATCHED.replace('{patch}', patch)
+        (tmp_path / 'program.py').write_text(script)
+        process = subprocess.Popen(
+            [tiny.sys.executable, tmp_path / 'program.py', *flags, f'--workdir={tmp_path / "run"}'],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)},
+            start_new_session=True,
+        )
+        running.append(process)
+        return process, said
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def until(said, text, process, times=1):
+    while not (said.exists() and said.read_text().split().count(text) >= times):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def ended(process, number, within):
+    """Send the signal, and return (exit status, lines of stderr).
+
+    The process must end within so many seconds, or within more on a machine that has more to do than cores.
+    """
+    within *= max(1, os.getloadavg()[0] / os.cpu_count())
+    started = time.monotonic()
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - started < within, out + err
+    return process.returncode, err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ('number', 'code', 'word'), [(signal.SIGTERM, 75, 'preempted'), (signal.SIGINT, 130, 'stopped')]
+)
+@pytest.mark.parametrize('reads', [0, 5])
+def test_while_no_batch_comes(start, tmp_path, number, code, word, reads):
+    """At once at the first batch; later the state of the last step is saved, whose batch did come."""
+    process, said = start(
+        STALLED.replace('{reads}', str(reads)), *tiny.flags(train__num_steps=9, train__checkpoint_every=3)
+    )
+    until(said, 'stalled', process)
+    status, lines = ended(process, number, 10)
+    saved = 'step 4 is saved; rerun the same command to resume from it'  # the fifth batch was read ahead
+    assert status == code, lines
+    assert lines == [f'{word}: {saved if reads else "rerun the same command to resume from what was saved"}']
+    assert (tmp_path / 'run' / 'checkpoints' / '4').exists() == bool(reads)
+
+
+def test_ctrl_c_while_compiling(start):
+    process, said = start(COMPILING, *tiny.flags())
+    until(said, 'compiling', process)
+    assert ended(process, signal.SIGINT, 3) == (130, ['stopped: rerun the same command to resume from what was saved'])
+
+
+def test_ctrl_c_in_training_saves(start, tmp_path):
+    process, said = start(SLOW, *tiny.flags(train__num_steps=1000, train__log_every=1, train__checkpoint_every=1000))
+    until(said, 'step', process, 2)
+    status, lines = ended(process, signal.SIGINT, 10)
+    (saved,) = (path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir())
+    assert status == 130 and lines == [f'stopped: step {saved} is saved; rerun the same command to resume from it']
+
+
+def test_a_second_ctrl_c_does_not_wait(start, tmp_path):
+    slower = SLOW.replace('sleep(1)', 'sleep(60)')
+    process, said = start(slower, *tiny.flags(train__num_steps=1000, train__log_every=1))
+    until(said, 'step', process)
+    for _ in range(2):  # as one Ctrl-C that comes twice
+        process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    line = 'stopped without saving: rerun the same command to resume from what was saved'
+    assert ended(process, signal.SIGINT, 3) == (130, [line])
+    assert not list((tmp_path / 'run' / 'checkpoints').iterdir())
