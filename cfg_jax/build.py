@@ -352,18 +352,39 @@ def count_evaluations(config):
     return {'network_evaluations': steps * sum(images), 'classifier_gradients': gradients}
 
 
-def bits_per_dim(config):
-    """Return the jitted function (params, uint8 images, labels, image indices, seed) -> `losses.bits_per_dim_terms`.
+def bound_range(config):
+    """Return (number of λ, λ of the noisiest, λ of the cleanest) at which `bits_per_dim` evaluates the network."""
+    if table(config) is not None:
+        logsnrs = sampling_logsnrs(config)
+        return len(logsnrs), float(logsnrs[0]), float(logsnrs[-1])
+    highest = min(config.eval.bound_logsnr_max, config.diffusion.logsnr_max)  # the network knows no λ above the latter
+    return config.eval.bound_evaluations, config.diffusion.logsnr_min, highest
 
-    Its timesteps are the sampler's grid of λ.
+
+def bits_per_dim(config):
+    """Return the jitted function (params, uint8 images, labels, image indices, seed) -> the bound's parts, each [B].
+
+    They are 'total', 'prior', 'diffusion' and 'reconstruction', in bits per dimension: `losses.continuous_bound`'s, or,
+    for a model on one of ADM's tables, `losses.bits_per_dim_terms`' over the sampler's timesteps.
     """
-    logsnrs = sampling_logsnrs(config)[::-1]
+    clip_x = config.sample.clip_x
+    number, lowest, highest = bound_range(config)
+
+    def discrete(denoise, x, keys):
+        logsnrs = sampling_logsnrs(config)[::-1]
+        found = losses.bits_per_dim_terms(denoise, x, keys, logsnrs=logsnrs, v=config.sample.v, clip_x=clip_x)
+        rest, last = found['terms'][:, 1:].sum(axis=1), found['terms'][:, 0]
+        return {'total': found['total'], 'prior': found['prior'], 'diffusion': rest, 'reconstruction': last}
+
+    def continuous(denoise, x, keys):
+        ends = {'logsnr_min': lowest, 'logsnr_max': highest, 'num_evaluations': number}
+        return losses.continuous_bound(denoise, x, keys, **ends, clip_x=clip_x)
 
     @jax.jit
     def bound(params, images, labels, indices, seed):
         keys = samplers.image_keys(seed, indices)
         denoise = guidance.conditional(model(config, params), labels, 0.0, null_label=null_label(config))
-        x, options = diffusion.to_unit_range(images), {'v': config.sample.v, 'clip_x': config.sample.clip_x}
-        return losses.bits_per_dim_terms(denoise, x, keys, logsnrs=logsnrs, **options)
+        of_images = continuous if table(config) is None else discrete
+        return of_images(denoise, diffusion.to_unit_range(images), keys)
 
     return bound

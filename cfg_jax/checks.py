@@ -53,6 +53,7 @@ _LEAST = {
     'sample.shard_images': 1,
     'sample.seed': 0,
     'eval.nearest_k': 1,
+    'eval.bound_evaluations': 1,
     'eval.judge_steps': 1,
     'eval.split_images': 1,
     'prepare.num_workers': 0,
@@ -127,8 +128,10 @@ def _check_combinations(config):
     _require(min(config.eval.num_steps, default=1) >= 1, config, 'eval.num_steps', 'a tuple of whole numbers above 0')
     spaced = not config.eval.num_steps or not config.sample.spacing
     _require(spaced, config, 'eval.num_steps', '() because config.sample.spacing is set')
-    increasing = config.diffusion.logsnr_min < config.diffusion.logsnr_max
-    _require(increasing, config, 'diffusion.logsnr_min', 'below config.diffusion.logsnr_max')
+    lowest = config.diffusion.logsnr_min
+    _require(lowest < config.diffusion.logsnr_max, config, 'diffusion.logsnr_min', 'below config.diffusion.logsnr_max')
+    above = lowest < config.eval.bound_logsnr_max < math.inf
+    _require(above, config, 'eval.bound_logsnr_max', f'a number above config.diffusion.logsnr_min, {lowest:g}')
     adamw = config.optim.name == 'adamw'
     _require(
         adamw or not config.optim.weight_decay, config, 'optim.weight_decay', "0 unless config.optim.name is 'adamw'"

@@ -120,6 +120,8 @@ def default():
     evaluate.classifier_weights = ()  # sweep over these instead, at the guidance weight of config.sample
     evaluate.compare_with = ''  # another results folder of the workdir: draw both curves in comparison.png
     evaluate.bits_per_dim = False  # bound the data's likelihood under the conditional model, instead of sampling
+    evaluate.bound_evaluations = 100  # bits_per_dim: network evaluations per image (ADM's tables: sample.num_steps)
+    evaluate.bound_logsnr_max = 13.3  # bits_per_dim: λ at which 8-bit values are read off; at most diffusion.logsnr_max
     evaluate.num_samples = 1000  # images per weight, balanced over the classes
     evaluate.allow_few_samples = False  # allow FID with no more samples than the judge has features: it means little
     evaluate.keep_samples = True  # keep the images that this job draws, so that they can be judged again

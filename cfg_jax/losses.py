@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cfg_jax import diffusion
 from cfg_jax.diffusion import Denoiser, Prediction, Schedule
-from cfg_jax.typing import Array, Bool, Float, Int, Key, Scalar
+from cfg_jax.typing import Array, Bool, Float, Int, Key, PerImage, Scalar
 
 # network(z, λ, labels) -> its raw output
 Network = Callable[[Float[Array, 'B *D C'], Float[Array, ' B'], Int[Array, ' B']], Float[Array, 'B *D F']]
@@ -302,3 +302,70 @@ def bits_per_dim_terms(
     alpha, _ = diffusion.alpha_sigma(logsnrs[-1])
     prior = bits_per_dim(gaussian_kl(alpha * x, diffusion.log_sigma2(logsnrs[-1]), 0.0, 0.0))
     return {'total': prior + terms['terms'].sum(axis=1), 'prior': prior, **terms}
+
+
+# ---------------------------------------------------------------- p(x | z_λ) ∝ q(z_λ | x) (Kingma et al. 2021)
+
+
+def value_log_likelihood(
+    x: Float[Array, ' B *D'], eps: Float[Array, ' B *D'], logsnr: PerImage
+) -> Float[Array, ' B *D']:
+    """Return log p(x | z_λ) of z_λ = alpha x + sigma eps, in nats: how surely z tells each 8-bit value. Shape of x.
+
+    p(x | z) is q(z | x) divided by its sum over the 256 values. x: 8-bit data scaled to [-1, 1].
+    """
+    ratio = jnp.exp(0.5 * diffusion.broadcast_to_images(logsnr, x)) / 127.5  # between neighbours, in sigmas of z
+    number = jnp.round((x + 1.0) * 127.5)  # whole, so that x's own term is exactly 1
+
+    def add(total, other):
+        distance = ratio * (number - other)
+        return jnp.logaddexp(total, -distance * (eps + 0.5 * distance)), None  # log q(z | other) - log q(z | x)
+
+    return -jax.lax.scan(add, jnp.full_like(x, -jnp.inf), jnp.arange(256.0))[0]
+
+
+# ---------------------------------------------------------------- prior + -log p(x | z_λmax) + 1/2 ∫ |eps - eps^|² dλ
+
+
+def continuous_bound(
+    denoise: Denoiser,
+    x: Float[Array, ' B *D'],
+    keys: Key[Array, ' B'],
+    *,
+    logsnr_min: Scalar = -20.0,
+    logsnr_max: Scalar = 13.3,
+    num_evaluations: int = 100,
+    clip_x: bool = True,
+) -> dict[str, Float[Array, ' B']]:
+    """Estimate the bound on -log p(x) in continuous time, in bits per dimension, and its parts, as a dict of [B].
+
+    Variational Diffusion Models (Kingma et al. 2021): total = prior + reconstruction + diffusion, where
+    prior = KL(q(z_λmin | x) || N(0, I)), reconstruction = -E log p(x | z_λmax) (`value_log_likelihood`) and
+    diffusion = 1/2 ∫ E|eps - eps^|² dλ from λmin to λmax. It bounds -log p(x) at any λmax, and does not depend on a
+    sampler. The default is the paper's: z tells neighbouring values apart (they are 6 sigma from each other).
+
+    The integral is taken at `num_evaluations` λ per image, evenly spread from a random offset of the image's own (the
+    paper's low-discrepancy times), so the estimate is unbiased at any number. x: 8-bit images scaled to [-1, 1].
+    keys: one per image; image i's estimate depends on keys[i] alone. clip_x: clip the predicted x to [-1, 1].
+    """
+    axes, width = tuple(range(1, x.ndim)), (logsnr_max - logsnr_min) / num_evaluations
+    offsets = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0)))(keys)
+
+    def noise(number):
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), x.shape[1:]))(keys)
+
+    def add(total, step):
+        eps, logsnr = noise(step + 2), logsnr_min + (step + offsets) * width
+        z = diffusion.q_sample(x, eps, logsnr)
+        prediction = denoise(z, logsnr)
+        prediction = diffusion.clip_prediction(prediction, z, logsnr) if clip_x else prediction
+        return total + jnp.mean(jnp.square(prediction.eps - eps), axis=axes), None
+
+    squares = jax.lax.scan(add, jnp.zeros(len(x)), jnp.arange(num_evaluations))[0]
+    alpha, _ = diffusion.alpha_sigma(logsnr_min)
+    parts = {
+        'prior': bits_per_dim(gaussian_kl(alpha * x, diffusion.log_sigma2(logsnr_min), 0.0, 0.0)),
+        'reconstruction': -bits_per_dim(value_log_likelihood(x, noise(1), logsnr_max)),
+        'diffusion': 0.5 * width * squares / math.log(2.0),
+    }
+    return {'total': sum(parts.values()), **parts}

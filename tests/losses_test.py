@@ -1,9 +1,12 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax import diffusion, losses, schedules
+from cfg_jax import diffusion, losses, samplers, schedules
+from cfg_jax.diffusion import Prediction
 
 X = jax.random.uniform(jax.random.key(0), (512, 2, 2, 1), minval=-1.0)
 LABELS = jnp.arange(512) % 10
@@ -69,3 +72,87 @@ def test_the_error_is_on_the_target_whatever_is_predicted(prediction, target):
     error = {'eps': eps_hat - eps, 'x': x_hat - x, 'v': alpha * (eps_hat - eps) - sigma * (x_hat - x)}[target]
     got = losses.squared_error(*map(jnp.float32, (output, z, x, eps, logsnr)), prediction=prediction, target=target)
     np.testing.assert_allclose(got, np.square(error).mean((1, 2, 3)), rtol=1e-4)
+
+
+# ---------------------------------------------------------------- the bound in continuous time, where it is known
+
+
+def test_the_bound_of_a_gaussian_is_its_density_times_the_bin():
+    """x ~ N(m, s²) rounded to 8 bits, and its exact denoiser: -log2(N(x; m, s²) 2/255) where z still blurs the values.
+
+    Above that this denoiser, which knows of no bins, pays for what z tells. The integral of one image has a closed form
+    too: with y = s² e^λ, E|eps - eps^|² is (y² + y (x-m)²/s²) / (1+y)², and its integral over λ is
+    log(1+y) + (1 - (x-m)²/s²) / (1+y).
+    """
+    m, s = 0.1, 0.2
+    x = np.random.default_rng(0).normal(m, s, (400, 4, 4, 1)).clip(-0.9, 0.9)
+    x = diffusion.to_unit_range(diffusion.to_uint8(x))
+
+    def denoise(z, logsnr):
+        alpha, sigma = diffusion.alpha_sigma(diffusion.broadcast_to_images(logsnr, z))
+        return Prediction(sigma * (z - alpha * m) / (alpha**2 * s**2 + sigma**2))
+
+    keys, deviation = samplers.image_keys(0, jnp.arange(400)), np.square(np.float64(x) - m) / s**2
+    expected = (0.5 * deviation + 0.5 * np.log(2 * np.pi * s**2) - np.log(2 / 255)).mean((1, 2, 3)) / np.log(2)
+    for logsnr_max in (9.0, 13.3):
+        got = jax.jit(lambda x, top: losses.continuous_bound(denoise, x, keys, logsnr_max=top))(x, logsnr_max)
+        y = s**2 * np.exp([-20.0, logsnr_max])[:, None, None, None, None]
+        integral = np.diff(np.log1p(y) + (1 - deviation) / (1 + y), axis=0)[0]
+        exact_parts = {'diffusion': 0.5 * integral.mean((1, 2, 3)) / np.log(2)}
+        for name, exact in (exact_parts | ({'total': expected} if logsnr_max < 10 else {})).items():
+            error = np.float64(got[name]) - exact
+            assert abs(error.mean()) < 4 * error.std() / np.sqrt(400) < 0.1, (name, logsnr_max, error.mean())
+        np.testing.assert_array_less(got['prior'], 1e-8)
+        parts = got['prior'] + got['reconstruction'] + got['diffusion']
+        np.testing.assert_allclose(got['total'], parts, rtol=1e-6)
+
+
+@pytest.mark.parametrize('weights', [{0: 0.5, 100: 0.2, 101: 0.05, 255: 0.25}, dict.fromkeys(range(256), 1 / 256)])
+def test_the_bound_of_a_categorical_is_its_entropy(weights):
+    """Each pixel one of few values, and the exact denoiser: -log2 p(x) of each image; 8 if all values are as likely."""
+    values, weights = np.array(list(weights), np.uint8), np.array(list(weights.values()))
+    x = np.random.default_rng(0).choice(values, (200, 4, 4, 1), p=weights)
+    of_values = jnp.array(diffusion.to_unit_range(values))
+
+    def denoise(z, logsnr):
+        alpha, sigma = diffusion.alpha_sigma(diffusion.broadcast_to_images(logsnr, z)[..., None])
+        logits = jnp.log(weights) - 0.5 * jnp.square((z[..., None] - alpha * of_values) / sigma)
+        x = jnp.sum(jax.nn.softmax(logits) * of_values, axis=-1)
+        return Prediction(diffusion.predict_eps(z, x, logsnr))
+
+    keys = samplers.image_keys(1, jnp.arange(200))
+    images = jnp.array(diffusion.to_unit_range(x))
+    got = jax.jit(lambda x: losses.continuous_bound(denoise, x, keys, logsnr_max=16.0))(images)
+    exact = -np.log2(weights[np.searchsorted(values, x)]).mean((1, 2, 3))
+    error = np.float64(got['total']) - exact
+    assert abs(error.mean()) < 4 * error.std() / np.sqrt(200) < 0.2, error.mean()
+    np.testing.assert_allclose(exact.mean(), -(weights * np.log2(weights)).sum(), atol=0.1)
+    np.testing.assert_array_less(got['reconstruction'], 1e-3)
+
+
+def test_an_image_has_the_same_bound_in_any_batch_and_few_lambdas_are_right_on_average():
+    x = diffusion.to_unit_range(np.random.default_rng(0).integers(0, 256, (300, 2, 2, 1), dtype=np.uint8))
+    keys = samplers.image_keys(2, jnp.arange(300))
+
+    @partial(jax.jit, static_argnums=2)
+    def bound(x, keys, number):
+        # a wrong denoiser: eps^ = 0, of which E|eps - eps^|² is 1 and the integral the range of λ
+        zero = lambda z, logsnr: Prediction(jnp.zeros_like(z))  # noqa: E731
+        return losses.continuous_bound(zero, x, keys, num_evaluations=number, clip_x=False)
+
+    few, alone = bound(x, keys, 5), bound(x[7:8], keys[7:8], 5)
+    for name, value in alone.items():
+        np.testing.assert_allclose(value, few[name][7:8], rtol=1e-5)
+    error = np.float64(few['diffusion']) - 0.5 * 33.3 / np.log(2)
+    assert abs(error.mean()) < 4 * error.std() / np.sqrt(300)
+
+
+@pytest.mark.parametrize('logsnr', [-20.0, 0.0, 9.0, 13.3, 20.0])
+def test_how_surely_z_tells_a_value_against_float64(logsnr):
+    values = np.arange(256) / 127.5 - 1
+    x, eps = values[[0, 1, 128, 255]], np.array([0.7, -2.5, 1.0, 2.0])
+    alpha, sigma = (np.sqrt(1 / (1 + np.exp(s * logsnr))) for s in (-1, 1))
+    logs = -0.5 * np.square((alpha * x + sigma * eps)[:, None] - alpha * values) / sigma**2
+    exact = logs[np.arange(4), [0, 1, 128, 255]] - np.logaddexp.reduce(logs, axis=1)
+    got = losses.value_log_likelihood(jnp.float32(x)[:, None], jnp.float32(eps)[:, None], logsnr)
+    np.testing.assert_allclose(got[:, 0], exact, rtol=2e-3, atol=1e-6)

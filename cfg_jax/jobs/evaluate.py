@@ -419,10 +419,18 @@ def bound_likelihood(config, workdir, folder):
             batch_size=config.sample.batch_size,
             seed=config.sample.seed,
         )
-        result = {**means, 'num_steps': len(build.sampling_logsnrs(config)), 'step': model.step}
+        (number, lowest, highest), discrete = build.bound_range(config), build.table(config) is not None
+        ends = {'num_steps': number, 'logsnr_min': lowest, 'logsnr_max': highest}
+        result = {**means, **ends, 'discrete': discrete, 'step': model.step}
         path = folder / 'bits_per_dim.json'
         files.write_json(path, result)
-        print(f'bits per dim {result["total"]:.4f} (prior {result["prior"]:.2g}), wrote {path}', flush=True)
+        error = '' if result['standard_error'] is None else f' ± {result["standard_error"]:.4f}'
+        parts = ', '.join(f'{key} {result[key]:.2g}' for key in likelihood.PARTS[1:])
+        print(
+            f'bits per dim {result["total"]:.4f}{error} ({parts}; {result["num_images"]:,} images, each at {number} λ '
+            f'from {lowest:g} to {highest:g}){likelihood.explanation(result, discrete=discrete)}; wrote {path}',
+            flush=True,
+        )
         return result
 
     return processes.first_alone(measure)
