@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from cfg_jax import build, diffusion, guidance, samplers, schedules
@@ -17,6 +18,7 @@ from cfg_jax.models import blocks, classifier, unet
 from cfg_jax.sampling import generate
 from cfg_jax.sampling.labels import make_labels, parse_labels
 from cfg_jax.sampling.sample_sets import SampleSet, params_digest
+from cfg_jax.torch_files import not_finite
 from cfg_jax.training import sharding
 from cfg_jax.training.checkpoints import Checkpoints
 
@@ -77,7 +79,10 @@ def _load(config, workdir, mesh, classifier):
     checkpoints = _open_checkpoints(workdir, build.model_identity(config))
     restored = checkpoints.restore_ema(sharding.abstract(shapes, sharding.replicated(mesh)))
     checkpoints.close()
-    print(f'loaded {checkpoints.path(restored.step)}', flush=True)
+    path = checkpoints.path(restored.step)
+    if problems := not_finite(flatten_dict(restored.tree, sep='/')):
+        raise UserError(f'{path}: {problems[0]}; import or train these weights again, in another --workdir.')
+    print(f'loaded {path}', flush=True)
     digest = params_digest(restored.tree)
     return Trained(config, restored.tree, restored.step, restored.class_names, digest, classifier)
 
