@@ -194,6 +194,26 @@ def code_digest(config):
     return digest.hexdigest()
 
 
+def drawn_with(config, weight, classifier_weight):
+    """Return the guidance of a picture's images for its title: 'w = 0.3', 'w = 0, c = 2', 'unconditional, c = 2'."""
+    function = config.guidance.function
+    parts = [function] if function in ('conditional', 'unconditional') else [f'w = {weight:g}']
+    if ':' in function:
+        parts.append(function.rpartition(':')[2])
+    if config.guidance.classifier_workdir:
+        parts.append(f'c = {classifier_weight:g}')
+    return ', '.join(parts)
+
+
+def guidance_identity(config):
+    """Return config.guidance.function, with a hash of its module if it is the user's own and may be edited."""
+    name = config.guidance.function
+    if ':' not in name:
+        return name
+    module = importlib.import_module(name.rpartition(':')[0])
+    return f'{name}, sha256 {hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]}'
+
+
 def describe(config, wanted):
     """Return a short name for files such as 'ancestral256_w0.3_seed0'.
 
