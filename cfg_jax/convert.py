@@ -1,5 +1,6 @@
 """Conversion of weights: OpenAI's guided-diffusion checkpoints (ADM) to flax parameters and back, and safetensors."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cfg_jax import files
 from cfg_jax.errors import UserError
-from cfg_jax.torch_files import load_openai_state_dict, mismatches, unreadable
+from cfg_jax.torch_files import load_openai_state_dict, mismatches, not_finite, unreadable
 
 __all__ = [
     'load_openai_state_dict',
@@ -155,7 +156,8 @@ def openai_unet_params(state_dict, module, image_size, *, new_attention_order, i
 
     state_dict: {name: array}. new_attention_order: the order it was trained with; of ADM's networks only the 64x64 UNet
     has the new one. Both orders have the same shapes: the wrong one is not detected here, and spoils the images.
-    Returns a nested dict of float32 arrays. Raises UserError naming tensors that are missing, surplus or misshapen.
+    Returns a nested dict of float32 arrays. Raises UserError naming tensors that are missing, surplus, misshapen or not
+    finite.
     """
     return _params(state_dict, _table(module, image_size, in_channels, new_attention_order))
 
@@ -176,16 +178,24 @@ def openai_state_dict(params, module, image_size, *, new_attention_order, in_cha
     return {entry.name: entry.to_openai(flat[entry.path]) for entry in entries}
 
 
+def check_finite(arrays):
+    """Raise UserError, which names the first array, if any of {name: array} holds NaN or infinity as float32."""
+    if problems := not_finite(arrays):
+        raise UserError(f'{problems[0]}: these weights are damaged')
+
+
 def _params(state_dict, entries):
     if problems := mismatches(state_dict, {entry.name: entry.openai_shape() for entry in entries}):
         shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
         raise UserError(f'the checkpoint does not fit this network ({len(problems)} tensors differ): {shown}')
+    check_finite({entry.name: state_dict[entry.name] for entry in entries})
     return unflatten_dict({entry.path: entry.to_flax(state_dict[entry.name]) for entry in entries})
 
 
 # ---------------------------------------------------------------- safetensors: our own parameters, for other programs
 
 _MAX_DEPTH = 32
+_FLOATS = ('F16', 'BF16', 'F32', 'F64')  # safetensors' names of the types that are read
 
 
 def save_safetensors(path, params, metadata=None):
@@ -202,7 +212,10 @@ def save_safetensors(path, params, metadata=None):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.whole(path) as temporary:
+            temporary.touch()  # with the user's permissions; the library's are the owner's alone
+            mode = temporary.stat().st_mode
             save_file(arrays, temporary, metadata)
+            temporary.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise UserError(f'{path}: cannot be written: {" ".join(str(error).split())}') from error
 
@@ -210,20 +223,47 @@ def save_safetensors(path, params, metadata=None):
 def load_safetensors(path):
     """Read a file of `save_safetensors`: (params, a nested dict of float32 arrays; metadata, {str: str}).
 
-    Raises UserError if the file is missing or damaged, or holds anything but floating-point numbers.
+    Raises UserError if the file is missing or damaged, or holds anything but finite floating-point numbers of 16
+    (float16, bfloat16), 32 or 64 bits.
     """
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework='numpy') as file:
-            flat = {tuple(name.split('/')): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            kinds = _kinds(path, file.keys())
+            _check_names({tuple(name.split('/')) for name in kinds})
+            if odd := [name for name, (kind, _) in kinds.items() if kind not in _FLOATS]:
+                raise ValueError(
+                    f'{odd[0][:80]!r} does not hold floating-point numbers of 16, 32 or 64 bits but {kinds[odd[0]][0]}'
+                )
+            arrays = {
+                name: _bfloat16(path, *where) if kind == 'BF16' else file.get_tensor(name)
+                for name, (kind, where) in kinds.items()
+            }
             metadata = dict(file.metadata() or {})
-        _check_names(flat)
-        if odd := [path for path, array in flat.items() if array.dtype.kind != 'f']:
-            raise ValueError(f'{"/".join(odd[0])[:80]!r} does not hold floating-point numbers')
-        return unflatten_dict({path: np.asarray(array, np.float32) for path, array in flat.items()}), metadata
+        if problems := not_finite(arrays):
+            raise ValueError(f'{problems[0]}: these weights are damaged')
+        flat = {tuple(name.split('/')): np.asarray(array, np.float32) for name, array in arrays.items()}
+        return unflatten_dict(flat), metadata
     except Exception as error:  # the library raises many kinds of exception, none of them documented
         raise unreadable(path, error, 'a .safetensors file of floating-point numbers') from error
+
+
+def _kinds(path, names):
+    """Return {name: (type, (first byte, byte after the last, shape))} of a file that safetensors could open."""
+    with open(path, 'rb') as raw:
+        size = int.from_bytes(raw.read(8), 'little')
+        entries, start = json.loads(raw.read(size)), 8 + size
+    places = {name: [start + offset for offset in entries[name]['data_offsets']] for name in names}
+    return {name: (entries[name]['dtype'], (*places[name], entries[name]['shape'])) for name in names}
+
+
+def _bfloat16(path, start, stop, shape):
+    """Return numbers that NumPy does not have as float32: bfloat16 is the upper half."""
+    with open(path, 'rb') as raw:
+        raw.seek(start)
+        upper_half = np.frombuffer(raw.read(stop - start), '<u2').reshape(shape)
+    return (upper_half.astype(np.uint32) << 16).view(np.float32)
 
 
 def _check_names(flat):

@@ -52,6 +52,11 @@ def to_uint8(x: Float[Array, '*S']) -> UInt8[Array, '*S']:
     return ((x + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
+def clip_to_range(x: Float[Array, '*S']) -> Float[Array, '*S']:
+    """Clip a predicted x to [-1, 1]; infinity becomes NaN, so that an overflow never looks like a black pixel."""
+    return jnp.where(jnp.isinf(x), jnp.nan, jnp.clip(x, -1.0, 1.0))
+
+
 # ---------------------------------------------------------------- eq. 1: alpha² = sigmoid(λ), sigma² = sigmoid(-λ)
 
 
@@ -99,7 +104,7 @@ def clip_prediction(prediction: Prediction, z: Float[Array, ' B *D'], logsnr: Pe
 
     ADM's classifier-guided DDIM clips before it guides and not after: guide a denoiser clipped so, clip_x=False.
     """
-    x = jnp.clip(predict_x(z, prediction.eps, logsnr), -1.0, 1.0)
+    x = clip_to_range(predict_x(z, prediction.eps, logsnr))
     return prediction._replace(eps=predict_eps(z, x, logsnr))
 
 
@@ -249,6 +254,6 @@ def table_reverse(
     """
     logsnr_t, logsnr_s = table_step(logsnrs, t)
     x = predict_x(z, prediction.eps, logsnr_t)
-    x = jnp.clip(x, -1.0, 1.0) if clip_x else x
+    x = clip_to_range(x) if clip_x else x
     mean, _ = q_posterior(x, z, logsnr_t, logsnr_s)
     return x, mean, table_log_variance(logsnrs, t, prediction.v)

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import struct
 import time
@@ -46,8 +47,21 @@ def write(path, data):
 
 
 def write_json(path, content):
-    """Write plain values as JSON, as `write` does."""
-    write(path, (json.dumps(content, indent=1) + '\n').encode())
+    """Write plain values as JSON, as `write` does. Raises UserError, and writes nothing, for NaN or infinity."""
+    if not_finite := _not_finite(content):
+        where, number = not_finite
+        raise UserError(f'{path} is not written: {where or "its content"} is {number}, not a finite number.')
+    write(path, (json.dumps(content, indent=1, allow_nan=False) + '\n').encode())
+
+
+def _not_finite(content, where=''):
+    """Return ('field.index', number) of the first number that JSON does not have, NaN or infinity; None if all are."""
+    if isinstance(content, float):
+        return None if math.isfinite(content) else (where, content)
+    pairs = content.items() if isinstance(content, dict) else ()
+    pairs = enumerate(content) if isinstance(content, (list, tuple)) else pairs
+    found = (_not_finite(value, f'{where}.{key}'.lstrip('.')) for key, value in pairs)
+    return next(filter(None, found), None)
 
 
 @contextlib.contextmanager

@@ -72,7 +72,8 @@ def _distance_to(mean_b, covariance_b):
         cross = np.linalg.eigvalsh(root.T @ covariance @ root)
         difference = mean - mean_b
         trace_of_root = np.sqrt(np.maximum(cross, 0.0)).sum()
-        return float(difference @ difference + np.trace(covariance) + trace - 2.0 * trace_of_root)
+        squared = float(difference @ difference + np.trace(covariance) + trace - 2.0 * trace_of_root)
+        return max(squared, 0.0)  # rounding takes that of equal Gaussians below zero; NaN stays
 
     return distance
 
@@ -91,7 +92,7 @@ def check_enough(num_samples: int, num_features: int) -> None:
     if num_samples <= num_features:
         raise ValueError(
             f'{num_samples:,} samples of {num_features:,} features: with fewer than {num_features + 1:,} samples the '
-            'covariance is singular and the Fréchet distance much too large'
+            'covariance is singular and FID much too large'
         )
 
 

@@ -40,7 +40,7 @@ def _walk(denoise, z, logsnrs, clip_x, step_to):
         step, logsnr_t, logsnr_s = inputs
         prediction = denoise(z, jnp.full(z.shape[:1], logsnr_t))
         x = diffusion.predict_x(z, prediction.eps, logsnr_t)
-        x = jnp.clip(x, -1.0, 1.0) if clip_x else x
+        x = diffusion.clip_to_range(x) if clip_x else x
         z_s = step_to(step, z, x, prediction, logsnr_t, logsnr_s)
         return jnp.where(step == len(logsnrs), x, z_s), None
 

@@ -179,19 +179,28 @@ def _storage(identity):
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_WRAPPERS = ('module.', '_orig_mod.')  # DataParallel and DistributedDataParallel, torch.compile
 
 
 def load_openai_state_dict(path):
     """Read {name: array} from a state dict saved by `torch.save`, without torch and without running the file's code.
 
-    The arrays are read-only views of the memory-mapped file, in the stored dtype; bfloat16 becomes float32.
+    The arrays are read-only views of the memory-mapped file, in the stored dtype; bfloat16 becomes float32. A prefix
+    that torch's wrappers put before every name, such as DataParallel's 'module.', is left out.
     Raises UserError if the file is missing, damaged, or anything but a flat dictionary of dense tensors.
     """
     try:
         data = np.memmap(path, np.uint8, mode='r')
-        return _read_zip(data, path) if bytes(data[:2]) == b'PK' else _read_legacy(data)
+        return _unwrapped(_read_zip(data, path) if bytes(data[:2]) == b'PK' else _read_legacy(data))
     except Exception as error:  # a hostile file makes the standard library raise many kinds
         raise unreadable(path, error, 'a state dict saved by torch.save') from error
+
+
+def _unwrapped(state_dict):
+    """Return the state dict without the prefixes of DataParallel and torch.compile, if every name has them."""
+    while prefix := next((each for each in _WRAPPERS if all(name.startswith(each) for name in state_dict)), ''):
+        state_dict = {name.removeprefix(prefix): array for name, array in state_dict.items()}
+    return state_dict
 
 
 def mismatches(state_dict, shapes, unused=()):
@@ -208,6 +217,19 @@ def mismatches(state_dict, shapes, unused=()):
             problems.append(f'{name} has the shape {array.shape}, not {shape}')
         elif array is not None and array.dtype.kind != 'f':
             problems.append(f'{name} holds {array.dtype}, not floating-point numbers')
+    return problems
+
+
+def not_finite(arrays):
+    """List the arrays that hold NaN or infinity, or would as float32, one message each. arrays: {name: array}."""
+    problems = []
+    for name, array in arrays.items():
+        with np.errstate(over='ignore', invalid='ignore'):
+            count = np.size(array) - int(np.isfinite(np.asarray(array, np.float32)).sum())
+        if count:
+            problems.append(
+                f'{ascii(name)[1:-1][:80]} holds NaN or infinity ({count:,} of its {np.size(array):,} numbers)'
+            )
     return problems
 
 

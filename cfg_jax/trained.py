@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from cfg_jax import build, diffusion, guidance, samplers, schedules
@@ -19,6 +20,7 @@ from cfg_jax.models import blocks, classifier, unet
 from cfg_jax.sampling import generate
 from cfg_jax.sampling.labels import make_labels, parse_labels
 from cfg_jax.sampling.sample_sets import SampleSet, params_digest
+from cfg_jax.torch_files import not_finite
 from cfg_jax.training import sharding
 from cfg_jax.training.checkpoints import Checkpoints
 
@@ -93,7 +95,10 @@ def _load(config, workdir, mesh, classifier):
     checkpoints = _open_checkpoints(workdir, build.model_identity(config))
     restored = checkpoints.restore_ema(sharding.abstract(shapes, sharding.replicated(mesh)))
     checkpoints.close()
-    print(f'loaded {checkpoints.path(restored.step)}', flush=True)
+    path = checkpoints.path(restored.step)
+    if problems := not_finite(flatten_dict(restored.tree, sep='/')):
+        raise UserError(f'{path}: {problems[0]}; import or train these weights again, in another --workdir.')
+    print(f'loaded {path}', flush=True)
     digest = params_digest(restored.tree)
     return Trained(config, restored.tree, restored.step, restored.class_names, digest, classifier)
 
@@ -212,6 +217,26 @@ def code_digest(config):
     for module in modules:
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()
+
+
+def drawn_with(config, weight, classifier_weight):
+    """Return the guidance of a picture's images for its title: 'w = 0.3', 'w = 0, c = 2', 'unconditional, c = 2'."""
+    function = config.guidance.function
+    parts = [function] if function in ('conditional', 'unconditional') else [f'w = {weight:g}']
+    if ':' in function:
+        parts.append(function.rpartition(':')[2])
+    if config.guidance.classifier_workdir:
+        parts.append(f'c = {classifier_weight:g}')
+    return ', '.join(parts)
+
+
+def guidance_identity(config):
+    """Return config.guidance.function, with a hash of its module if it is the user's own and may be edited."""
+    name = config.guidance.function
+    if ':' not in name:
+        return name
+    module = importlib.import_module(name.rpartition(':')[0])
+    return f'{name}, sha256 {hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]}'
 
 
 def describe(config, wanted):

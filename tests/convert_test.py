@@ -160,6 +160,21 @@ def test_a_checkpoint_of_another_network_is_refused_by_name():
         convert.openai_unet_params(state, NETWORKS['unet_new_order'], 16, new_attention_order=True)
 
 
+@pytest.mark.parametrize(
+    ('name', 'number'),
+    [('unet_new_order', np.nan), ('classifier', np.inf), ('classifier', -np.inf), ('classifier', 1e300)],
+)
+def test_a_tensor_that_is_not_finite_is_named(name, number):
+    state = dict(load(name)[0])
+    state['time_embed.2.bias'] = np.float64(state['time_embed.2.bias'])
+    state['time_embed.2.bias'][3] = number
+    read = convert.openai_classifier_params if name == 'classifier' else convert.openai_unet_params
+    size = len(state['time_embed.2.bias'])
+    expected = rf'^time_embed\.2\.bias holds NaN or infinity \(1 of its {size} numbers\): these weights are damaged$'
+    with pytest.raises(UserError, match=expected):
+        read(state, NETWORKS[name], 16, new_attention_order=new_order(name))
+
+
 # ---------------------------------------------------------------- torch's files, written by hand
 
 
@@ -300,6 +315,16 @@ def test_bfloat16_views_parameters_and_attributes(tmp_path):
 
 
 # ---------------------------------------------------------------- hostile and damaged files
+
+
+@pytest.mark.parametrize('prefixes', [['module.'], ['_orig_mod.'], ['module.', '_orig_mod.']])
+def test_prefixes_of_wrappers_are_left_out(tmp_path, prefixes):
+    prefix = ''.join(prefixes)
+    weight = tensor('0', 2, (2,), (1,))
+    content = torch_zip({f'{prefix}module_a.w': weight, f'{prefix}b': weight}, {'0': np.float32([1, 2]).tobytes()})
+    assert list(read(tmp_path, content)) == ['module_a.w', 'b']
+    content = torch_zip({f'{prefix}a': weight, 'b': weight}, {'0': np.float32([1, 2]).tobytes()})
+    assert list(read(tmp_path, content)) == [f'{prefix}a', 'b']  # not a wrapper's: then every name has it
 
 
 def test_nothing_in_a_file_is_run(tmp_path):
@@ -489,6 +514,44 @@ def test_safetensors_there_and_back(tmp_path):
     assert convert.load_safetensors(path)[1] == {}
 
 
+def test_safetensors_of_other_floats(tmp_path):
+    from safetensors.numpy import save_file
+
+    path, values = tmp_path / 'net.safetensors', np.float32([[1.5, -2.0], [0.25, 1e30]])
+    upper_half = np.uint16(values.view(np.uint32) >> 16)
+    for kind, stored, array in (
+        ('F16', 'F16', np.float16([[1.5, -2.0], [0.25, 6e4]])),
+        ('F64', 'F64', np.float64(values)),
+        ('U16', 'BF16', upper_half),
+    ):
+        save_file({'a/b': array, 'a/c': array[:1]}, path, {'x': 'y'})
+        content = path.read_bytes()
+        size = 8 + int.from_bytes(content[:8], 'little')
+        header = content[8:size].replace(f'"{kind}"'.encode(), f'"{stored}"'.encode())
+        path.write_bytes(len(header).to_bytes(8, 'little') + header + content[size:])
+        params, metadata = convert.load_safetensors(path)
+        expected = (np.uint32(array) << 16).view(np.float32) if stored == 'BF16' else np.float32(array)
+        np.testing.assert_array_equal(params['a']['b'], expected)
+        np.testing.assert_array_equal(params['a']['c'], expected[:1])
+        assert params['a']['b'].dtype == np.float32 and metadata == {'x': 'y'}
+
+
+@pytest.mark.parametrize('number', [np.nan, np.inf, 1e300])
+def test_a_safetensor_that_is_not_finite_is_named(tmp_path, number):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / 'net.safetensors'
+    save_file({'a/kernel': np.ones(4), 'a/bias': np.array([0.0, number, number])}, path)
+    with pytest.raises(UserError, match=r'net\.safetensors: cannot be read: a/bias holds NaN or infinity \(2 of its 3'):
+        convert.load_safetensors(path)
+
+
+def test_safetensors_have_the_permissions_of_any_other_file(tmp_path):
+    (tmp_path / 'other').touch()
+    convert.save_safetensors(tmp_path / 'net.safetensors', TREE)
+    assert (tmp_path / 'net.safetensors').stat().st_mode == (tmp_path / 'other').stat().st_mode
+
+
 def test_safetensors_damage(tmp_path):
     path, rng, refusals = tmp_path / 'net.safetensors', random.Random(0), 0
     convert.save_safetensors(path, TREE, {'dataset': 'digits'})
@@ -506,7 +569,7 @@ def test_safetensors_refusals(tmp_path):
 
     path = tmp_path / 'net.safetensors'
     for arrays, message in (
-        ({'a': np.arange(3)}, "'a' does not hold floating-point numbers"),
+        ({'a': np.arange(3)}, "'a' does not hold floating-point numbers of 16, 32 or 64 bits but I64"),
         ({'a': WEIGHT, 'a/b': WEIGHT}, "'a/b' continues that of another array"),
         ({'a/b': WEIGHT, 'a': WEIGHT}, "'a/b' continues that of another array"),
         ({'b/c': WEIGHT, 'b/c/d/e': WEIGHT}, "'b/c/d/e' continues that of another array"),

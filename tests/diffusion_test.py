@@ -35,6 +35,11 @@ def test_8_bit_images_survive_the_round_trip(array):
     np.testing.assert_array_equal(diffusion.to_uint8(array(np.float32([-7.0, 0.001, 1.1]))), [0, 128, 255])
 
 
+def test_clipping_keeps_what_is_not_finite():
+    clipped = diffusion.clip_to_range(jnp.float32([-1e38, -0.5, 1.5, jnp.inf, -jnp.inf, jnp.nan]))
+    np.testing.assert_array_equal(clipped, np.float32([-1, -0.5, 1, np.nan, np.nan, np.nan]))
+
+
 # The error of a round trip is float32's 6e-8, times what it divides by: 1/alpha is 2.2e4 at λ = -20, 1/sigma at λ = 20.
 @pytest.mark.parametrize(
     ('logsnr', 'x_error', 'eps_error'), [(-20.0, 2e-2, 1e-6), (0.0, 2e-6, 2e-6), (20.0, 1e-6, 2e-2)]

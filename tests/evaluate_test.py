@@ -1,6 +1,7 @@
 """The evaluation of images that lie there already; tests of evaluations of models are in main_test."""
 
 import csv
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,8 @@ from sklearn.datasets import load_digits
 
 from cfg_jax.data import sources
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import references
+from cfg_jax.evaluation import references, scoring
+from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.jobs import evaluate
 from tests import tiny
 
@@ -136,6 +138,84 @@ def test_folders_called_by_numbers_are_the_classes_of_that_name(tmp_path, real):
     data = {'data__source': 'folder', 'data__data_dir': str(tmp_path / 'data'), 'data__num_classes': 8}
     (row,) = evaluate.run(config(tmp_path / 'samples', **data), tmp_path)
     assert row['accuracy'] > 0.8
+
+
+def test_an_evaluation_again_replaces_its_row(tmp_path, real, capsys):
+    arrays = {'arr_0': real['image']}
+    first, second = (judge(tmp_path, arrays, eval__split_images=split) for split in (100, 300))
+    assert first['split_images'] == 100 and 'results.csv: 1\n' in capsys.readouterr().out
+    judge(tmp_path, arrays, eval__split_images=300)
+    assert 'results.csv: 1, 1 in place of rows of the same settings\n' in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / 'results.csv').open()))
+    assert [row['split_images'] for row in rows] == ['100', '300']
+    assert float(rows[1]['inception_score']) == pytest.approx(second['inception_score'], rel=1e-4)
+
+
+def test_equal_sets_are_at_a_distance_of_zero(tmp_path):
+    row = judge(tmp_path, {'arr_0': sources.digits().images})
+    assert 0 <= row['fid'] < 1e-6
+    page = (tmp_path / 'samples_report.html').read_text()
+    assert '<dt>FID</dt><dd><b>0.000</b>' in page and 'w = –' not in page
+
+
+def test_names_of_any_bytes(tmp_path, real):
+    """A data set in a folder with Latin-1 names: the tables and the page are UTF-8, and read again."""
+    data = tmp_path / os.fsdecode(b'donn\xe9es')
+    for number in range(60):
+        path = data / os.fsdecode(b'caf\xe9%d' % (number % 2)) / f'{number}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(real['image'][number, ..., 0]).save(path)
+    changes = {'data__source': 'folder', 'data__data_dir': str(data), 'data__num_classes': 2, 'eval__judge_steps': 20}
+    for _ in range(2):
+        row = judge(tmp_path, {'arr_0': real['image'][:100]}, **changes)
+    (read,) = csv.DictReader((tmp_path / 'results.csv').read_text('utf-8').splitlines())
+    assert read['reference'].endswith('donn\\udce9es')
+    assert 'donn\\udce9es' in (tmp_path / 'samples_report.html').read_text('utf-8')
+    evaluate.write_tables(tmp_path, '', [], [evaluate.Judged('w=0', row, [0.5], b'', None)], ['caf\udce9'])
+    assert (tmp_path / 'accuracy_by_class.csv').read_text('utf-8') == 'class,w=0\ncaf\\udce9,0.5\n'
+
+
+def test_a_judge_that_is_not_finite_measures_nothing(real):
+    def apply(images):
+        features = np.ones((len(images), 4), np.float32)
+        features[3, 2] = np.nan
+        return Outputs(features, features)
+
+    broken = Judge('broken', 'broken:1', apply, True)
+    with pytest.raises(UserError, match=r"^the judge 'broken' gives NaN or infinity for images of w=1: .*config\.eval"):
+        scoring.judged(broken, [real['image'][:9]], 9, 'w=1')
+
+
+def test_a_metric_that_is_not_finite_is_named():
+    features = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    reference = references.Reference(np.full(4, 1e200), np.eye(4))
+    scorer = scoring.Scorer(Judge('wide', 'wide:1', None, True), reference, 3, 50)
+    with np.errstate(all='ignore'), pytest.raises(UserError, match=r'^FID of these 50 samples is inf, not a finite'):
+        scorer.measure(Outputs(features, features), None)
+
+
+@pytest.mark.parametrize(
+    ('function', 'by_classifier', 'name'),
+    [
+        ('classifier_free', 0, 'classifier-free guidance'),
+        (None, 0.0, 'classifier-free guidance'),
+        ('', 32.0, 'classifier guidance'),
+        ('classifier_free', 32.0, 'classifier-free and classifier guidance'),
+        ('conditional', 32.0, 'classifier guidance'),
+        ('conditional', 0, 'no guidance'),
+        ('unconditional', 32.0, 'unconditional model, classifier guidance'),
+        ('my.module:halved, sha256 ab', 0, 'halved guidance'),
+    ],
+)
+def test_titles_tell_the_guidance(function, by_classifier, name):
+    assert evaluate.guidance_name(function, by_classifier) == name
+    row = {'step': 0, 'num_steps': 32, 'sampler': 'ddim', 'num_samples': 1000}
+    row |= {'guidance': function, 'classifier_gradients': by_classifier}
+    expected = f"digits: 1,000 samples per weight, 32 ddim steps, training step 0, {name}, judge 'digits'"
+    assert evaluate.title_of(tiny.config(), [row]) == expected
+    assert evaluate.title_of(tiny.config(), [{'step': None, 'num_samples': 9}]) == (
+        "digits: 9 samples per weight, judge 'digits'"
+    )
 
 
 def test_the_owners_columns_of_results_stay(tmp_path, real):

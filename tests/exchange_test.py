@@ -86,6 +86,24 @@ def test_export_and_back(imported, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
+def test_weights_that_are_not_finite_are_named_and_draw_nothing(imported, tmp_path, monkeypatch):
+    """At import, and in a checkpoint that an earlier version imported."""
+    config = reference_config('unet_new_order')
+    params = jax.tree.map(np.array, trained.load(config, imported / 'unet_new_order', sharding.make_mesh()).params)
+    params['time_out']['bias'][3] = np.nan
+    config.convert.path = str(tmp_path / 'bad.safetensors')
+    convert.save_safetensors(config.convert.path, params)
+    named = rf'time_out/bias holds NaN or infinity \(1 of its {params["time_out"]["bias"].size} numbers\)'
+    with pytest.raises(UserError, match=rf'bad\.safetensors: cannot be read: {named}'):
+        convert_job.run(config, tmp_path / 'x')
+    assert not (tmp_path / 'x').exists()
+    monkeypatch.setattr(convert_job, 'from_safetensors', lambda config, path: params)
+    convert_job.run(config, tmp_path / 'x')
+    with pytest.raises(UserError, match=rf'checkpoints/0: {named}; import or train these weights again'):
+        sample.run(config, tmp_path / 'x')
+    assert not list((tmp_path / 'x').glob('sample*'))
+
+
 def test_what_does_not_fit_is_refused_and_nothing_written(imported, tmp_path):
     config = reference_config('unet_new_order')
     config.model.num_blocks = 2

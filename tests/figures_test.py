@@ -30,6 +30,16 @@ def test_a_class_grid_has_a_row_for_each_label():
     assert figures.class_grid(images, labels, ('zero', 'one', 'two')).shape[1] > picture.shape[1]
 
 
+def test_a_title_stands_above_the_grid():
+    images, labels = np.zeros((4, 32, 32, 1), np.uint8), np.array([0, 0, 1, 1])
+    plain = figures.class_grid(images, labels, ('zero', 'one'))
+    titled = figures.class_grid(images, labels, ('zero', 'one'), title='step 500, w = 0.3, caf\udce9')
+    extra = len(titled) - len(plain)
+    assert extra > 14 and titled.shape[1] > plain.shape[1]  # a title that is longer than the rows
+    np.testing.assert_array_equal(titled[extra:, : plain.shape[1]], plain)
+    assert np.any(titled[:extra] < 255) and np.all(titled[extra:, plain.shape[1] :] == 255)
+
+
 def test_files_are_whole_or_absent(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     figures.save_png(tmp_path / 'new' / 'a.png', picture)
@@ -45,6 +55,14 @@ def test_the_trade_off_is_a_picture():
     assert image.width > 2.5 * image.height > 1000
     figures.tradeoff(ROWS[:1], title='one weight')
     figures.tradeoff([{**ROWS[0], 'fid': float('nan')}, *ROWS[1:]], title='$not $ mathematics, \udcff')
+
+
+def test_the_numbers_of_an_axis_stay_clear_of_the_points(monkeypatch):
+    """w = 0 lies on the left end of its axis, with a ring if its FID is the least."""
+    monkeypatch.setattr(figures, '_png', lambda figure: figure)
+    for axis in figures.tradeoff(ROWS, title='title').axes:
+        numbers = [label.get_window_extent() for label in axis.get_yticklabels() if label.get_text()]
+        assert len(numbers) >= 3 and max(box.x1 for box in numbers) < axis.bbox.x0 - 10
 
 
 def test_several_ways_to_guide_are_one_picture():

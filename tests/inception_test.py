@@ -163,6 +163,23 @@ def test_tensors_that_do_not_fit_are_named(state_dict):
 
 
 @pytest.mark.parametrize(
+    ('name', 'value', 'message'),
+    [
+        ('fc.weight', np.nan, r'fc\.weight holds NaN or infinity \(1 of its 2,064,384 numbers\)'),
+        ('Mixed_6d.branch7x7_2.bn.running_var', -1.0, r'Mixed_6d\.branch7x7_2\.kernel holds NaN or infinity'),
+    ],
+    ids=['NaN', 'a negative variance'],
+)
+def test_weights_that_are_not_finite_are_named(state_dict, tmp_path, monkeypatch, name, value, message):
+    changed = {**state_dict, name: np.array(state_dict[name])}
+    changed[name].flat[5] = value
+    (tmp_path / 'inception.pth').touch()
+    monkeypatch.setattr(inception, 'load_openai_state_dict', lambda path: changed)
+    with pytest.raises(UserError, match=rf'{message}.*these weights are damaged \(config\.eval\.inception_weights\)'):
+        inception.read_weights(str(tmp_path / 'inception.pth'))
+
+
+@pytest.mark.parametrize(
     ('name', 'content', 'message'),
     [
         ('inception.pth', (DATA / 'classifier.pt').read_bytes(), r'not the network of .*: .*\.weight is missing'),

@@ -256,6 +256,19 @@ def test_one_row_is_a_page_without_curves():
     assert len(the_table(parse(page([{'fid': 2.0}], grids=(), notes=(), settings={}, references={})))) == 1
 
 
+def test_samples_of_unknown_weight_are_called_samples():
+    row = {'fid': 2.0, 'inception_score': 9.0, 'num_samples': 100}
+    text = page([row], grids=[(row, picture())], notes=(), settings={}, references={})
+    assert 'w = –' not in text and 'alt="Samples"' in text
+    assert 'FID2.000samples' in parse(text).text()
+
+
+def test_the_letters_of_the_table_are_explained():
+    rows = [{**row, 'classifier_weight': 2.0} for row in some_rows(('ddim',))]
+    text = parse(page(rows, columns=('guidance_weight', 'classifier_weight', 'fid'), grids=())).text()
+    assert 'w: guidance weight; 0 is no guidance. c: weight of the classifier’s gradient; 0 is none.' in text
+
+
 def test_what_was_not_measured_has_no_figure():
     rows = [{'guidance_weight': w, 'inception_score': 9 + w} for w in (0, 1)]
     assert list(the_charts(parse(page(rows, grids=())))) == ['Inception score over w']

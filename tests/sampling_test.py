@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from cfg_jax import build, samplers, trained
+from cfg_jax.diffusion import Prediction
+from cfg_jax.errors import UserError
 from cfg_jax.training import sharding
 from tests import tiny
 
@@ -80,6 +82,39 @@ def test_weights_labels_and_seeds_share_one_compilation(monkeypatch):
         images = np.concatenate(list(batches(params, np.array(labels), weight, seed)))
         assert images.shape == (len(labels), 8, 8, 1) and images.dtype == np.uint8
     assert len(traces) == 1
+
+
+def overflowing(number):
+    """Return a guidance whose eps of label 3 is this number in one pixel, where λ is above 0."""
+
+    def guide(model, labels, weight, *, null_label):
+        def denoise(z, logsnr):
+            pixel = jnp.arange(z[0].size).reshape(z[0].shape) == 5
+            here = pixel & ((labels == 3) & (logsnr > 0))[:, None, None, None]
+            return Prediction(jnp.where(here, number, model(z, logsnr, labels).eps))
+
+        return denoise
+
+    return guide
+
+
+@pytest.mark.parametrize(
+    ('number', 'sampler', 'clip_x'),
+    [(np.nan, 'ancestral', True), (np.inf, 'ddim', True), (-np.inf, 'ancestral', False), (1e38, 'ddim', True)],
+)
+def test_a_guidance_that_is_not_finite_draws_no_pixel(monkeypatch, number, sampler, clip_x):
+    """An infinite x that was clipped would be an ordinary black or white pixel."""
+    monkeypatch.setattr(build, 'guidance_function', lambda config: overflowing(np.float32(number)))
+    config = tiny.config(sample__sampler=sampler, sample__clip_x=clip_x, sample__num_steps=4, sample__batch_size=4)
+    batches = trained.image_batches(config)
+    params = random_params(config)
+    if number == 1e38:  # large, but finite: it is clipped
+        assert len(next(batches(params, np.array([3] * 4), 0.0, 0))) == 4
+        return
+    drawn = batches(params, np.array([0, 1, 2, 4, 5, 3, 6]), 0.0, 0)
+    assert len(next(drawn)) == 4  # the images before it are good
+    with pytest.raises(UserError, match=r'^image 5 \(label 3\) holds NaN or infinity: .*config\.guidance\.function'):
+        list(drawn)
 
 
 if __name__ == '__main__':

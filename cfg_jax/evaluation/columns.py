@@ -10,7 +10,8 @@ class Column:
     label: its name in tables. format: of its numbers, '' for text. better: 'lower', 'higher' or '' (neither).
     title: its name on an axis, if not the label. symbol: its sign, if curves may be drawn over it. error: True if
     '<name>_error' holds its error. tradeoff: its place in tradeoff.csv. costs, report, printed: True if it
-    stands in costs.csv, in the report, in the line printed for a row. results.csv has every column.
+    stands in costs.csv, in the report, in the line printed for a row. results.csv has every column. identity: True for
+    a setting: rows of results.csv that agree in all of them are the same experiment.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Column:
     costs: bool = False
     report: bool = True
     printed: bool = False
+    identity: bool = False
 
     @property
     def arrow(self):
@@ -38,38 +40,59 @@ class Column:
 # fmt: off
 _TABLE = (  # in the order of results.csv
     Column('date', 'date', '', meaning='start of the evaluation, UTC', report=False),
-    Column('samples', 'samples from', '', meaning='file or folder of the samples, if not drawn here', report=False),
-    Column('step', 'step', ',.0f', meaning='training step of the checkpoint', report=False),
-    Column('sampler', 'sampler', '', tradeoff=9),
-    Column('num_steps', 'steps', ',.0f', meaning='steps of the sampler', title='steps T', symbol='T', tradeoff=8),
+    Column('samples', 'samples from', '', meaning='file or folder of the samples, if not drawn here', report=False,
+           identity=True),
+    Column('step', 'step', ',.0f', meaning='training step of the checkpoint', report=False, identity=True),
+    Column('sampler', 'sampler', '', tradeoff=9, identity=True),
+    Column('num_steps', 'steps', ',.0f', meaning='steps of the sampler', title='steps T', symbol='T', tradeoff=8,
+           identity=True),
     Column('guidance_weight', 'w', 'g', meaning='guidance weight; 0 is no guidance',
-           title='guidance weight w', symbol='w', tradeoff=0, costs=True),
+           title='guidance weight w', symbol='w', tradeoff=0, costs=True, identity=True),
     Column('classifier_weight', 'c', 'g', meaning='weight of the classifier’s gradient; 0 is none',
-           title='classifier weight c', symbol='c', costs=True),
-    Column('fid', 'FID', '.3f', 'lower', 'Fréchet distance to the reference',
-           title='FID (Fréchet distance)', error=True, tradeoff=1, printed=True),
-    Column('fid_infinity', 'FID∞', '.3f', 'lower', 'FID extrapolated to infinitely many samples'),
-    Column('sfid', 'sFID', '.3f', 'lower', 'Fréchet distance of spatial features', printed=True),
+           title='classifier weight c', symbol='c', costs=True, identity=True),
+    Column('fid', 'FID', 'z.3f', 'lower', 'Fréchet inception distance to the reference',
+           error=True, tradeoff=1, printed=True),
+    Column('fid_infinity', 'FID∞', 'z.3f', 'lower', 'FID extrapolated to infinitely many samples'),
+    Column('sfid', 'sFID', 'z.3f', 'lower', 'FID of spatial features', printed=True),
     Column('inception_score', 'IS', '.3f', 'higher', 'Inception score',
            title='Inception score', error=True, tradeoff=2, printed=True),
     Column('precision', 'precision', '.3f', 'higher', 'share of the samples within the reference’s manifold',
            error=True, tradeoff=3, printed=True),
     Column('recall', 'recall', '.3f', 'higher', 'share of the reference within the samples’ manifold',
            error=True, tradeoff=4, printed=True),
-    Column('kernel_distance', 'KID', '.5f', 'lower', 'unbiased squared kernel distance', error=True),
+    Column('kernel_distance', 'KID', 'z.5f', 'lower', 'unbiased squared kernel distance', error=True),
     Column('accuracy', 'accuracy', '.4f', 'higher', 'share of the samples that the judge puts into their class',
            tradeoff=5, printed=True),
     Column('spread', 'spread', '.3f', meaning='root mean squared distance to the class mean of the features',
            tradeoff=6, printed=True),
-    Column('num_samples', 'samples', ',.0f', meaning='number of samples', tradeoff=7),
-    Column('seed', 'seed', '.0f', tradeoff=10, report=False),
+    Column('num_samples', 'samples', ',.0f', meaning='number of samples', tradeoff=7, identity=True),
+    Column('seed', 'seed', '.0f', tradeoff=10, report=False, identity=True),
     Column('network_evaluations', 'evaluations', ',.0f', meaning='evaluations of the network per image', costs=True),
     Column('classifier_gradients', 'gradients', ',.0f', meaning='gradients of the classifier per image', costs=True),
     Column('seconds_per_image', 's / image', '.3g', meaning='seconds per image', costs=True),
-    Column('judge', 'judge', '', costs=True, report=False),
+    Column('judge', 'judge', '', costs=True, report=False, identity=True),
     Column('reference', 'reference', '', report=False),
-    Column('reference_sha256', 'reference sha256', '', costs=True, report=False),
+    Column('reference_sha256', 'reference sha256', '', costs=True, report=False, identity=True),
     Column('samples_sha256', 'samples sha256', '', report=False),
+    Column('guidance', 'guidance', '', meaning='config.guidance.function; your own has a hash of its module',
+           costs=True, report=False, identity=True),
+    *(Column(name, name.replace('_', ' '), spec, meaning=meaning, report=False, identity=True)
+      for name, spec, meaning in (
+          ('folder', '', 'config.eval.folder'),
+          ('classifier', '', 'the classifier that guides: its workdir, its step and a hash of its parameters'),
+          ('classifier_form', '', 'config.guidance.classifier_form, if a classifier guides'),
+          ('clip_first', '', 'config.guidance.clip_first, if a classifier guides'),
+          ('spacing', '', 'config.sample.spacing'),
+          ('v', 'g', 'config.sample.v, if the sampler is ancestral and the variance not learned'),
+          ('eta', 'g', 'config.sample.eta, if the sampler is ddim'),
+          ('clip_x', '', 'config.sample.clip_x'),
+          ('label_order', '', 'config.sample.label_order'),
+          ('dtype', '', 'config.model.dtype'),
+          ('ema_decay', 'g', 'config.optim.ema_decay'),
+          ('model_sha256', '', 'hash of the parameters'),
+          ('nearest_k', '.0f', 'config.eval.nearest_k'),
+          ('split_images', '.0f', 'config.eval.split_images'),
+      )),
 )
 # fmt: on
 _BY_NAME = {each.name: each for each in _TABLE}
@@ -79,6 +102,7 @@ TRADEOFF = tuple(
 )
 COSTS = tuple(each.name for each in _TABLE if each.costs)
 RESULTS = tuple(name for each in _TABLE for name in (each.name, *[f'{each.name}_error'] * each.error))
+IDENTITY = tuple(each.name for each in _TABLE if each.identity)
 IN_REPORT = tuple(each.name for each in _TABLE if each.report)
 NUMERIC = frozenset(each.name for each in _TABLE if each.format)
 OVER = ('guidance_weight', 'classifier_weight', 'num_steps')  # what curves may be drawn over, the first that varies

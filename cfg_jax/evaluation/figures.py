@@ -15,6 +15,7 @@ from cfg_jax.evaluation import values
 from cfg_jax.evaluation.columns import SYMBOLS, column
 
 _PAD = 2  # pixels between images, before enlargement
+_TITLE = 22  # pixels of the line above a grid
 PALETTE = {  # by the names of report.css, which has other colours for dark pages
     'ink': '#1b1d20',
     'soft': '#5a5e65',
@@ -55,6 +56,7 @@ _STYLE = {
     'text.parse_math': False,
     'xtick.color': PALETTE['soft'],
     'ytick.color': PALETTE['soft'],
+    'ytick.major.pad': 12,  # a point at the left end, with its ring, does not cover a number
     'ytick.major.size': 0,
 }
 # Distances of labels from their points, in pixels: the best point's, which has a ring; those of a curve's ends; others.
@@ -73,10 +75,11 @@ def save_png(path, picture):
     files.write(path, as_png(picture))
 
 
-def grid(rows, names=None):
+def grid(rows, names=None, title=''):
     """Arrange rows of images in one picture, uint8 [H, W, 3], on white; small images are enlarged by whole pixels.
 
     rows: lists of uint8 [h, w, 1 or 3] images, all of one size; rows may differ in length. names: a text for each row.
+    title: a line above all rows.
     """
     height, width, _ = rows[0][0].shape
     columns = max(map(len, rows))
@@ -87,7 +90,9 @@ def grid(rows, names=None):
             picture[top : top + height, left : left + width] = image
     factor = max(1, 32 // height)
     picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    return _with_names(picture, names, factor * (height + _PAD)) if names else picture
+    if names:
+        picture = _with_names(picture, names, factor * (height + _PAD))
+    return _with_title(picture, title) if title else picture
 
 
 def _with_names(picture, names, row_height):
@@ -102,16 +107,25 @@ def _with_names(picture, names, row_height):
     return np.asarray(canvas)
 
 
+def _with_title(picture, title):
+    font, title = ImageFont.load_default(size=14), _drawable(title)
+    width = max(picture.shape[1], 12 + int(font.getlength(title)))
+    canvas = Image.new('RGB', (width, _TITLE + picture.shape[0]), 'white')
+    canvas.paste(Image.fromarray(picture), (0, _TITLE))
+    ImageDraw.Draw(canvas).text((6, _TITLE / 2), title, fill='black', font=font, anchor='lm')
+    return np.asarray(canvas)
+
+
 def _drawable(text):
     """Return the text as fonts can draw it: bytes of file names that are not text become \\udcff."""
     return text.encode(errors='backslashreplace').decode()
 
 
-def class_grid(images, labels, class_names=None):
+def class_grid(images, labels, class_names=None, title=''):
     """Arrange images, uint8 [N, h, w, C], in one row for each of the labels, int [N], in order: uint8 [H, W, 3]."""
     present = np.unique(labels)
     names = [class_names[label] for label in present] if class_names else None
-    return grid([images[labels == label] for label in present], names)
+    return grid([images[labels == label] for label in present], names, title)
 
 
 # ---------------------------------------------------------------- plots

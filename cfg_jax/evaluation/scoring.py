@@ -12,6 +12,7 @@ from cfg_jax import metrics
 from cfg_jax.data.sources import spread
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import references
+from cfg_jax.evaluation.columns import column
 from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.progress import Progress
 
@@ -30,8 +31,14 @@ def judged(judge, parts, total, name):
     progress, collected, done = Progress(total, compiles=True), [], 0
     for images in parts:
         for start in range(0, len(images), _CHUNK):
-            collected.append(judge.apply(images[start : start + _CHUNK]))
-            done += len(collected[-1].features)
+            outputs = judge.apply(images[start : start + _CHUNK])
+            if not all(np.isfinite(part).all() for part in outputs if part is not None):
+                raise UserError(
+                    f'the judge {judge.name!r} gives NaN or infinity for images of {name}: check its weights '
+                    '(config.eval.judge, config.eval.inception_weights).'
+                )
+            collected.append(outputs)
+            done += len(outputs.features)
             progress.show(done, f'{name}  judged')
     return Outputs(*(None if part[0] is None else np.concatenate(part) for part in zip(*collected)))
 
@@ -121,6 +128,8 @@ class Scorer:
     def measure(self, outputs, labels):
         """Return every metric of one set as {column: value}; metrics that need something absent are left out.
 
+        Raises UserError if one of them is not finite.
+
         outputs: the judge's, of N images. labels: int [N] or None.
         """
         features, logits, spatial = outputs
@@ -143,12 +152,18 @@ class Scorer:
             row['spread'] = metrics.within_class_spread(features, labels)
             if self.judge.classes_are_labels:
                 row['accuracy'] = metrics.class_accuracy(logits, labels)
+        for name, value in row.items():
+            if not np.isfinite(value):
+                raise UserError(
+                    f'{column(name).label} of these {len(features):,} samples is {value}, not a finite number: look at '
+                    'the samples, or judge them with another judge (config.eval.judge).'
+                )
         return row
 
     def check_enough(self, num_samples, *, allow_few):
         """Raise UserError, before any image is drawn, if so few samples cannot be measured.
 
-        allow_few: accept a Fréchet distance of fewer samples than features, which means little.
+        allow_few: accept FID of fewer samples than features, which means little.
         """
         k, field = self.nearest_k, '(config.eval.nearest_k)'
         if num_samples <= k:

@@ -55,7 +55,7 @@ def from_openai(config, path):
             in_channels=config.data.image_channels,
         )
     except UserError as error:
-        raise UserError(f'{path}: {error}') from None
+        raise UserError(f'{path}: {error} (config.convert.path).') from None
 
 
 def from_safetensors(config, path):

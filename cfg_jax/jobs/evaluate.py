@@ -229,24 +229,50 @@ def judge_set(config, class_names, measuring, point, images):
         'samples_sha256': images.sha256,
         **build.count_evaluations(config),
         **measuring.facts,
+        **settings_of(config),
     }
     accuracies = None
     if scorer.judge.classes_are_labels:
         accuracies = scoring.accuracy_by_class(outputs.logits, labels, config.data.num_classes)
     first = images.first(_GRID)
-    picture = figures.as_png(figures.class_grid(first, labels[: len(first)], class_names))
+    title = trained.drawn_with(config, point.guidance_weight, point.classifier_weight)
+    picture = figures.as_png(figures.class_grid(first, labels[: len(first)], class_names, title=title))
     return Judged(point.name, row, accuracies, picture, first[: 2 * min(config.data.num_classes, 10)])
 
 
-def shared_facts(config, scorer, step):
-    """Return the columns that every row of this evaluation has in common."""
+def shared_facts(config, scorer, model):
+    """Return the columns that every row of this evaluation has in common. model: `Trained`, None for given samples."""
+    guide = model and model.classifier
     return {
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'samples': '',
-        'step': step,
+        'step': model and model.step,
         'judge': scorer.judge.identity,
         'reference': config.eval.reference or build.data_name(config),
         'reference_sha256': scorer.real.hash,
+        'folder': config.eval.folder,
+        'nearest_k': config.eval.nearest_k,
+        'split_images': config.eval.split_images,
+        'model_sha256': model and model.digest[:16],
+        'classifier': guide and f'{config.guidance.classifier_workdir}, step {guide.step}, sha256 {guide.digest[:16]}',
+    }
+
+
+def settings_of(config):
+    """Return the columns that tell how a curve's images are drawn, apart from the sampler, steps and weights."""
+    sample, guided = config.sample, bool(config.guidance.classifier_workdir)
+    constant_v = sample.sampler == 'ancestral' and not config.model.learn_variance
+    return {
+        'guidance': trained.guidance_identity(config),
+        'classifier_form': config.guidance.classifier_form if guided else None,
+        'clip_first': config.guidance.clip_first if guided else None,
+        'spacing': sample.spacing,
+        'v': sample.v if constant_v else None,
+        'eta': sample.eta if sample.sampler == 'ddim' else None,
+        'clip_x': sample.clip_x,
+        'label_order': sample.label_order,
+        'dtype': config.model.dtype,
+        'ema_decay': config.optim.ema_decay,
     }
 
 
@@ -335,28 +361,44 @@ def write_curve_pictures(config, folder, suffix, sets, real):
     files.write(folder / f'tradeoff{suffix}.png', picture)
 
 
-def title_of(config, rows):
-    """Return a line that says what the curves show."""
+def title_of(config, rows, *, guidance=True):
+    """Return a line that says what the curves show. guidance: name it too, if all curves have the same."""
     row = rows[0]
-    made = f'{row["num_steps"]} {row["sampler"]} steps, training step {row["step"]:,}, ' if row['step'] else ''
-    samples = f'{row["num_samples"]:,} samples per weight'
-    return f'{build.data_name(config)}: {samples}, {made}judge {config.eval.judge!r}'
+    parts = [f'{row["num_samples"]:,} samples per weight']
+    if row['step'] is not None:  # drawn here
+        parts += [f'{row["num_steps"]} {row["sampler"]} steps', f'training step {row["step"]:,}']
+        parts += [guidance_name(row['guidance'], row['classifier_gradients'])] * guidance
+    return f'{build.data_name(config)}: {", ".join(parts)}, judge {config.eval.judge!r}'
+
+
+def guidance_name(function, by_classifier):
+    """Return the name of a guidance in titles. function: the column 'guidance', which older tables do not have."""
+    if not function:
+        function = 'conditional' if by_classifier else 'classifier_free'
+    names = {'classifier_free': 'classifier-free', 'conditional': '', 'unconditional': 'unconditional model'}
+    own = function.partition(',')[0].rpartition(':')[2]
+    name = names.get(own, own)
+    if own in ('conditional', 'unconditional'):
+        return f'{name}, {"classifier" if by_classifier else "no"} guidance'.removeprefix(', ')
+    return f'{name} and classifier guidance' if by_classifier else f'{name} guidance'
 
 
 def write_summary(config, workdir, folder, rows, pictures, measuring):
     """Write results.csv, the report and, if another curve is given, comparison.png. pictures: [(row, PNG bytes)]."""
     path = Path(workdir) / 'results.csv'
     names, former = results.read_all(path)
-    files.write(path, results.as_csv([*former, *rows], names).encode())
+    every, replaced = results.merged(former, rows)
+    files.write(path, results.as_csv(every, names).encode())
     page_path = folder / ('samples_report.html' if config.eval.samples else 'report.html')
-    files.write(page_path, report_page(config, rows, pictures, measuring).encode())
+    files.write(page_path, report_page(config, rows, pictures, measuring).encode(errors='backslashreplace'))
     if measuring.other:
         pairs = (config.eval.compare_with, measuring.other), (config.eval.folder or '.', rows)
         both = {curve_name(name, rows): rows for name, rows in pairs}
-        files.write(folder / 'comparison.png', figures.comparison(both, title=title_of(config, rows)))
+        files.write(folder / 'comparison.png', figures.comparison(both, title=title_of(config, rows, guidance=False)))
         print(f'wrote {folder}/comparison.png', flush=True)
     beside = '' if config.eval.samples else ', its tables and its pictures'
-    print(f'wrote {page_path}{beside}; added to {path}', flush=True)
+    again = f', {replaced} in place of rows of the same settings' if replaced else ''
+    print(f'wrote {page_path}{beside}; added to {path}: {len(rows)}{again}', flush=True)
 
 
 def report_page(config, rows, pictures, measuring):
@@ -397,7 +439,7 @@ def report_page(config, rows, pictures, measuring):
 
 def curve_name(folder, rows):
     """Return the name of a folder's curve in a plot with others."""
-    kind = 'classifier guidance' if rows[0]['classifier_gradients'] else 'classifier-free'
+    kind = guidance_name(rows[0].get('guidance'), rows[0]['classifier_gradients'])
     return kind if folder == '.' else f'{kind} ({folder})'
 
 

@@ -31,7 +31,9 @@ def run(config, workdir):
         chosen = '_' + '-'.join(map(str, dict.fromkeys(wanted.ids[:8]))) if config.sample.labels.strip() else ''
         path = Path(workdir) / f'sample_{images.name.replace("_seed", chosen + "_seed")}'
         shown = images.first(_IN_GRID)
-        figures.save_png(f'{path}.png', figures.class_grid(shown, images.labels[: len(shown)], model.class_names))
+        title = trained.drawn_with(config, wanted.weight, wanted.classifier_weight)
+        picture = figures.class_grid(shown, images.labels[: len(shown)], model.class_names, title=title)
+        figures.save_png(f'{path}.png', picture)
         written = f'{path}.png'
         if config.sample.npz:
             images.write_npz(f'{path}.npz')

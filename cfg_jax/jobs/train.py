@@ -203,8 +203,10 @@ def grid_drawer(config, class_names, workdir):
     labels = np.resize(spread(len(class_names), num_rows).astype(np.int32), config.train.grid_images)
 
     def draw(step, ema_params):
-        images = np.concatenate(list(sample(ema_params, labels, build.guidance_weight(config), config.sample.seed)))
-        picture = figures.class_grid(images, labels)
+        weight = build.guidance_weight(config)
+        images = np.concatenate(list(sample(ema_params, labels, weight, config.sample.seed)))
+        title = f'step {step:,}, {trained.drawn_with(config, weight, config.guidance.classifier_weight)}'
+        picture = figures.class_grid(images, labels, class_names, title=title)
         figures.save_png(_grid_path(workdir, step), picture)
         return picture
 

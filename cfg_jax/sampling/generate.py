@@ -4,10 +4,12 @@ import math
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cfg_jax import diffusion
+from cfg_jax.errors import UserError
 from cfg_jax.sampling.labels import check_labels
 
 
@@ -21,25 +23,30 @@ def image_batches(sample, mesh, *, batch_size, num_classes):
     A unit is `batch_size` consecutive images, which one device draws at once. Its program is the same for any number
     of devices and processes, so image i is the same to the bit wherever and with whichever other units it is drawn.
     units: the numbers of the wanted units; all of them by default. Yields one uint8 [B, H, W, C] numpy array per unit,
-    in order; the last of the N images may end a shorter one. It compiles once, for any N.
+    in order; the last of the N images may end a shorter one. It compiles once, for any N. Raises UserError for an image
+    whose numbers are not finite.
     """
     whole, split = PartitionSpec(), PartitionSpec('data')
-    specs = {'in_specs': (whole, whole, split, split, whole, whole, whole), 'out_specs': split}
+    specs = {'in_specs': (whole, whole, split, split, whole, whole, whole), 'out_specs': (split, split)}
 
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, check_vma=False, **specs)
     def drawn(*arguments):
-        return diffusion.to_uint8(sample(*arguments))
+        x = sample(*arguments)
+        return diffusion.to_uint8(x), jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
 
     def batches(params, labels, weight, seed, classifier_params=None, classifier_weight=0.0, *, units=None):
         check_labels(labels, num_classes)
         guiding = np.float32(weight), classifier_params, np.float32(classifier_weight)
         units = range(math.ceil(len(labels) / batch_size)) if units is None else units
 
-        def fetched(units, images):
-            images = np.asarray(images)
+        def fetched(units, of_devices):
+            images, finite = map(np.asarray, of_devices)
             for place, unit in enumerate(units):
-                yield images[place * batch_size :][: min(batch_size, len(labels) - unit * batch_size)]
+                first, count = unit * batch_size, min(batch_size, len(labels) - unit * batch_size)
+                rows = slice(place * batch_size, place * batch_size + count)
+                check_finite(finite[rows], first, labels)
+                yield images[rows]
 
         computing = None  # each batch is fetched after the next one has been dispatched
         for start in range(0, len(units), mesh.size):
@@ -57,3 +64,14 @@ def image_batches(sample, mesh, *, batch_size, num_classes):
             yield from fetched(*computing)
 
     return batches
+
+
+def check_finite(finite, first, labels):
+    """Raise UserError unless all images are finite: bool [n], which begin with image `first` of those with `labels`."""
+    if not finite.all():
+        image = first + int(np.argmin(finite))
+        raise UserError(
+            f'image {image} (label {labels[image]}) holds NaN or infinity: use a smaller guidance weight '
+            '(config.sample.guidance_weight, config.eval.guidance_weights, config.guidance.classifier_weight) or '
+            "config.model.dtype='float32', or check your own guidance (config.guidance.function)."
+        )

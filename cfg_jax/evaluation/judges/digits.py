@@ -14,7 +14,10 @@ import numpy as np
 import optax
 
 from cfg_jax.diffusion import to_unit_range
+from cfg_jax.errors import UserError
 from cfg_jax.evaluation.judges import Judge, Outputs
+
+_FEWEST = 5  # images, one of them held out
 
 
 class Network(nn.Module):
@@ -75,7 +78,15 @@ def judging(params, num_classes):
 
 
 def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None):
-    """Return the `Judge`, trained for num_steps on four fifths of `data`; does not use weights and mesh."""
+    """Return the `Judge`, trained for num_steps on four fifths of `data`; does not use weights and mesh.
+
+    Raises UserError for fewer than five images.
+    """
+    if len(data) < _FEWEST:
+        raise UserError(
+            f"the judge 'digits' trains on four fifths of the data and needs {_FEWEST} or more images, but there are "
+            f'{len(data)} (config.eval.judge).'
+        )
     examples = data.batch(np.arange(len(data)))
     params, accuracy = train(examples['image'], examples['label'], num_classes, num_steps=num_steps)
     print(f'judge  accuracy {accuracy:.4f} on the held-out fifth of the images', flush=True)

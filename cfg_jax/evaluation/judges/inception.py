@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation.inception_network import IMAGE_SIZE, NUM_LOGITS, POOL_WIDTH, SPATIAL_WIDTH, Inception
 from cfg_jax.evaluation.judges import Judge, Outputs
-from cfg_jax.torch_files import load_openai_state_dict, mismatches, unreadable
+from cfg_jax.torch_files import load_openai_state_dict, mismatches, not_finite, unreadable
 
 BATCH_SIZE = 32  # images per device
 PUBLISHED = 'weights-inception-2015-12-05-6726825d.pth'
@@ -55,7 +55,11 @@ def read_weights(path):
         raise UserError(f'{error} {_FIELD}.') from error
     if found := problems(state_dict):
         raise UserError(f'{path}: not the network of {PUBLISHED}: {found[0]} {_FIELD}.')
-    return inception_params(state_dict), digest
+    params = inception_params(state_dict)
+    folded = {'.'.join(key): array for key, array in flatten_dict(params).items()}
+    if found := not_finite(state_dict) or not_finite(folded):
+        raise UserError(f'{path}: {found[0]}: these weights are damaged {_FIELD}.')
+    return params, digest
 
 
 def problems(state_dict):
@@ -79,7 +83,8 @@ def inception_params(state_dict):
             np.asarray(state_dict[f'{prefix}.bn.{name}'], np.float64)
             for name in ('running_mean', 'running_var', 'weight', 'bias')
         )
-        scale = weight / np.sqrt(var + _EPSILON)
+        with np.errstate(invalid='ignore'):  # a negative variance gives NaN, which `read_weights` refuses
+            scale = weight / np.sqrt(var + _EPSILON)
         kernel = state_dict[f'{prefix}.conv.weight'].transpose(2, 3, 1, 0) * scale
         params[*path, 'kernel'] = np.array(kernel, np.float32, order='C')
         params[*path, 'bias'] = np.array(bias - mean * scale, np.float32)

@@ -210,11 +210,13 @@ def _sample(sweep, row, png):
     width, height = struct.unpack('>II', png[16:24])  # of its header
     keys = [key for key in ('fid', 'inception_score') if values.has(row, key)]
     shown = ' · '.join(values.show_named(row, key, with_error=False) for key in keys)
+    alt = f'Samples at {sweep.full_name(row)}' if sweep.weight(row) else 'Samples'
     small = ' class="pixelated"' if width < 160 else ''  # it is shown enlarged
     return (
         f'<figure><img src="data:image/png;base64,{base64.b64encode(png).decode()}" width="{width}" height="{height}" '
-        f'loading="lazy" decoding="async"{small} alt="Samples at {_text(sweep.full_name(row))}">'
-        f'<figcaption><b>{_text(sweep.weight(row))}</b> <span>{_text(shown)}</span></figcaption></figure>'
+        f'loading="lazy" decoding="async"{small} alt="{_text(alt)}">'
+        f'<figcaption><b>{_text(sweep.weight(row) or sweep.name(row))}</b> <span>{_text(shown)}</span></figcaption>'
+        '</figure>'
     )
 
 
@@ -239,11 +241,13 @@ def _table_section(rows, columns, sweep):
         for index, row in enumerate(rows)
     ]
     marked = any(value is not None for value in best.values())
+    letters = ''.join(f'{each.label}: {each.meaning}. ' for each in map(column, shown) if each.label == each.symbol)
     return _section(
         'numbers',
         'All numbers',
-        f'<p class="lead">{"The best value of each column is underlined. " * marked}<span class="scripted">Click a '
-        'column’s name to sort by it. <button type="button" id="copy">Copy as CSV</button></span></p>',
+        f'<p class="lead">{_text(letters)}{"The best value of each column is underlined. " * marked}'
+        '<span class="scripted">Click a column’s name to sort by it. '
+        '<button type="button" id="copy">Copy as CSV</button></span></p>',
         '<div class="scroll" role="region" aria-labelledby="numbers" tabindex="0">',
         '<table id="results">',
         f'<thead><tr>{head}</tr></thead>',

@@ -33,9 +33,11 @@ class Sweep:
         return ', '.join(parts) or 'samples'
 
     def weight(self, row):
-        """Return 'w = 0.3'."""
+        """Return 'w = 0.3', or '' for images of unknown weight."""
+        if not has(row, self.over):
+            return ''
         return f'{self.symbol} = {show(row, self.over)[0]}'
 
     def full_name(self, row):
-        """Return 'w = 0.3, ddim, 32 steps'."""
-        return f'{self.weight(row)}, {self.name(row)}'
+        """Return 'w = 0.3, ddim, 32 steps', or 'samples' for images of unknown origin."""
+        return ', '.join(filter(None, (self.weight(row), self.name(row))))
