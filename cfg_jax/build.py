@@ -32,16 +32,20 @@ def model_identity(config):
 def run_identity(config):
     """Return the part of the config that may not change when a run is resumed: a nested dict of plain values.
 
-    Free to change are the number of steps, the learning rate, clipping, dropout, precision, the data's place, and how
-    the data is read, logged and sampled.
+    Free to change are the number of steps, the learning rate, clipping, dropout, precision, the parts that a batch is
+    computed in, the data's place, and how the data is read, logged and sampled.
     """
     plain, model = config.to_dict(), model_identity(config)
     data_keys = ('source', 'name', 'split', 'resampling', 'upsample', 'flip', 'random_crop')
     data = {key: plain['data'][key] for key in data_keys}
-    update = {key: plain['train'][key] for key in ('batch_size', 'accumulation_steps')}
     # learning_rate and clip_norm are what one changes to rescue a run that diverged
     optim = {key: value for key, value in plain['optim'].items() if key not in ('learning_rate', 'clip_norm')}
-    run = {'seed': plain['seed'], 'loss': plain['loss'], 'optim': optim, 'train': update}
+    run = {
+        'seed': plain['seed'],
+        'loss': plain['loss'],
+        'optim': optim,
+        'train': {'batch_size': plain['train']['batch_size']},
+    }
     return {**model, **run, 'data': data | model['data']}
 
 
@@ -214,6 +218,26 @@ def learning_rate(config):
     )
 
 
+def moved_learning_rate(config, saved, step):
+    """Return a line that says how another config.train.num_steps moves the learning rate at `step`; '' if it does not.
+
+    saved: the config of the checkpoint that is resumed, a nested dict.
+    """
+    now, before = config.train.num_steps, saved['train']['num_steps']
+    if config.optim.decay == 'constant' or now == before or step >= now:
+        return ''
+    old = optim.learning_rate(
+        **{key: saved['optim'][key] for key in ('warmup_steps', 'decay')},
+        peak=saved['optim']['learning_rate'],
+        num_steps=before,
+    )
+    return (
+        f'changed since: config.train.num_steps is {now:,} now and was {before:,} when saved: '
+        f'config.optim.decay={config.optim.decay!r} now means the curve that ends at step {now:,}, so the learning '
+        f'rate is {float(learning_rate(config)(step)):.3g} after step {step:,}, where it was {float(old(step)):.3g}'
+    )
+
+
 def optimizer(config):
     """Return the optimizer, an optax chain."""
     return optim.make_optimizer(
@@ -356,6 +380,10 @@ def bound_range(config):
     """Return (number of λ, λ of the noisiest, λ of the cleanest) at which `bits_per_dim` evaluates the network."""
     if table(config) is not None:
         logsnrs = sampling_logsnrs(config)
+        if len(logsnrs) < 2:
+            raise UserError(
+                'bits per dimension need at least 2 timesteps (config.sample.num_steps, config.sample.spacing).'
+            )
         return len(logsnrs), float(logsnrs[0]), float(logsnrs[-1])
     highest = min(config.eval.bound_logsnr_max, config.diffusion.logsnr_max)  # the network knows no λ above the latter
     return config.eval.bound_evaluations, config.diffusion.logsnr_min, highest

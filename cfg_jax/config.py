@@ -62,7 +62,9 @@ def default():
     optim.name = 'adam'  # 'adam' | 'adamw'
     optim.learning_rate = 1e-4  # the peak, after warm-up
     optim.warmup_steps = 0  # steps of linear warm-up
-    optim.decay = 'constant'  # 'constant' | 'cosine' (to 0 at train.num_steps)
+    optim.decay = (
+        'constant'  # 'constant' | 'cosine' (to 0 at train.num_steps: a resumed run with another moves to that curve)
+    )
     optim.b1 = 0.9
     optim.b2 = 0.999
     optim.eps = 1e-8
@@ -72,7 +74,9 @@ def default():
 
     config.train = train = ConfigDict()
     train.batch_size = 64  # images per update, over all devices
-    train.accumulation_steps = 1  # compute a batch in so many parts, one after the other: less memory
+    train.accumulation_steps = (
+        1  # compute a batch in so many parts, one after the other: less memory; may change on resume
+    )
     train.fsdp = False  # split parameters, EMA and optimizer state over the devices, instead of a copy on each
     train.num_steps = 1000  # updates
     train.log_every = 100  # steps
@@ -100,7 +104,7 @@ def default():
     sample.labels = ''  # ids ('0,1,2') or names ('cat,dog'; 'id:2', 'name:2' where 2 is both); '' is all classes
     sample.label_order = 'balanced'  # 'balanced' (in turn) | 'random'
     sample.num_images = 100
-    sample.batch_size = 100  # images that a device draws at once
+    sample.batch_size = 100  # images that a device draws at once, at most; no more than are asked for
     sample.shard_images = 1000  # images per file while they are drawn
     sample.npz = True  # also write all images as one .npz, which ADM's evaluator reads
     sample.seed = 0

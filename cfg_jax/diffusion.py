@@ -39,6 +39,39 @@ def broadcast_to_images(value: Scalar | Real[Array, '...'], images: Real[Array, 
     return value.reshape(value.shape + (1,) * (images.ndim - value.ndim)) if value.ndim else value
 
 
+def check_prediction(prediction: object, z: Float[Array, ' B *D']) -> Prediction:
+    """Return the prediction of a model or denoiser; ValueError unless it is a `Prediction` with eps of z's shape."""
+    if not isinstance(prediction, Prediction):
+        shape = getattr(prediction, 'shape', None)
+        found = type(prediction).__name__ if shape is None else f'an array of shape {tuple(shape)}'
+        raise ValueError(
+            f'a model or denoiser returned {found}; it must return a cfg_jax.diffusion.Prediction, such as '
+            'Prediction(eps) of a network that predicts the noise'
+        )
+    if jnp.shape(prediction.eps) != z.shape:
+        raise ValueError(f'a model or denoiser predicted eps of shape {jnp.shape(prediction.eps)} for z of {z.shape}')
+    return prediction
+
+
+def check_logsnrs(logsnrs: Float[Array, ' T'], *, increasing: bool = True) -> None:
+    """Raise ValueError unless the values of λ are finite and increase strictly (increasing=False: decrease).
+
+    λ that jit traces has no values yet and passes: check it where it is an array, before it is given to the function.
+    """
+    if isinstance(logsnrs, jax.core.Tracer):
+        return
+    values = np.asarray(logsnrs, np.float64)
+    steps = np.diff(values) if increasing else -np.diff(values)
+    if not (len(values) and np.isfinite(values).all() and (steps > 0).all()):
+        ways = ('increase', 'noise', 'samplers') if increasing else ('decrease', 'data', 'tables')
+        reversed_too = np.isfinite(values).all() and len(values) > 1 and (steps < 0).all()
+        hint = ', and these are in the reverse order' if reversed_too else ''
+        raise ValueError(
+            f'the {len(values)} values of λ must be finite and {ways[0]}, the end of {ways[1]} first, as {ways[2]} '
+            f'need them{hint}'
+        )
+
+
 # ---------------------------------------------------------------- 8-bit images and [-1, 1] (DDPM, section 3.3)
 
 
@@ -104,6 +137,7 @@ def clip_prediction(prediction: Prediction, z: Float[Array, ' B *D'], logsnr: Pe
 
     ADM's classifier-guided DDIM clips before it guides and not after: guide a denoiser clipped so, clip_x=False.
     """
+    prediction = check_prediction(prediction, z)
     x = clip_to_range(predict_x(z, prediction.eps, logsnr))
     return prediction._replace(eps=predict_eps(z, x, logsnr))
 

@@ -38,18 +38,19 @@ def classifier_free(model: Model, labels: Int[Array, ' B'], weight: PerImage, *,
 def _with_and_without_labels(model, z, logsnr, labels, null_label):
     """Return (the conditional prediction, the unconditional eps), computed in one forward of 2B."""
     both_labels = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
-    both = model(jnp.concatenate([z, z]), jnp.concatenate([logsnr, logsnr]), both_labels)
+    doubled = jnp.concatenate([z, z])
+    both = diffusion.check_prediction(model(doubled, jnp.concatenate([logsnr, logsnr]), both_labels), doubled)
     return jax.tree.map(lambda a: a[: len(z)], both), both.eps[len(z) :]
 
 
 def conditional(model: Model, labels: Int[Array, ' B'], weight: PerImage, *, null_label: int) -> Denoiser:
     """Return eps(z, λ, c), unguided: one forward of B, for models without a null label. The weight is not used."""
-    return lambda z, logsnr: model(z, logsnr, labels)
+    return lambda z, logsnr: diffusion.check_prediction(model(z, logsnr, labels), z)
 
 
 def unconditional(model: Model, labels: Int[Array, ' B'], weight: PerImage, *, null_label: int) -> Denoiser:
     """Return eps(z, λ, null), for a classifier to guide. Models without labels ignore the null label."""
-    return lambda z, logsnr: model(z, logsnr, jnp.full_like(labels, null_label))
+    return lambda z, logsnr: diffusion.check_prediction(model(z, logsnr, jnp.full_like(labels, null_label)), z)
 
 
 # ---------------------------------------------------------------- section 3.2: ∇ log p^i(c|z) = -(eps_c - eps) / sigma
@@ -80,7 +81,7 @@ def classifier(denoise: Denoiser, log_prob: LogProb, labels: Int[Array, ' B'], w
     """
 
     def guided(z: Float[Array, ' B *D'], logsnr: Float[Array, ' B']) -> Prediction:
-        prediction = denoise(z, logsnr)
+        prediction = diffusion.check_prediction(denoise(z, logsnr), z)
         gradient = _gradient(log_prob, z, logsnr, labels)
         _, sigma = diffusion.alpha_sigma(diffusion.broadcast_to_images(logsnr, z))
         w = diffusion.broadcast_to_images(weight, z)
@@ -109,4 +110,14 @@ def classifier_mean_shift(log_prob: LogProb, labels: Int[Array, ' B'], weight: P
 
 def _gradient(log_prob, z, logsnr, labels):
     """Return ∇_z log p(c | z, λ) of each image. Images do not mix, so the gradient of the sum is each one's own."""
-    return jax.grad(lambda z: log_prob(z, logsnr, labels).sum())(z)
+
+    def total(z):
+        values = log_prob(z, logsnr, labels)
+        if jnp.shape(values) != z.shape[:1]:
+            raise ValueError(
+                f'log_prob returned shape {jnp.shape(values)} for {len(z)} images; it must return log p(label | z), '
+                'one number per image'
+            )
+        return values.sum()
+
+    return jax.grad(total)(z)

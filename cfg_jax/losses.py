@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cfg_jax import diffusion
 from cfg_jax.diffusion import Denoiser, Prediction, Schedule
@@ -226,6 +227,7 @@ def hybrid_loss(
     u, eps, labels, dropped = _draw(
         key, x, labels, null_label=null_label, p_uncond=p_uncond, low_discrepancy=low_discrepancy
     )
+    diffusion.check_logsnrs(logsnrs, increasing=False)
     t = diffusion.uniform_timestep(u, len(logsnrs))
     logsnr, _ = diffusion.table_step(logsnrs, t)
     z = diffusion.q_sample(x, eps, logsnr)
@@ -279,13 +281,14 @@ def bits_per_dim_terms(
     x: 8-bit images scaled to [-1, 1]. keys: one per image. logsnrs: t=0 first: a table, or a sampler's grid reversed.
     v: as in `samplers.ancestral`.
     """
+    diffusion.check_logsnrs(logsnrs, increasing=False)
     logsnrs = jnp.asarray(logsnrs, jnp.float32)
 
     def term(_, t):
         eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), x.shape[1:]))(keys)
         t = jnp.full(x.shape[:1], t)
         z = diffusion.q_sample(x, eps, logsnrs[t])
-        prediction = denoise(z, logsnrs[t])
+        prediction = diffusion.check_prediction(denoise(z, logsnrs[t]), z)
         if prediction.v is None:
             prediction = prediction._replace(v=jnp.full_like(z, v))
         x_hat, _, _ = diffusion.table_reverse(prediction, z, t, logsnrs=logsnrs, clip_x=clip_x)
@@ -348,6 +351,8 @@ def continuous_bound(
     paper's low-discrepancy times), so the estimate is unbiased at any number. x: 8-bit images scaled to [-1, 1].
     keys: one per image; image i's estimate depends on keys[i] alone. clip_x: clip the predicted x to [-1, 1].
     """
+    if isinstance(logsnr_min, float) and isinstance(logsnr_max, float):
+        diffusion.check_logsnrs(np.array([logsnr_min, logsnr_max]))
     axes, width = tuple(range(1, x.ndim)), (logsnr_max - logsnr_min) / num_evaluations
     offsets = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0)))(keys)
 
@@ -357,7 +362,7 @@ def continuous_bound(
     def add(total, step):
         eps, logsnr = noise(step + 2), logsnr_min + (step + offsets) * width
         z = diffusion.q_sample(x, eps, logsnr)
-        prediction = denoise(z, logsnr)
+        prediction = diffusion.check_prediction(denoise(z, logsnr), z)
         prediction = diffusion.clip_prediction(prediction, z, logsnr) if clip_x else prediction
         return total + jnp.mean(jnp.square(prediction.eps - eps), axis=axes), None
 

@@ -1,7 +1,8 @@
 """Samplers: a denoiser, a start and a grid of λ to images. They know nothing of labels, weights or classifiers.
 
 `logsnrs` increases; each of its entries is one call of the denoiser, all within one `lax.scan`. The last call's x is
-returned, without noise.
+returned, without noise. A grid that does not increase and a denoiser that returns no `Prediction` are a ValueError; a
+grid that jit traces cannot be checked (`diffusion.check_logsnrs`, before it is given to the jitted function, can).
 """
 
 import jax
@@ -32,13 +33,14 @@ def image_keys(seed: int | Integer[Array, ''], indices: Integer[Array, ' B']) ->
 
 def _walk(denoise, z, logsnrs, clip_x, step_to):
     """Scan over the grid; `step_to(step, z, x, prediction, λ_t, λ_s)` makes z at the next λ."""
+    diffusion.check_logsnrs(logsnrs)
     # The last step takes x in place of z_s, so any finite λ_s will do there.
     targets = jnp.append(logsnrs[1:], logsnrs[-1] + 1.0)
     steps = jnp.arange(1, len(logsnrs) + 1)
 
     def body(z, inputs):
         step, logsnr_t, logsnr_s = inputs
-        prediction = denoise(z, jnp.full(z.shape[:1], logsnr_t))
+        prediction = diffusion.check_prediction(denoise(z, jnp.full(z.shape[:1], logsnr_t)), z)
         x = diffusion.predict_x(z, prediction.eps, logsnr_t)
         x = diffusion.clip_to_range(x) if clip_x else x
         z_s = step_to(step, z, x, prediction, logsnr_t, logsnr_s)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from cfg_jax.sampling.labels import make_labels, parse_labels
 from cfg_jax.sampling.sample_sets import SampleSet, params_digest
 from cfg_jax.torch_files import not_finite
 from cfg_jax.training import sharding
-from cfg_jax.training.checkpoints import Checkpoints
+from cfg_jax.training.checkpoints import Checkpoints, check_folder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,6 +78,7 @@ def load_classifier(config, mesh=None):
     workdir, field = config.guidance.classifier_workdir, '(config.guidance.classifier_workdir)'
     if not workdir:
         return None
+    check_folder(workdir, 'config.guidance.classifier_workdir')
     saved = default()
     saved.update(_open_checkpoints(workdir, {}).saved_config())
     if saved.model.kind != 'classifier':
@@ -128,8 +130,8 @@ def _open_checkpoints(workdir, identity):
 def image_batches(config, guide=None, *, batch_size=None):
     """Return (params, labels, weight, seed[, classifier_weight]) -> units of images, as `generate.image_batches` does.
 
-    guide: the classifier that guides too, a `Trained`, or None. params: on every device. classifier_weight and
-    batch_size are the config's by default.
+    guide: the classifier that guides too, a `Trained`, or None. params: on every device. batch_size: images that a
+    device draws at once. classifier_weight and batch_size are the config's by default.
     """
     mesh = sharding.local_mesh()
     draw = generate.image_batches(
@@ -147,6 +149,16 @@ def image_batches(config, guide=None, *, batch_size=None):
         return draw(params, labels, weight, seed, guide_params, classifier_weight, units=units)
 
     return batches
+
+
+def unit_size(config, count):
+    """Return how many of `count` images a device draws at once: config.sample.batch_size, or all if they are fewer.
+
+    A set smaller than one batch is shared out over the devices of a process.
+    """
+    if count >= config.sample.batch_size:
+        return config.sample.batch_size
+    return math.ceil(count / (jax.device_count() // jax.process_count()))
 
 
 # ---------------------------------------------------------------- sets of images on disk
@@ -178,7 +190,7 @@ def open_set(model, workdir, wanted):
         describe(model.config, wanted),
         identity(model, wanted),
         make_labels(wanted.ids, wanted.count, order=sample.label_order, seed=sample.seed),
-        batch_size=sample.batch_size,
+        batch_size=unit_size(model.config, wanted.count),
         shard_images=sample.shard_images,
     )
 
@@ -201,7 +213,7 @@ def identity(model, wanted):
         'guidance': plain['guidance'] | weights,
         'classes': list(wanted.ids),
         'label_order': plain['sample']['label_order'],
-        'batch_size': plain['sample']['batch_size'],  # of the program that draws them
+        'batch_size': unit_size(model.config, wanted.count),  # of the program that draws them
     }
 
 

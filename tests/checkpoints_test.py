@@ -46,6 +46,23 @@ def test_the_ema_alone(saved):
     assert reader.saved_config()['b']['free'] == 3
 
 
+@pytest.mark.parametrize('name', ['[a]', '[!x]y', 'a]', "o'n & (2) {3} #4 %s ~ é $HOME !", 'a\\b'])
+def test_what_a_path_may_hold(tmp_path, name):
+    """Without * ? [ and backslash a checkpoint is read as it was written; with them it is refused, in a parent too."""
+    path = tmp_path / name / 'c'
+    if '[' in name or '\\' in name:
+        for options in ({}, {'read_only': True}):
+            with pytest.raises(UserError, match=r"misreads '(\[|\\)' in a path"):
+                Checkpoints(path, IDENTITY, **options)
+        (tmp_path / name).mkdir()
+        (tmp_path / 'link').symlink_to(tmp_path / name)
+        path = tmp_path / 'link' / 'c'
+    checkpoints = Checkpoints(path, IDENTITY)
+    checkpoints.save(1, state_of(1), config=CONFIG, class_names=('x', 'y'))
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, Checkpoints(path, IDENTITY).restore(ABSTRACT).tree, state_of(1))
+
+
 def test_nothing_there(tmp_path):
     checkpoints = Checkpoints(tmp_path / 'c', {})
     assert checkpoints.restore(ABSTRACT) is None and checkpoints.saved_config() is None

@@ -124,7 +124,10 @@ def test_a_spreadsheet_may_have_saved_the_file(tmp_path):
     path.write_bytes('\ufeffdate,fid,date\n2020,1,\n,2,2021\n'.encode())
     assert [row['date'] for row in added(path, [])[0]] == ['2020', '2021']
     path.write_text('date;fid\n2020;1\n')
-    with pytest.raises(UserError, match=r'results\.csv cannot be read to add rows to it: .* semicolons, not commas; repair or rename it'):
+    with pytest.raises(
+        UserError,
+        match=r'results\.csv cannot be read .* semicolons, not commas; repair or rename it',
+    ):
         results.read_all(path)
 
 

@@ -172,3 +172,28 @@ def test_a_sweep_over_weights_compiles_once():
     for weight in WEIGHTS:
         guided(weight, LABELS[::-1])
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize('form', ['classifier_free', 'conditional', 'unconditional', 'classifier', 'implicit'])
+def test_a_model_that_returns_an_array_is_refused(form):
+    def model(z, logsnr, labels):
+        return z
+
+    guided = {
+        'classifier': lambda: guidance.classifier(lambda z, logsnr: z, mixture.log_posterior, LABELS, 1.0),
+        'implicit': lambda: guidance.implicit_classifier_score(model, LABELS, null_label=mixture.NULL),
+    }.get(form) or (lambda: getattr(guidance, form)(model, LABELS, 1.0, null_label=mixture.NULL))
+    with pytest.raises(
+        ValueError, match=r'an array of shape \(.00, 2\); it must return a cfg_jax.diffusion.Prediction'
+    ):
+        jax.jit(lambda z: guided()(z, jnp.zeros(len(Z))))(Z)
+
+
+def test_a_classifier_that_returns_logits_is_refused():
+    """Their sum would guide towards no class in particular."""
+    logits = lambda z, logsnr, labels: jnp.concatenate([z, z], axis=1)  # noqa: E731
+    guided = guidance.classifier(conditional, logits, LABELS, 1.0)
+    with pytest.raises(ValueError, match=r'log_prob returned shape \(300, 4\) for 300 images'):
+        guided(Z, jnp.zeros(len(Z)))
+    with pytest.raises(ValueError, match='one number per image'):
+        guidance.classifier_mean_shift(logits, LABELS, 1.0)(Z, jnp.zeros(len(Z)), 1.0)

@@ -71,6 +71,11 @@ def test_a_model_on_a_table_keeps_the_bound_over_its_timesteps(monkeypatch):
     np.testing.assert_allclose(got['prior'] + got['diffusion'] + got['reconstruction'], got['total'], rtol=1e-4)
 
 
+def test_one_timestep_is_too_few():
+    with pytest.raises(UserError, match='at least 2 timesteps'):
+        build.bound_range(tiny.config(diffusion__schedule='adm_linear', sample__num_steps=1))
+
+
 def test_the_bound_reads_values_where_the_network_was_trained():
     config = tiny.config(diffusion__logsnr_max=10.0, diffusion__logsnr_min=-15.0, eval__bound_evaluations=7)
     assert build.bound_range(config) == (7, -15.0, 10.0)

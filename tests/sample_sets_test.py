@@ -144,7 +144,7 @@ def test_a_set_grows_in_its_own_folder_whatever_its_labels(tmp_path):
     """Of labels in random order, the first of few need not be the first of many."""
     config, folders = tiny.config(sample__label_order='random'), set()
     model = Trained(config, params=None, step=1, class_names=(), digest='a')
-    for count in (5, 100):
+    for count in (20, 100):  # fewer than a batch are drawn as a smaller one, in a folder of their own
         images = trained.open_set(model, tmp_path, Wanted(tuple(range(10)), count, 1.0, 0.0))
         folders.add(images.folder)
     assert len(folders) == 1 and len(set(images.labels.tolist())) == 10

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax import diffusion, guidance, samplers, schedules
+from cfg_jax import diffusion, guidance, losses, samplers, schedules
 from cfg_jax.diffusion import Prediction
 from tests import mixture
 
@@ -155,3 +155,44 @@ def test_noise_depends_on_the_image_alone():
 def test_ddim_with_noise_needs_keys():
     with pytest.raises(ValueError, match='keys'):
         samplers.ddim(gaussian, jnp.zeros((4, 2)), jnp.array([0.0, 1.0]), eta=0.5)
+
+
+GRIDS = {
+    'reversed': [2.0, 0.0, -2.0],
+    'repeated': [-2.0, 0.0, 0.0, 2.0],
+    'unsorted': [-2.0, 3.0, 0.0],
+    'nan': [0.0, np.nan],
+}
+
+
+@pytest.mark.parametrize('grid', GRIDS)
+@pytest.mark.parametrize('sampler', ['ancestral', 'ddim'])
+@pytest.mark.parametrize('compiled', [False, True])
+def test_a_grid_that_does_not_increase_is_refused(sampler, grid, compiled):
+    keys, grid = samplers.image_keys(0, jnp.arange(4)), jnp.array(GRIDS[grid])
+    hint = ', and these are in the reverse order' if grid[0] == 2 else ''
+    draw = lambda z: SAMPLERS[sampler](gaussian, z, grid, keys)  # noqa: E731
+    with pytest.raises(ValueError, match=f'values of λ must be finite and increase.* need them{hint}'):
+        (jax.jit(draw) if compiled else draw)(samplers.step_noise(keys, 0, (2,)))
+    with pytest.raises(ValueError, match='must be finite and decrease'):
+        losses.bits_per_dim_terms(gaussian, jnp.zeros((4, 2)), keys, logsnrs=-grid)
+
+
+@pytest.mark.parametrize('sampler', ['ancestral', 'ddim'])
+def test_a_denoiser_that_returns_no_prediction_is_refused(sampler):
+    keys, grid = samplers.image_keys(0, jnp.arange(4)), jnp.array([-1.0, 1.0])
+    z = samplers.step_noise(keys, 0, (2,))
+    for wrong, message in (
+        (lambda z, logsnr: z, r'returned an array of shape \(4, 2\); it must return a cfg_jax.diffusion.Prediction'),
+        (lambda z, logsnr: (z, None), 'returned tuple; it must return'),
+        (lambda z, logsnr: Prediction(jnp.concatenate([z, z], -1)), r'eps of shape \(4, 4\) for z of \(4, 2\)'),
+    ):
+        for draw in (SAMPLERS[sampler], jax.jit(SAMPLERS[sampler], static_argnums=0)):
+            with pytest.raises(ValueError, match=message):
+                draw(wrong, z, grid, keys)
+        with pytest.raises(ValueError, match=message):
+            losses.continuous_bound(wrong, z, keys)
+        with pytest.raises(ValueError, match=message):
+            losses.bits_per_dim_terms(wrong, z, keys, logsnrs=grid[::-1])
+    with pytest.raises(ValueError, match='must be finite and increase'):
+        losses.continuous_bound(gaussian, z, keys, logsnr_min=13.3, logsnr_max=-20.0)

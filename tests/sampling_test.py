@@ -117,5 +117,29 @@ def test_a_guidance_that_is_not_finite_draws_no_pixel(monkeypatch, number, sampl
         list(drawn)
 
 
+@pytest.mark.parametrize(
+    ('count', 'devices', 'unit'), [(9, 1, 9), (20, 1, 20), (50, 1, 20), (9, 4, 3), (1, 4, 1), (21, 4, 20)]
+)
+def test_no_more_images_are_drawn_than_asked_for(tmp_path, monkeypatch, count, devices, unit):
+    """A batch is at most the images of the set, rounded up to the devices; and it is part of the set's identity."""
+    monkeypatch.setattr(jax, 'device_count', lambda: devices)
+    config = tiny.config()
+    assert config.sample.batch_size == 20 and trained.unit_size(config, count) == unit
+    model = trained.Trained(config, params=None, step=1, class_names=(), digest='a')
+    wanted = trained.Wanted(tuple(range(10)), count, 1.0, 0.0)
+    assert trained.open_set(model, tmp_path, wanted).batch_size == unit == trained.identity(model, wanted)['batch_size']
+
+
+def test_image_i_is_the_same_image_in_a_smaller_batch(tmp_path):
+    """To one of 255, in few values; the two programs round otherwise."""
+    config, drawn = tiny.config(), []
+    params, labels = random_params(config), np.arange(20) % 10
+    for count in (9, 20):
+        batches = trained.image_batches(config, batch_size=trained.unit_size(config, count))
+        drawn.append(np.concatenate(list(batches(params, labels[:count], 1.0, 0))))
+    difference = np.abs(drawn[0] - drawn[1][:9].astype(int))
+    assert len(drawn[0]) == 9 and difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
 if __name__ == '__main__':
     np.savez(sys.argv[1], *draw(range(IMAGES)), devices=jax.device_count())

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cfg_jax import build, diffusion, files
+from cfg_jax import build, diffusion, files, trained
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import train
 from cfg_jax.training import checks, step
+from cfg_jax.training.checkpoints import Restored
 from cfg_jax.training.train_state import TrainState
 from tests import tiny
 
@@ -132,6 +133,35 @@ def test_a_longer_run_goes_on(tmp_path, capfd):
     assert_same_bits(jax.device_get(parts), jax.device_get(whole))
     again = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'parts')
     assert_same_bits(jax.device_get(again), jax.device_get(whole))
+
+
+def test_a_resumed_run_says_that_its_decay_moves_and_may_accumulate_otherwise(capfd):
+    """A finished cosine decay (rate 0) goes back to half of the peak where the run is made twice as long."""
+    cosine = {'optim__decay': 'cosine', 'optim__warmup_steps': 0}
+    before, data = tiny.config(**cosine, train__num_steps=6), range(100)
+    after = tiny.config(**cosine, train__num_steps=12, train__accumulation_steps=2)
+    assert build.run_identity(before) == build.run_identity(after)
+    assert build.run_identity(before) != build.run_identity(tiny.config(**cosine, train__batch_size=32))
+    saved = Restored(None, 6, 6, (), json.loads(json.dumps(before.to_dict())))
+    train.print_changes(before, data, saved)
+    assert not capfd.readouterr().out
+    train.print_changes(after, data, saved)
+    assert capfd.readouterr().out.splitlines() == [
+        'changed since: config.train.accumulation_steps is 2 now and was 1 when saved',
+        "changed since: config.train.num_steps is 12 now and was 6 when saved: config.optim.decay='cosine' now means "
+        'the curve that ends at step 12, so the learning rate is 0.01 after step 6, where it was 0',
+    ]
+
+
+def test_a_decay_that_does_not_move_is_not_mentioned():
+    def moved(step, old, new, **changes):
+        return build.moved_learning_rate(tiny.config(train__num_steps=new, **changes), old.to_dict(), step)
+
+    cosine, constant = tiny.config(train__num_steps=6), tiny.config(train__num_steps=6, optim__decay='constant')
+    assert moved(3, cosine, 12) and moved(2, cosine, 3)  # longer and shorter
+    assert not moved(3, cosine, 6) and not moved(6, cosine, 6)
+    assert not moved(6, constant, 12, optim__decay='constant')
+    assert not moved(6, cosine, 4)  # nothing is trained
 
 
 # The slow ones are also read by two processes, in processes_test.
@@ -307,6 +337,15 @@ def test_one_nan_stays_in_its_quarter():
 def test_another_configs_workdir(undisturbed):
     with pytest.raises(UserError, match=r"another config's .*config.model.channels is 4 now and was 8 when saved"):
         train.run(tiny.config(model__channels=4), undisturbed[0])
+
+
+@pytest.mark.parametrize('name', ['x [a]', 'a*b', '**', 'what?', 'ru[n]s/x'])
+def test_a_workdir_that_is_a_pattern_is_refused_before_the_first_step(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r'misreads .* in a path; .*\(--workdir\)'):
+        train.run(tiny.config(), name)
+    with pytest.raises(UserError, match=r'misreads .* in a path; .*\(config\.guidance\.classifier_workdir\)'):
+        trained.load_classifier(tiny.config(guidance__classifier_workdir=name))
 
 
 def test_data_whose_classes_stand_in_another_order_is_refused():

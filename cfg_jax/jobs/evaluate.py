@@ -115,18 +115,18 @@ def draw_curve(model, workdir):
     Sets that this call has drawn are deleted after use unless config.eval.keep_samples.
     """
     config, (points, _) = model.config, sweep(model.config)
-    batches, seed = trained.image_batches(config, model.classifier), config.sample.seed
     ids = tuple(spread(config.data.num_classes, config.eval.num_samples).tolist())
     sets = []
     for point in points:
         wanted = trained.Wanted(ids, config.eval.num_samples, point.guidance_weight, point.classifier_weight)
         sets.append(trained.open_set(model, workdir, wanted))
-    labels = sets[0].labels
+    labels, batch_size, seed = sets[0].labels, sets[0].batch_size, config.sample.seed
+    batches = trained.image_batches(config, model.classifier, batch_size=batch_size)
 
     @functools.cache
     def compile_sampler():
         """Draw one unit, so that the time of the first weight is like that of the others."""
-        next(batches(model.params, labels[: config.sample.batch_size], 0.0, seed))
+        next(batches(model.params, labels[:batch_size], 0.0, seed))
 
     # asked at once: later the first process judges, and the others would wait for its answer
     for point, images, missing in zip(points, sets, sample_sets.all_missing(sets)):

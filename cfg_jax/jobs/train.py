@@ -20,7 +20,7 @@ from cfg_jax.evaluation import figures
 from cfg_jax.progress import Progress, rounded, shown
 from cfg_jax.sampling.labels import parse_labels
 from cfg_jax.training import sharding
-from cfg_jax.training.checkpoints import Checkpoints, config_differences
+from cfg_jax.training.checkpoints import Checkpoints, config_differences, merged
 from cfg_jax.training.checks import check_finite, check_same_classes
 from cfg_jax.training.step import summarise
 from cfg_jax.training.writers import MetricWriter, SilentWriter
@@ -187,8 +187,13 @@ def print_changes(config, source, restored):
             'they come in another order'
         )
     free = {key: config.to_dict()[key] for key in ('model', 'optim')}
-    for difference in config_differences(json.loads(json.dumps(free)), restored.config):
+    free['train'] = {'accumulation_steps': config.train.accumulation_steps}
+    saved = merged(json.loads(json.dumps(default().to_dict())), restored.config)
+    for difference in config_differences(json.loads(json.dumps(free)), saved):
         print(f'changed since: {difference}', flush=True)
+    moved = build.moved_learning_rate(config, saved, restored.step)
+    if moved:
+        print(moved, flush=True)
 
 
 def grid_drawer(config, class_names, workdir):

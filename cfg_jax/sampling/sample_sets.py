@@ -40,11 +40,12 @@ class SampleSet:
     """The images of one model, sampler and weight: `folder`/shard_00000.npz and so on, and manifest.json.
 
     identity: what the images depend on, apart from their number; a nested dict of plain values. labels: int32 [N].
+    batch_size: images that a device draws at once.
     A shard holds arr_0 (uint8 [n, H, W, C]), arr_1 (int32 [n], labels) and the seconds that drawing it took.
     """
 
     def __init__(self, parent, name, identity, labels, *, batch_size, shard_images):
-        self.name, self.identity, self.labels, self._batch_size = name, identity, labels, batch_size
+        self.name, self.identity, self.labels, self.batch_size = name, identity, labels, batch_size
         self._units = math.ceil(shard_images / batch_size)  # in a shard
         self._shard_images = self._units * batch_size
         digest = hashlib.sha256(json.dumps([identity, self._shard_images], sort_keys=True).encode()).hexdigest()
@@ -107,7 +108,7 @@ class SampleSet:
             self._write_manifest({'complete': True, 'sha256': self.sha256, 'seconds': self.seconds()})
 
     def _draw_shards(self, shards, draw_units, name):
-        last = math.ceil(len(self) / self._batch_size)
+        last = math.ceil(len(self) / self.batch_size)
         units = [range(shard * self._units, min((shard + 1) * self._units, last)) for shard in shards]
         total, done = sum(stop - start for start, stop in map(self._span, shards)), 0
         drawn = draw_units([unit for of_shard in units for unit in of_shard])

@@ -82,6 +82,22 @@ def checksums(trees):
     return {name: sum(each[name] for each in every) % 2**32 for name in local}
 
 
+def check_folder(folder, field):
+    """Raise UserError if a folder's whole path holds characters for which Orbax writes files that it cannot read.
+
+    It takes * ? and [ for a pattern, and a backslash for a slash.
+
+    field: the flag or config field that gave the folder.
+    """
+    path = str(Path(folder).absolute())
+    found = [character for character in '*?[\\' if character in path]
+    if found:
+        raise UserError(
+            f"checkpoints cannot be kept in {path}: the library that writes them misreads '{found[0]}' in a path; use "
+            f'one without * ? [ and \\, or a symbolic link to this one ({field}).'
+        )
+
+
 class Restored(NamedTuple):
     """The content of a checkpoint.
 
@@ -128,6 +144,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory, identity, *, defaults=None, keep=2, read_only=False):
+        check_folder(directory, '--workdir')
         self.directory = Path(directory).absolute()
         self._identity, self._defaults = _as_json(identity), _as_json(defaults or {})
         self._read_only = read_only
