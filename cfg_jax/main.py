@@ -1,6 +1,8 @@
 """The command line: python -m cfg_jax.main --config=configs/digits.py [--mode=...] [--config.section.key=value]."""
 
+import contextlib
 import importlib
+import sys
 
 from absl import app
 
@@ -38,6 +40,9 @@ def run():
     0: done. 2: one line on stderr says what the user can mend. 75: stopped by SIGTERM; rerun the same command to
     resume. 130: stopped by Ctrl-C. Anything else: a crash.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files and classes may hold what the terminal cannot show
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors='backslashreplace')
     the_job.watch()
     try:
         app.run(main, flags_parser=command_line.parse)
