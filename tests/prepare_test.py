@@ -371,7 +371,7 @@ def test_files_that_changed_are_not_taken_for_the_same(pictures, tmp_path, packe
     if packed:
         shutil.make_archive(tmp_path / 'pictures', 'zip', pictures)
     message = (
-        r'1\.0\.0 was made .*: the sizes or times of files of config\.prepare\.path have changed; .*delete that folder'
+        r'1\.0\.0 was made .*: the sizes or times of files of config\.prepare\.path have changed; .*delete the folder'
     )
     with pytest.raises(UserError, match=message):
         run(path, tmp_path, size=8, classes=2)

@@ -179,7 +179,7 @@ def open_measuring(config, workdir, model):
     source.order_classes(model.class_names)
     scorer = open_scorer(config, workdir, source)
     scorer.check_enough(config.eval.num_samples, allow_few=config.eval.allow_few_samples)
-    facts = shared_facts(config, scorer, model.step)
+    facts = shared_facts(config, scorer, model)
     if other:
         check_comparable(config.eval.compare_with, other[0], facts | {'num_samples': config.eval.num_samples})
     return Measuring(scorer, facts, other)
