@@ -18,7 +18,7 @@ from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns, figures, likelihood, references, report, results, scoring
 from cfg_jax.sampling import sample_sets
-from cfg_jax.sampling.labels import meanings
+from cfg_jax.sampling.labels import meanings, spread_labels
 from cfg_jax.training import sharding
 
 _GRID = 100  # images in the picture of a weight
@@ -115,7 +115,7 @@ def draw_curve(model, workdir):
     Sets that this call has drawn are deleted after use unless config.eval.keep_samples.
     """
     config, (points, _) = model.config, sweep(model.config)
-    ids = tuple(spread(config.data.num_classes, config.eval.num_samples).tolist())
+    ids = tuple(spread_labels(config.data.num_classes, config.eval.num_samples))
     sets = []
     for point in points:
         wanted = trained.Wanted(ids, config.eval.num_samples, point.guidance_weight, point.classifier_weight)
