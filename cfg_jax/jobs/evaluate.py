@@ -16,7 +16,7 @@ from cfg_jax.config import changed
 from cfg_jax.data.sources import spread
 from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import columns, figures, likelihood, references, report, results, scoring
+from cfg_jax.evaluation import columns, figures, grids, likelihood, references, report, results, scoring, style
 from cfg_jax.sampling import sample_sets
 from cfg_jax.sampling.labels import meanings, spread_labels
 from cfg_jax.training import sharding
@@ -27,8 +27,8 @@ _GRID = 100  # images in the picture of a weight
 def run(config, workdir):
     """Judge images at every weight of the sweep, or those of config.eval.samples. Return the rows of the table.
 
-    Writes tradeoff.csv and .png, costs.csv, samples_*.png and report.html into config.eval.folder of the workdir, and
-    adds the rows to results.csv of the workdir. With config.eval.bits_per_dim: bits_per_dim.json alone.
+    Writes tradeoff.csv, .png and .svg, costs.csv, samples_*.png and report.html into config.eval.folder of the workdir,
+    and adds the rows to results.csv of the workdir. With config.eval.bits_per_dim: bits_per_dim.json alone.
     """
     check_config(config)
     folder = Path(workdir) / config.eval.folder
@@ -236,7 +236,7 @@ def judge_set(config, class_names, measuring, point, images):
         accuracies = scoring.accuracy_by_class(outputs.logits, labels, config.data.num_classes)
     first = images.first(_GRID)
     title = trained.drawn_with(config, point.guidance_weight, point.classifier_weight)
-    picture = figures.as_png(figures.class_grid(first, labels[: len(first)], class_names, title=title))
+    picture = grids.as_png(grids.class_grid(first, labels[: len(first)], class_names, title=title))
     return Judged(point.name, row, accuracies, picture, first[: 2 * min(config.data.num_classes, 10)])
 
 
@@ -303,7 +303,7 @@ def judge_given_samples(config, workdir, folder, class_names):
     row = scorer.measure(outputs, labels) | {'num_samples': len(found.images)} | facts
     print(f'samples {columns.summary_line(row)}', flush=True)
     first = found.images[spread(len(found.images), _GRID)]
-    picture = figures.as_png(figures.grid([first[start : start + 10] for start in range(0, len(first), 10)]))
+    picture = grids.as_png(grids.grid([first[start : start + 10] for start in range(0, len(first), 10)]))
     write_summary(config, workdir, folder, [row], [(row, picture)], Measuring(scorer, facts))
     return [row]
 
@@ -354,11 +354,11 @@ def write_curve_pictures(config, folder, suffix, sets, real):
     rows, (_, over) = [judged.row for judged in sets], sweep(config)
     symbol = columns.SYMBOLS[over]
     names = [f'{symbol} = {row[over]:g}' for row in rows]
-    grid = figures.grid([judged.first for judged in sets], names)
-    figures.save_png(folder / f'samples{suffix}_over_{symbol}.png', grid)
+    grid = grids.grid([judged.first for judged in sets], names)
+    grids.save_png(folder / f'samples{suffix}_over_{symbol}.png', grid)
     real_score = real.inception_score and real.inception_score[0]
     picture = figures.tradeoff(rows, title=title_of(config, rows), over=over, real=real_score)
-    files.write(folder / f'tradeoff{suffix}.png', picture)
+    style.save(folder / f'tradeoff{suffix}', picture)
 
 
 def title_of(config, rows, *, guidance=True):
@@ -384,7 +384,10 @@ def guidance_name(function, by_classifier):
 
 
 def write_summary(config, workdir, folder, rows, pictures, measuring):
-    """Write results.csv, the report and, if another curve is given, comparison.png. pictures: [(row, PNG bytes)]."""
+    """Write results.csv, the report and, if another curve is given, comparison.png and .svg.
+
+    pictures: [(row, PNG bytes)].
+    """
     path = Path(workdir) / 'results.csv'
     names, former = results.read_all(path)
     every, replaced = results.merged(former, rows)
@@ -394,8 +397,8 @@ def write_summary(config, workdir, folder, rows, pictures, measuring):
     if measuring.other:
         pairs = (config.eval.compare_with, measuring.other), (config.eval.folder or '.', rows)
         both = {curve_name(name, rows): rows for name, rows in pairs}
-        files.write(folder / 'comparison.png', figures.comparison(both, title=title_of(config, rows, guidance=False)))
-        print(f'wrote {folder}/comparison.png', flush=True)
+        style.save(folder / 'comparison', figures.comparison(both, title=title_of(config, rows, guidance=False)))
+        print(f'wrote {folder}/comparison.png and .svg', flush=True)
     beside = '' if config.eval.samples else ', its tables and its pictures'
     again = f', {replaced} in place of rows of the same settings' if replaced else ''
     print(f'wrote {page_path}{beside}; added to {path}: {len(rows)}{again}', flush=True)

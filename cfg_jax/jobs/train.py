@@ -16,7 +16,7 @@ from cfg_jax.config import default
 from cfg_jax.data.sources import spread
 from cfg_jax.distributed import processes
 from cfg_jax.distributed.job import the_job
-from cfg_jax.evaluation import figures
+from cfg_jax.evaluation import grids
 from cfg_jax.progress import Progress, rounded, shown
 from cfg_jax.sampling.labels import parse_labels
 from cfg_jax.training import sharding
@@ -215,8 +215,8 @@ def grid_drawer(config, class_names, workdir):
         weight = build.guidance_weight(config)
         images = np.concatenate(list(sample(ema_params, labels, weight, config.sample.seed)))
         title = f'step {step:,}, {trained.drawn_with(config, weight, config.guidance.classifier_weight)}'
-        picture = figures.class_grid(images, labels, class_names, title=title)
-        figures.save_png(_grid_path(workdir, step), picture)
+        picture = grids.class_grid(images, labels, class_names, title=title)
+        grids.save_png(_grid_path(workdir, step), picture)
         return picture
 
     return draw
