@@ -219,17 +219,17 @@ def grid(images, labels=None, class_names=None, *, title=''):
     """
     from PIL import Image
 
-    from cfg_jax.evaluation import figures
+    from cfg_jax.evaluation import grids
 
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise UserError(f'images are {images.dtype} {images.shape}; a grid needs uint8 [N, H, W, 1 or 3].')
     if labels is None:
-        picture = figures.grid([images[start : start + 10] for start in range(0, len(images), 10)], title=title)
+        picture = grids.grid([images[start : start + 10] for start in range(0, len(images), 10)], title=title)
     else:
         labels = np.resize(np.atleast_1d(labels), len(images))
         names = class_names or {label: str(label) for label in labels.tolist()}
-        picture = figures.class_grid(images, labels, names, title)
+        picture = grids.class_grid(images, labels, names, title)
     return Image.fromarray(picture)
 
 
