@@ -209,7 +209,8 @@ def open_set(model, workdir, wanted):
 def identity(model, wanted):
     """Return what the images of a set depend on, apart from their number: a nested dict of plain values."""
     plain = model.config.to_dict()
-    drawing = {key: plain['sample'][key] for key in ('sampler', 'num_steps', 'spacing', 'v', 'eta', 'clip_x', 'seed')}
+    options = {option for _, options in build.SAMPLERS.values() for option in options}
+    drawing = {key: plain['sample'][key] for key in ('sampler', 'num_steps', 'spacing', 'clip_x', 'seed', *options)}
     weights = {'guidance_weight': wanted.weight, 'classifier_weight': wanted.classifier_weight}
     guide = model.classifier
     return {
