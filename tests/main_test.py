@@ -343,8 +343,9 @@ def test_labels_by_names_with_commas():
 
 
 def test_the_readmes_own_guidance(trained, tmp_path):
-    """The five lines of the README run, and their curve lies beside the other, not over it."""
-    (tmp_path / 'interval.py').write_text((tiny.ROOT / 'README.md').read_text().split('```python\n')[1].split('```')[0])
+    """The five lines of docs/own_guidance.md run, and their curve lies beside the other, not over it."""
+    page = (tiny.ROOT / 'docs' / 'own_guidance.md').read_text()
+    (tmp_path / 'interval.py').write_text(page.split('```python\n')[1].split('```')[0])
     before = (trained[0] / 'tradeoff.csv').read_text()
     done = tiny.main(
         *tiny.flags(guidance__function='interval:limited', eval__folder='interval'),
