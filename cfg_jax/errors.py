@@ -11,8 +11,12 @@ _NO_FOLDER = (errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno
 class UserError(Exception):
     """Bad input. Its text is one line: what is wrong, what is allowed and which config field to change.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2; a notebook shows the line alone.
     """
+
+    def _render_traceback_(self):
+        """Return the lines that IPython shows in place of a traceback."""
+        return [f'error: {self}']
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def test_round_trip(saved):
 
 def test_the_ema_alone(saved):
     reader = Checkpoints(saved[0], {'a': 1}, read_only=True)
-    jax.tree.map(np.testing.assert_array_equal, reader.restore_ema(ABSTRACT.ema_params).tree, state_of(4).ema_params)
+    jax.tree.map(np.testing.assert_array_equal, reader.restore_params(ABSTRACT.ema_params).tree, state_of(4).ema_params)
     assert reader.saved_config()['b']['free'] == 3
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg_jax.evaluation import figures, report
+from cfg_jax.evaluation import report
 from cfg_jax.evaluation.report.sweep import Sweep
+from cfg_jax.evaluation.style import NUM_COLORS, PALETTE
 from tests import browser
 
 WEIGHTS = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
@@ -424,14 +425,14 @@ def test_colors_have_contrast_in_both_schemes():
         dict(re.findall(r'--(\w+): (#\w{6});', part)) for part in style.split('prefers-color-scheme: dark')[:2]
     )
     assert light.keys() == dark.keys()
-    assert figures.PALETTE.items() <= light.items()
+    assert PALETTE.items() <= light.items()
 
     def luminance(color):
         parts = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
 
     for scheme in (light, dark):
-        for name in ('ink', 'soft', *(f'c{index}' for index in range(figures.NUM_COLORS))):
+        for name in ('ink', 'soft', *(f'c{index}' for index in range(NUM_COLORS))):
             low, high = sorted((luminance(scheme[name]), luminance(scheme['paper'])))
             assert (high + 0.05) / (low + 0.05) >= 4.5, name  # WCAG 2, 1.4.3
 

@@ -39,6 +39,10 @@ class Stopped(Exception):
         super().__init__(line)
         self.status = status
 
+    def _render_traceback_(self):
+        """Return the lines that a notebook shows in place of a traceback."""
+        return [str(self)]
+
 
 class Job:
     """This process's part in the job. A process that works alone is a job too, which reacts to signals only."""
@@ -50,6 +54,7 @@ class Job:
         self._stop_at = None  # the step to stop at, once agreed on
         self._status, self._requested = PREEMPTED, None  # of the signal that stops the job; the time when it came
         self._ending, self._finished = threading.Lock(), threading.Event()
+        self._hosted = False
 
     def watch(self):
         """Handle SIGTERM and Ctrl-C from now on: outside of `stepping` they end the job at once, with 75 and 130.
@@ -65,6 +70,33 @@ class Job:
                 signal.signal(number, lambda *_: None)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
+
+    @contextlib.contextmanager
+    def hosted(self):
+        """Context manager: the job is part of a program that goes on after it, such as a notebook.
+
+        Ctrl-C in `stepping` makes `reached` true; a second one, or one outside of `stepping`, raises KeyboardInterrupt.
+        """
+
+        def interrupted(*_):
+            with self._lock:
+                steps, again = self._step is not None, self.stopping
+            if not steps or again:
+                raise KeyboardInterrupt
+            print('stopping after this step, to save it', flush=True)
+            with self._lock:
+                self._status, self._requested, self._stop_at = INTERRUPTED, time.monotonic(), self._step + 1
+
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        former = signal.signal(signal.SIGINT, interrupted) if in_main_thread else None
+        self._lock = threading.RLock()  # a signal's handler may come while the main thread holds it
+        self._hosted = True
+        try:
+            yield
+        finally:
+            self._hosted, self._stop_at, self._requested, self._step = False, None, None, None
+            if in_main_thread:
+                signal.signal(signal.SIGINT, former)
 
     def joined(self):
         """Listen to the other processes too, once jax.distributed is initialised. Only process 0 keeps its stdout."""
@@ -129,6 +161,8 @@ class Job:
     def stopped(self, step):
         """Return the `Stopped` of a job whose `step` is saved; the process now ends soon, whatever hangs in it."""
         line = f'{_WORDS[self._status]}: step {step} is saved; rerun the same command to resume from it'
+        if self._hosted:
+            return Stopped(self._status, line.replace('command', 'call'))
 
         def leave():
             time.sleep(_LEAVE_SECONDS + (2 * _GRACE_SECONDS if self.count > 1 else 0))

@@ -1,134 +1,19 @@
-"""Pictures: grids of images, and every plot, drawn by matplotlib as PNG bytes or as SVG text for a page."""
+"""The plots of evaluations and of data sets, each as a `style.Picture`, or as SVG text for a page."""
 
-import contextlib
 import dataclasses
-import io
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from cfg_jax import files
-from cfg_jax.evaluation import values
+from cfg_jax.evaluation import style, values
 from cfg_jax.evaluation.columns import SYMBOLS, column
+from cfg_jax.evaluation.style import NUM_COLORS, PALETTE
 
-_PAD = 2  # pixels between images, before enlargement
-_TITLE = 22  # pixels of the line above a grid
-PALETTE = {  # by the names of report.css, which has other colours for dark pages
-    'ink': '#1b1d20',
-    'soft': '#5a5e65',
-    'faint': '#eaebe8',
-    'paper': '#fcfcfa',
-    'c0': '#0b62a4',
-    'c1': '#c04a00',
-    'c2': '#007a5a',
-    'c3': '#9c3f77',
-    'c4': '#8a6500',
-    'c5': '#50545a',
-}
-NUM_COLORS = 6  # of curves
 # matplotlib's markers, one for each colour, and the same as letters: full, and hollow for the next six curves
 _MARKERS = (('o', '●○'), ('s', '■□'), ('^', '▲△'), ('D', '◆◇'), ('v', '▼▽'), ('P', '✚✛'))
-_STYLE = {
-    'axes.edgecolor': PALETTE['soft'],
-    'axes.formatter.useoffset': False,
-    'axes.grid': True,
-    'axes.grid.axis': 'y',
-    'axes.axisbelow': True,
-    'axes.labelcolor': PALETTE['ink'],
-    'axes.labelsize': 12,
-    'axes.spines.left': False,
-    'axes.spines.right': False,
-    'axes.spines.top': False,
-    'axes.titlecolor': PALETTE['ink'],
-    'axes.titlesize': 12,
-    'axes.titlelocation': 'left',
-    'axes.titlepad': 12,
-    'figure.titlesize': 12,
-    'font.size': 12,
-    'grid.color': PALETTE['faint'],
-    'grid.linewidth': 1,
-    'legend.frameon': False,
-    'lines.linewidth': 1.75,
-    'svg.fonttype': 'none',  # letters stay letters, in the page's font
-    'text.parse_math': False,
-    'xtick.color': PALETTE['soft'],
-    'ytick.color': PALETTE['soft'],
-    'ytick.major.pad': 12,  # a point at the left end, with its ring, does not cover a number
-    'ytick.major.size': 0,
-}
 # Distances of labels from their points, in pixels: the best point's, which has a ring; those of a curve's ends; others.
 _DISTANCES = ((11, 17, 26, 38), (7, 13, 22), (7, 13))
-
-
-def as_png(picture):
-    """Return a picture, uint8 [H, W] or [H, W, 3], as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, 'png')
-    return buffer.getvalue()
-
-
-def save_png(path, picture):
-    """Write a picture, uint8 [H, W] or [H, W, 3], as a PNG file."""
-    files.write(path, as_png(picture))
-
-
-def grid(rows, names=None, title=''):
-    """Arrange rows of images in one picture, uint8 [H, W, 3], on white; small images are enlarged by whole pixels.
-
-    rows: lists of uint8 [h, w, 1 or 3] images, all of one size; rows may differ in length. names: a text for each row.
-    title: a line above all rows.
-    """
-    height, width, _ = rows[0][0].shape
-    columns = max(map(len, rows))
-    picture = np.full((_PAD + len(rows) * (height + _PAD), _PAD + columns * (width + _PAD), 3), 255, np.uint8)
-    for r, row in enumerate(rows):
-        for c, image in enumerate(row):
-            top, left = _PAD + r * (height + _PAD), _PAD + c * (width + _PAD)
-            picture[top : top + height, left : left + width] = image
-    factor = max(1, 32 // height)
-    picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    if names:
-        picture = _with_names(picture, names, factor * (height + _PAD))
-    return _with_title(picture, title) if title else picture
-
-
-def _with_names(picture, names, row_height):
-    font = ImageFont.load_default(size=max(10, min(18, row_height // 3)))
-    names = list(map(_drawable, names))
-    margin = 12 + max(int(font.getlength(name)) for name in names)
-    canvas = Image.new('RGB', (picture.shape[1] + margin, picture.shape[0]), 'white')
-    canvas.paste(Image.fromarray(picture), (margin, 0))
-    draw = ImageDraw.Draw(canvas)
-    for i, name in enumerate(names):
-        draw.text((margin - 6, (i + 0.5) * row_height), name, fill='black', font=font, anchor='rm')
-    return np.asarray(canvas)
-
-
-def _with_title(picture, title):
-    font, title = ImageFont.load_default(size=14), _drawable(title)
-    width = max(picture.shape[1], 12 + int(font.getlength(title)))
-    canvas = Image.new('RGB', (width, _TITLE + picture.shape[0]), 'white')
-    canvas.paste(Image.fromarray(picture), (0, _TITLE))
-    ImageDraw.Draw(canvas).text((6, _TITLE / 2), title, fill='black', font=font, anchor='lm')
-    return np.asarray(canvas)
-
-
-def _drawable(text):
-    """Return the text as fonts can draw it: bytes of file names that are not text become \\udcff."""
-    return text.encode(errors='backslashreplace').decode()
-
-
-def class_grid(images, labels, class_names=None, title=''):
-    """Arrange images, uint8 [N, h, w, C], in one row for each of the labels, int [N], in order: uint8 [H, W, 3]."""
-    present = np.unique(labels)
-    names = [class_names[label] for label in present] if class_names else None
-    return grid([images[labels == label] for label in present], names, title)
-
-
-# ---------------------------------------------------------------- plots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +42,13 @@ class Curve:
         return f'{SYMBOLS[self.over]} = {value}' if full or index in (0, len(self.rows) - 1) else value
 
 
-def swatch(style):
-    """Return a curve's marker as a letter."""
-    return _MARKERS[style % NUM_COLORS][1][_is_hollow(style)]
+def swatch(number):
+    """Return the marker of curves of this style as a letter."""
+    return _MARKERS[number % NUM_COLORS][1][_is_hollow(number)]
 
 
-def _is_hollow(style):
-    return style // NUM_COLORS % 2 == 1
+def _is_hollow(number):
+    return number // NUM_COLORS % 2 == 1
 
 
 def _color(curve):
@@ -176,61 +61,59 @@ def chart(curves, x, y, *, size, salt, best=None, real=None):
     size: (width, height) in pixels, of which letters have 12. salt: makes the ids within the SVG its own. best: the id
     of the point that gets a ring. real: {column: value} of real images, drawn as lines.
     """
-    buffer, metadata = io.StringIO(), dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
-    with _figure(size, salt=salt) as (figure, axis):
+    with style.figure(size, salt=salt) as (figure, axis):
         figure.patch.set_visible(False), axis.patch.set_visible(False)
         _write_labels(figure, [_draw(axis, curves, x, y, best=best, real=real)])
-        figure.savefig(buffer, format='svg', metadata=metadata)
-    return buffer.getvalue()
+        return style.svg(figure, fonts='letters')
 
 
 def tradeoff(rows, *, title, over='guidance_weight', real=None):
-    """Draw figures 1 and 4 of the CFG paper: FID against Inception score, and both over w; PNG bytes.
+    """Draw figures 1 and 4 of the CFG paper: FID against Inception score, and both over w; a `style.Picture`.
 
     rows: dicts with fid, inception_score and the weight named by `over`, increasing. real: the Inception score of real
     images.
     """
     curve, best = Curve(rows, over), values.best_row(rows, 'fid')
     plots = ('inception_score', 'fid'), (over, 'fid'), (over, 'inception_score')
-    with _figure((1000, 320), columns=3) as (figure, axes):
+    with style.figure((1000, 320), columns=3) as (figure, axes):
         options = {'best': best, 'real': {'inception_score': real}}
         labels = [_draw(axis, [curve], x, y, **options) for axis, (x, y) in zip(axes, plots)]
-        figure.suptitle(_drawable(title))
+        figure.suptitle(style.drawable(title))
         _write_labels(figure, labels)
-        return _png(figure)
+        return style.picture(figure)
 
 
 def comparison(curves, *, title):
-    """Draw FID against Inception score, a line for each of several ways to guide; PNG bytes.
+    """Draw FID against Inception score, a line for each of several ways to guide; a `style.Picture`.
 
     curves: {name: rows}; rows as in `tradeoff`, with guidance_weight, classifier_weight and the columns of costs.csv.
     """
     drawn = []
-    for style, (name, rows) in enumerate(curves.items()):
+    for number, (name, rows) in enumerate(curves.items()):
         over = 'guidance_weight' if len({row['guidance_weight'] for row in rows}) > 1 else 'classifier_weight'
         cost = f'{rows[0]["network_evaluations"]:.0f} evaluations'
         if rows[0]['classifier_gradients']:
             cost += f', {rows[0]["classifier_gradients"]:.0f} classifier gradients'
         milliseconds = 1e3 * np.median([row['seconds_per_image'] for row in rows])
-        drawn.append(Curve(rows, over, f'{_drawable(name)}: {cost}, {milliseconds:.1f} ms per image', style))
-    with _figure((680, 480)) as (figure, axis):
+        drawn.append(Curve(rows, over, f'{style.drawable(name)}: {cost}, {milliseconds:.1f} ms per image', number))
+    with style.figure((680, 480)) as (figure, axis):
         labels = _draw(axis, drawn, 'inception_score', 'fid')
         figure.legend(loc='outside lower left')
-        figure.suptitle(_drawable(title))
+        figure.suptitle(style.drawable(title))
         _write_labels(figure, [labels])
-        return _png(figure)
+        return style.picture(figure)
 
 
 def data_statistics(counts, class_names, statistics, *, title):
-    """Draw the number of images in each class of a data set and the histogram of its pixels; PNG bytes.
+    """Draw the number of images in each class of a data set and the histogram of its pixels; a `style.Picture`.
 
     counts: int [classes]; up to twenty classes are shown by name, more in order of size. statistics: with 'histogram'
     [C, 256], 'mean' [C], 'std' [C].
     """
-    class_names = list(map(_drawable, class_names))
+    class_names = list(map(style.drawable, class_names))
     histogram = np.array(statistics['histogram'])
     looks = {1: [('gray', 'c5')], 3: [('red', 'c1'), ('green', 'c2'), ('blue', 'c0')]}[len(histogram)]
-    with _figure((800, 310), columns=2) as (figure, (classes, pixels)):
+    with style.figure((800, 310), columns=2) as (figure, (classes, pixels)):
         if len(counts) <= 20:
             classes.bar(np.arange(len(counts)), counts, color=PALETTE['c0'])
             short = [name if len(name) <= 16 else f'{name[:15]}…' for name in class_names]
@@ -245,26 +128,8 @@ def data_statistics(counts, class_names, statistics, *, title):
         pixels.set_title('Share of the pixels (mean ± deviation)')
         pixels.set_ylim(bottom=0)
         pixels.legend(frameon=True, edgecolor='none')
-        figure.suptitle(_drawable(title))
-        return _png(figure)
-
-
-@contextlib.contextmanager
-def _figure(size, *, columns=1, salt='cfg_jax'):
-    """Yield an empty matplotlib figure, size = (width, height) in pixels, and its axes; salt: of ids within SVG."""
-    from matplotlib import style  # only where something is drawn
-    from matplotlib.figure import Figure
-
-    with style.context(['default', _STYLE | {'svg.hashsalt': salt}]), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', r'Glyph .* missing from')  # boxes stand for what the font lacks
-        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout='constrained')
-        yield figure, figure.subplots(1, columns)
-
-
-def _png(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130)
-    return buffer.getvalue()
+        figure.suptitle(style.drawable(title))
+        return style.picture(figure)
 
 
 def _draw(axis, curves, x, y, *, best=None, real=None):
@@ -329,8 +194,8 @@ def _draw_line(axis, curve, places, errors):
     bars = [(at - error, at + error) for at, pair in zip(places, errors) for error in np.diag(pair) if any(error)]
     bars, parts = ([ends for ends in lines if np.isfinite(ends).all()] for lines in (bars, pairwise(places)))
     if bars:
-        style = {'colors': color, 'alpha': 0.75, 'linewidths': 1.25}
-        axis.add_collection(LineCollection(bars, **style, clip_on=False, gid='error'), autolim=False)
+        look = {'colors': color, 'alpha': 0.75, 'linewidths': 1.25}
+        axis.add_collection(LineCollection(bars, **look, clip_on=False, gid='error'), autolim=False)
     return bars + parts
 
 
@@ -381,8 +246,8 @@ def _write_labels_of(axis, labels, segments, marks):
     left, bottom, right, top = np.add(axis.bbox.extents, [0, 2, 2, 0])
     for rank, place, text, color in sorted(labels, key=lambda label: label[0]):
         weight = 'normal' if rank else 'bold'
-        style = {'ha': 'center', 'va': 'center', 'color': color, 'weight': weight, 'gid': 'label'}
-        note = axis.annotate(text, place, (0, 0), textcoords='offset points', in_layout=False, **style)
+        look = {'ha': 'center', 'va': 'center', 'color': color, 'weight': weight, 'gid': 'label'}
+        note = axis.annotate(text, place, (0, 0), textcoords='offset points', in_layout=False, **look)
         extent = note.get_window_extent()
         half = np.array([extent.width + 6, extent.height]) / 2
         distance, angle = map(np.ravel, np.meshgrid(_DISTANCES[rank], np.pi / 4 + np.arange(16) * np.pi / 8))

@@ -13,14 +13,14 @@ from cfg_jax.checks import check_config
 from cfg_jax.data import sources
 from cfg_jax.data.preparing import raw_images
 from cfg_jax.errors import printable
-from cfg_jax.evaluation import figures
+from cfg_jax.evaluation import figures, grids, style
 from cfg_jax.progress import Progress, rounded
 
 _SHOWN_CLASSES, _COLUMNS, _CHUNK = 10, 12, 256
 
 
 def run(config, workdir):
-    """Write images.png, classes.csv, statistics.json and statistics.png into `workdir`/inspect; print a summary."""
+    """Write images.png, classes.csv and statistics.json, .png and .svg into `workdir`/inspect; print a summary."""
     check_config(config)
     data = build.source(config)
     data.order_classes(trained.saved_class_names(workdir))
@@ -57,9 +57,9 @@ def run(config, workdir):
     files.write_json(folder / 'statistics.json', summary)
     title = f'{config.data.name or config.data.data_dir or config.data.source}: {len(data):,} images'
     picture = figures.data_statistics(counts, data.class_names, statistics, title=title)
-    files.write(folder / 'statistics.png', picture)
-    figures.save_png(folder / 'images.png', figures.grid(*class_rows(data, labels, config.seed)))
-    print(f'wrote images.png, statistics.png, classes.csv and statistics.json in {printable(str(folder))}', flush=True)
+    style.save(folder / 'statistics', picture)
+    grids.save_png(folder / 'images.png', grids.grid(*class_rows(data, labels, config.seed)))
+    print(f'wrote images.png, classes.csv and statistics.json, .png and .svg in {printable(str(folder))}', flush=True)
 
 
 def count_labels(data):
@@ -114,7 +114,7 @@ def pipeline_rate(config, data):
 
 
 def class_rows(data, labels, seed):
-    """Return (rows of images, a name for each row) for `figures.grid`: random images of up to ten classes."""
+    """Return (rows of images, a name for each row) for `grids.grid`: random images of up to ten classes."""
     present = np.unique(labels)
     shown = present[sources.spread(len(present), _SHOWN_CLASSES)]
     rows_each = max(_SHOWN_CLASSES // len(shown), 1)

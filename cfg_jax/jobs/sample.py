@@ -5,7 +5,7 @@ from pathlib import Path
 from cfg_jax import trained
 from cfg_jax.checks import check_config
 from cfg_jax.distributed import processes
-from cfg_jax.evaluation import figures
+from cfg_jax.evaluation import grids
 
 _IN_GRID = 400  # images in the picture, at most
 
@@ -32,8 +32,8 @@ def run(config, workdir):
         path = Path(workdir) / f'sample_{images.name.replace("_seed", chosen + "_seed")}'
         shown = images.first(_IN_GRID)
         title = trained.drawn_with(config, wanted.weight, wanted.classifier_weight)
-        picture = figures.class_grid(shown, images.labels[: len(shown)], model.class_names, title=title)
-        figures.save_png(f'{path}.png', picture)
+        picture = grids.class_grid(shown, images.labels[: len(shown)], model.class_names, title=title)
+        grids.save_png(f'{path}.png', picture)
         written = f'{path}.png'
         if config.sample.npz:
             images.write_npz(f'{path}.npz')

@@ -16,7 +16,7 @@ from cfg_jax.config import default
 from cfg_jax.data.sources import spread
 from cfg_jax.distributed import processes
 from cfg_jax.distributed.job import the_job
-from cfg_jax.evaluation import figures
+from cfg_jax.evaluation import grids
 from cfg_jax.progress import Progress, rounded, shown
 from cfg_jax.sampling.labels import parse_labels
 from cfg_jax.training import sharding
@@ -28,10 +28,11 @@ from cfg_jax.training.writers import MetricWriter, SilentWriter
 _LOCK_SECONDS = 120  # a file server may take so long to release the lock of a machine that is gone
 
 
-def run(config, workdir):
+def run(config, workdir, *, report=None):
     """Train in `workdir` up to config.train.num_steps, from its newest checkpoint if it has one.
 
-    Returns the last `TrainState`. Raises Stopped when SIGTERM or Ctrl-C has stopped it.
+    Returns the last `TrainState`. Raises Stopped when SIGTERM or Ctrl-C has stopped it. report(step, values): called at
+    each progress line with the numbers that go to metrics.jsonl.
     """
     check_config(config)
     workdir = Path(workdir)
@@ -48,10 +49,10 @@ def run(config, workdir):
             stack.enter_context(files.locked(workdir / '.lock', in_use, seconds=_LOCK_SECONDS))
 
         processes.first_alone(lock)
-        return _train(config, workdir, mesh, source)
+        return _train(config, workdir, mesh, source, report)
 
 
-def _train(config, workdir, mesh, source):
+def _train(config, workdir, mesh, source, report):
     """Train, after the checks, while nobody else writes into `workdir`."""
     _, step_key = jax.random.split(build.training_key(config))
     init, abstract_state, train_step = build.sharded_training(config, mesh)
@@ -102,6 +103,8 @@ def _train(config, workdir, mesh, source):
             flush=True,
         )
         collected.clear()
+        if report:
+            report(step, values)
 
     def collect(step, metrics):
         metrics = jax.device_get(metrics)
@@ -149,7 +152,8 @@ def _train(config, workdir, mesh, source):
                 if step == first_step + 1:
                     # CPUs wait 30 s for each other when they first meet, and compiling may take some longer.
                     with shown('compiling the training step'):
-                        train_step.lower(state, batch, step_key).compile()
+                        # in a thread: Python crashes if an interrupt is raised within the compilation
+                        the_job.unless_stopped(train_step.lower(state, batch, step_key).compile)
                     stack.enter_context(the_job.stepping(first_step))  # from here on there is something to save
                     processes.wait_for_all('compiled')
                     progress.restart(first_step)
@@ -211,8 +215,8 @@ def grid_drawer(config, class_names, workdir):
         weight = build.guidance_weight(config)
         images = np.concatenate(list(sample(ema_params, labels, weight, config.sample.seed)))
         title = f'step {step:,}, {trained.drawn_with(config, weight, config.guidance.classifier_weight)}'
-        picture = figures.class_grid(images, labels, class_names, title=title)
-        figures.save_png(_grid_path(workdir, step), picture)
+        picture = grids.class_grid(images, labels, class_names, title=title)
+        grids.save_png(_grid_path(workdir, step), picture)
         return picture
 
     return draw

@@ -240,18 +240,22 @@ class Checkpoints:
 
         return self._newest_readable(restore_step, _parts)
 
-    def restore_ema(self, abstract_params):
-        """Return the newest readable EMA parameters as `Restored`, in the way of `restore`."""
-        wanted = {'ema_params': abstract_params}
+    def restore_params(self, abstract_params, *, step=None, ema=True):
+        """Return the newest readable parameters as `Restored`, in the way of `restore`.
+
+        ema: take their average. step: read this checkpoint, not the newest. Raises UserError if there is none of it.
+        """
+        name = 'ema_params' if ema else 'params'
+        wanted = {name: abstract_params}
         arguments = ocp.args.PyTreeRestore(
             wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
 
         def restore_step(step):
             reader = self._reader(ocp.PyTreeCheckpointHandler())
-            return reader.restore(self.path(step) / 'state', args=arguments)['ema_params']
+            return reader.restore(self.path(step) / 'state', args=arguments)[name]
 
-        return self._newest_readable(restore_step, lambda params: {'ema_params': params})
+        return self._newest_readable(restore_step, lambda params: {name: params}, step)
 
     def saved_config(self):
         """Return the config saved in the newest readable checkpoint, a nested dict; None if there is no checkpoint."""
@@ -282,21 +286,26 @@ class Checkpoints:
         )
         return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
-    def _newest_readable(self, restore_step, parts):
+    def _newest_readable(self, restore_step, parts, step=None):
         """Return the newest step that all processes can read. parts: restored tree -> {name: tree} with checksums.
+
+        step: the only one to look at.
 
         After a UserError the checkpoints are closed: Orbax's threads must not outlive the error at the program's exit.
         """
         try:
-            return self._first_readable(restore_step, parts)
+            return self._first_readable(restore_step, parts, step)
         except UserError:
             self.abandon()
             raise
 
-    def _first_readable(self, restore_step, parts):
+    def _first_readable(self, restore_step, parts, only):
         self._waiting(self._manager.wait_until_finished)
-        damaged = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
+        if only is not None and only not in steps:
+            there = ', '.join(map(str, steps))
+            raise UserError(f'no checkpoint of step {only} in {self.directory}; there are {there}.')
+        for step in steps if only is None else [only]:
             meta, tree, reason = self._read(step, restore_step)
             reason = _agreed(reason)
             if not reason:  # all processes have read it, so that they can compute checksums together

@@ -18,6 +18,7 @@ from cfg_jax.evaluation import figures, values
 from cfg_jax.evaluation.columns import column
 from cfg_jax.evaluation.report import svg
 from cfg_jax.evaluation.report.sweep import Sweep
+from cfg_jax.evaluation.style import NUM_COLORS
 
 _WIDE, _NARROW = (828, 632), (400, 286)  # the first figure on large screens, and every figure elsewhere
 _FIGURES = (  # columns of x (None: what the curves are drawn over) and y, heading, how to read it
@@ -176,9 +177,9 @@ def _figure(rows, sweep, real, x, y, heading, caption):
     )
 
 
-def _swatch(style):
+def _swatch(number):
     """Return the marker of a curve as it stands in legends."""
-    return f'<span class="swatch k{style % figures.NUM_COLORS}" aria-hidden="true">{figures.swatch(style)}</span>'
+    return f'<span class="swatch k{number % NUM_COLORS}" aria-hidden="true">{figures.swatch(number)}</span>'
 
 
 # ---------------------------------------------------------------- samples

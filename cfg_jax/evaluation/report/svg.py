@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-from cfg_jax.evaluation.figures import PALETTE
+from cfg_jax.evaluation.style import PALETTE
 
 _VARIABLES = {color: f'var(--{name})' for name, color in PALETTE.items()}
 _DROPPED = ('clip-path', 'font-family', 'font-size', 'transform')  # the only transforms are rotations by 0
