@@ -7,8 +7,10 @@ import subprocess
 
 import pytest
 
+import cfg_jax
 from cfg_jax.checks import check_config
 from cfg_jax.config import default
+from tests import tiny
 from tests.command_line_test import parsed  # noqa: F401
 from tests.tiny import ROOT
 
@@ -55,9 +57,12 @@ def test_commands_were_found():
 @pytest.mark.parametrize(
     ('path', 'command'), [pair for pair in ALL if pair[1].startswith(PROGRAM)], ids=lambda value: str(value)[-60:]
 )
-def test_the_programs_commands_parse(parsed, monkeypatch, path, command):  # noqa: F811
+def test_the_programs_commands_parse(parsed, monkeypatch, tmp_path, path, command):  # noqa: F811
     """Flags, modes, configs and fields exist, and the values are allowed together."""
     monkeypatch.chdir(ROOT)
+    for module in re.findall(r'--config.guidance.function=(\w+):', command):  # the page has it, as its first Python
+        (tmp_path / f'{module}.py').write_text((ROOT / path).read_text().split('```python\n')[1].split('```')[0])
+        monkeypatch.syspath_prepend(tmp_path)
     words = [filled_in(word) for word in shlex.split(command.removeprefix(PROGRAM))]
     if not any(word.startswith('--config=') for word in words):  # a trained workdir knows its config
         words.insert(0, '--config=configs/digits.py')
@@ -102,6 +107,17 @@ def test_files_and_fields_exist(path):
 def test_python_is_python(path):
     for block in re.findall(r'```python\n(.*?)```', path.read_text(), re.DOTALL):
         ast.parse(block)
+
+
+def test_the_python_of_the_readme_and_of_its_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg_jax.train('digits', 'runs/digits', tiny.OVERRIDES)
+    names = {}
+    for page, count in [('README.md', 1), ('docs/python.md', 2)]:  # training for real takes longer: the third block
+        for block in re.findall(r'```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)[:count]:
+            exec(block, names)
+            assert names['images'].shape == (16, 8, 8, 1)
+    assert (tmp_path / 'digits.png').exists()
 
 
 @pytest.mark.parametrize('path', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
