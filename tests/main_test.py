@@ -33,15 +33,8 @@ def test_the_whole_command(trained):
     assert 'Total: ' in (workdir / 'parameters.txt').read_text()
     assert re.search(r'^step 4/4  loss \d+\.\d+  [\d.]+ images/s  \d+s left$', out, re.MULTILINE)
     written = {path.name for path in workdir.iterdir()}
-    assert {
-        'checkpoints',
-        'metrics.jsonl',
-        'tensorboard',
-        'tradeoff.csv',
-        'tradeoff.png',
-        'means.png',
-        'means.csv',
-    } <= written
+    pictures = {'tradeoff.png', 'tradeoff.svg', 'means.png', 'means.svg'}
+    assert {'checkpoints', 'metrics.jsonl', 'tensorboard', 'tradeoff.csv', 'means.csv', *pictures} <= written
     assert {'report.html', 'results.csv', 'sample_sets', 'references'} <= written
     assert {'samples_w0.png', 'samples_w1.png', 'samples_over_w.png', 'sample_ancestral3_v1_w0_seed0.npz'} <= written
     assert not [name for name in written if name.endswith('.tmp')]
