@@ -49,7 +49,7 @@ Examples:
 --config is one of {configs}, or your own file.
 Every field is explained in {fields}; --config.SECTION.KEY=VALUE changes one.
 Results go to --workdir (runs/NAME for NAME.py if unset): checkpoints, logs, images, tables, report.html.
-The same command again resumes what was stopped. Several processes can make one job: {join}; see README.md.
+The same command again resumes what was stopped. Several processes can make one job: {join}; see docs/machines.md.
 """
 _argv = []  # the arguments that ml_collections looks for overrides in
 

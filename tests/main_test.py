@@ -33,15 +33,8 @@ def test_the_whole_command(trained):
     assert 'Total: ' in (workdir / 'parameters.txt').read_text()
     assert re.search(r'^step 4/4  loss \d+\.\d+  [\d.]+ images/s  \d+s left$', out, re.MULTILINE)
     written = {path.name for path in workdir.iterdir()}
-    assert {
-        'checkpoints',
-        'metrics.jsonl',
-        'tensorboard',
-        'tradeoff.csv',
-        'tradeoff.png',
-        'means.png',
-        'means.csv',
-    } <= written
+    pictures = {'tradeoff.png', 'tradeoff.svg', 'means.png', 'means.svg'}
+    assert {'checkpoints', 'metrics.jsonl', 'tensorboard', 'tradeoff.csv', 'means.csv', *pictures} <= written
     assert {'report.html', 'results.csv', 'sample_sets', 'references'} <= written
     assert {'samples_w0.png', 'samples_w1.png', 'samples_over_w.png', 'sample_ancestral3_v1_w0_seed0.npz'} <= written
     assert not [name for name in written if name.endswith('.tmp')]
@@ -343,8 +336,9 @@ def test_labels_by_names_with_commas():
 
 
 def test_the_readmes_own_guidance(trained, tmp_path):
-    """The five lines of the README run, and their curve lies beside the other, not over it."""
-    (tmp_path / 'interval.py').write_text((tiny.ROOT / 'README.md').read_text().split('```python\n')[1].split('```')[0])
+    """The five lines of docs/own_guidance.md run, and their curve lies beside the other, not over it."""
+    page = (tiny.ROOT / 'docs' / 'own_guidance.md').read_text()
+    (tmp_path / 'interval.py').write_text(page.split('```python\n')[1].split('```')[0])
     before = (trained[0] / 'tradeoff.csv').read_text()
     done = tiny.main(
         *tiny.flags(guidance__function='interval:limited', eval__folder='interval'),
