@@ -24,6 +24,7 @@ _NETWORK = {
     'train.log_every': 2,
     'train.grid_every': 0,
     'sample.num_steps': 3,
+    'sample.batch_size': 10,  # one program for every number of images
 }
 _DIGITS = {**_NETWORK, 'model.num_heads': 1, 'train.num_steps': 6}
 _EVALUATION = {
