@@ -99,6 +99,8 @@ def source(config):
         if not place:
             raise UserError('config.data.data_dir is not set; give a folder of images or a zip file of one.')
         data = sources.FolderSource(place, image_shape(config), **resampling)
+    elif config.data.source == 'mixture':
+        raise UserError("config.data.source='mixture' has no images; it is for --mode=laboratory alone.")
     else:
         data = sources.TfdsSource(config.data.name, config.data.split, place, image_shape(config), **resampling)
     if tuple(data.image_shape) != image_shape(config):
