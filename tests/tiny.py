@@ -79,7 +79,17 @@ def main(*arguments, devices=1, start=subprocess.run, **options):
 
 _SERVER = """
 import json, os, sys
+from importlib import metadata
 from cfg_jax import main, runtime
+
+find = metadata.Distribution.from_name
+
+def find_others(name):
+    if name.replace('-', '_') == 'cfg_jax':
+        raise metadata.PackageNotFoundError(name)
+    return find(name)
+
+metadata.Distribution.from_name = find_others
 
 runtime.configure()
 from sklearn import datasets
@@ -107,7 +117,10 @@ def _server():
 
 
 def forked_main(*arguments, cwd=ROOT):
-    """The same as `main`, on one device, in a process that need not import anything: a copy of one that has."""
+    """The same as `main`, on one device, in a process that need not import anything: a copy of one that has.
+
+    To it the package is not installed, as in a bare checkout.
+    """
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / name for name in ('out', 'err')]
         request = [str(cwd), list(map(str, arguments)), list(map(str, outputs))]
