@@ -69,7 +69,7 @@ def test_every_ruff_is_the_same():
 
 
 def test_the_lowest_versions_are_the_lower_bounds():
-    bounds = [re.match(r'([\w.-]+)(?:>=|==)([\d.]+)', requirement) for requirement in REQUIREMENTS]
+    bounds = [re.match(r'([\w.-]+)(?:\[\w+\])?(?:>=|==)([\d.]+)', requirement) for requirement in REQUIREMENTS]
     lowest = {match[1].lower().replace('_', '-'): match[2] for match in bounds if match}
     assert pinned(ROOT / 'constraints' / 'lowest.txt') == lowest
 
