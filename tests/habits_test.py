@@ -13,7 +13,8 @@ import cfg_jax
 from tests.tiny import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
-REQUIREMENTS = PYPROJECT['project']['dependencies'] + PYPROJECT['project']['optional-dependencies']['test']
+EXTRAS = PYPROJECT['project']['optional-dependencies']
+REQUIREMENTS = PYPROJECT['project']['dependencies'] + EXTRAS['test'] + EXTRAS['docs']
 CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text()
 
 
