@@ -93,6 +93,8 @@ def source(config):
     from cfg_jax.data import sources  # drawing with a trained model needs no library that reads data
 
     place, resampling = config.data.data_dir, {key: config.data[key] for key in ('resampling', 'upsample')}
+    if config.data.source == 'mixture':
+        raise UserError("config.data.source is 'mixture', which has no images: it is for --mode=laboratory alone.")
     if config.data.source == 'digits':
         data = sources.digits()
     elif config.data.source == 'folder':
