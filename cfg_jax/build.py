@@ -20,6 +20,8 @@ from cfg_jax.training.train_state import TrainState
 # ADM's schedules: λ of each of 1000 timesteps
 TABLES = {'adm_linear': schedules.linear_beta_logsnr, 'adm_cosine': schedules.iddpm_cosine_logsnr}
 
+# config.sample.sampler: its function, and the fields of config.sample that it takes besides clip_x
+SAMPLERS = {'ancestral': (samplers.ancestral, ('v',)), 'ddim': (samplers.ddim, ('eta',))}
 _GIVEN = 'python:'  # how config.guidance.function begins for a function that a program has handed over
 _given = {}  # such functions, by the name
 
@@ -97,6 +99,8 @@ def source(config):
         if not place:
             raise UserError('config.data.data_dir is not set; give a folder of images or a zip file of one.')
         data = sources.FolderSource(place, image_shape(config), **resampling)
+    elif config.data.source == 'mixture':
+        raise UserError("config.data.source='mixture' has no images; it is for --mode=laboratory alone.")
     else:
         data = sources.TfdsSource(config.data.name, config.data.split, place, image_shape(config), **resampling)
     if tuple(data.image_shape) != image_shape(config):
@@ -401,25 +405,21 @@ def sampler(config, classifier_config=None):
     All arguments are traced. With a classifier's config it takes two more: the classifier's parameters and weight.
     """
     shape, logsnrs = image_shape(config), sampling_logsnrs(config)
+    walk, options = SAMPLERS[config.sample.sampler]
     by_mean = config.guidance.classifier_form == 'mean'
 
     def sample(params, seed, indices, labels, weight, classifier_params=None, classifier_weight=0.0):
         keys = samplers.image_keys(seed, indices)
         z = samplers.step_noise(keys, 0, shape)
-        of_label, mean_shift, clip_x = None, None, config.sample.clip_x
-        if classifier_config is not None:
-            of_label = log_prob(classifier_config, classifier_params)
-            if by_mean:
-                mean_shift, of_label = guidance.classifier_mean_shift(of_label, labels, classifier_weight), None
-            else:
-                clip_x = clip_x and not config.guidance.clip_first  # `denoiser` has clipped
+        settings = {key: config.sample[key] for key in ('clip_x', *options)}
+        of_label = classifier_config and log_prob(classifier_config, classifier_params)
+        if of_label and by_mean:
+            settings['mean_shift'] = guidance.classifier_mean_shift(of_label, labels, classifier_weight)
+            of_label = None
+        elif of_label:
+            settings['clip_x'] = config.sample.clip_x and not config.guidance.clip_first  # `denoiser` has clipped
         denoise = denoiser(config, params, labels, weight, of_label, classifier_weight)
-        if config.sample.sampler == 'ddim':
-            return samplers.ddim(denoise, z, logsnrs, keys, eta=config.sample.eta, clip_x=clip_x)
-        if config.sample.sampler == 'ancestral':
-            options = {'v': config.sample.v, 'clip_x': clip_x, 'mean_shift': mean_shift}
-            return samplers.ancestral(denoise, z, logsnrs, keys, **options)
-        raise ValueError(f'no sampler {config.sample.sampler!r} here')
+        return walk(denoise, z, logsnrs, keys, **settings)
 
     return sample
 

@@ -108,10 +108,11 @@ def _load(config, workdir, mesh, classifier, *, step=None, ema=True):
     restored = checkpoints.restore_params(sharding.abstract(shapes, sharding.replicated(mesh)), step=step, ema=ema)
     checkpoints.close()
     path = checkpoints.path(restored.step)
-    if problems := not_finite(flatten_dict(restored.tree, sep='/')):
+    host = jax.device_get(restored.tree)
+    if problems := not_finite(flatten_dict(host, sep='/')):
         raise UserError(f'{path}: {problems[0]}; import or train these weights again, in another --workdir.')
     print(f'loaded {path}', flush=True)
-    digest = params_digest(restored.tree)
+    digest = params_digest(host)
     return Trained(config, restored.tree, restored.step, restored.class_names, digest, classifier, Path(workdir))
 
 
@@ -208,7 +209,8 @@ def open_set(model, workdir, wanted):
 def identity(model, wanted):
     """Return what the images of a set depend on, apart from their number: a nested dict of plain values."""
     plain = model.config.to_dict()
-    drawing = {key: plain['sample'][key] for key in ('sampler', 'num_steps', 'spacing', 'v', 'eta', 'clip_x', 'seed')}
+    options = {option for _, options in build.SAMPLERS.values() for option in options}
+    drawing = {key: plain['sample'][key] for key in ('sampler', 'num_steps', 'spacing', 'clip_x', 'seed', *options)}
     weights = {'guidance_weight': wanted.weight, 'classifier_weight': wanted.classifier_weight}
     guide = model.classifier
     return {
@@ -261,9 +263,9 @@ def describe(config, wanted):
     name = f'{sample.sampler}{len(build.sampling_logsnrs(config))}'
     if config.guidance.function != usual.guidance.function:
         name += f'_{config.guidance.function.rpartition(":")[2]}'
-    noise = {'ancestral': 'v', 'ddim': 'eta'}[sample.sampler]
-    if sample[noise] != usual.sample[noise]:
-        name += f'_{noise}{sample[noise]:g}'
+    for option in build.SAMPLERS[sample.sampler][1]:
+        if sample[option] != usual.sample[option]:
+            name += f'_{option}{sample[option]:g}'
     name += f'_w{wanted.weight:g}'
     if config.guidance.classifier_workdir:
         name += f'_classifier{wanted.classifier_weight:g}'

@@ -13,7 +13,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 
 # Types and shapes are checked at every call of these modules, provided that the checkers are installed.
-CHECKED = ['schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics', 'models']
+CHECKED = ['schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics', 'mixtures', 'models']
 if importlib.util.find_spec('jaxtyping') and importlib.util.find_spec('beartype'):
     import jaxtyping
 

@@ -10,7 +10,7 @@ from tests.tiny import ROOT
 
 LAYERS = [
     {'errors', 'files', 'progress', 'runtime', 'typing'},
-    {'schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics'},
+    {'schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics', 'mixtures'},
     {'models', 'data', 'training', 'sampling', 'evaluation', 'distributed', 'planning', 'convert', 'torch_files'},
     {'config', 'config_files', 'build', 'checks', 'trained', 'command_line'},
     {'jobs'},

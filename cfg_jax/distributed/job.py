@@ -27,6 +27,7 @@ _POLL_SECONDS = 0.5
 _TWICE_SECONDS = 0.5  # one Ctrl-C may come twice: from the terminal, and from a program that passes it on
 _STALL_SECONDS = 2.0  # after a signal, a batch may take so long; one that takes longer may never come
 _ALL_STALL_SECONDS = 6.0  # the same with several processes, which lose the steps since the last checkpoint
+_WRITE_STALL_SECONDS = 6.0  # after a signal, writing may stand still so long
 _LEAVE_SECONDS = 3.0  # once everything is saved, closing files and ending threads may take so long
 _GRACE_SECONDS = 3.0  # the other processes may find the same error by themselves, and leave before the first one
 _KEYS = 'cfg_jax/job/'
@@ -53,6 +54,7 @@ class Job:
         self._step = None  # the last step done; None while there is nothing to save
         self._stop_at = None  # the step to stop at, once agreed on
         self._status, self._requested = PREEMPTED, None  # of the signal that stops the job; the time when it came
+        self._waits = []  # what is being waited for: `_Wait`s
         self._ending, self._finished = threading.Lock(), threading.Event()
         self._hosted = False
 
@@ -158,6 +160,26 @@ class Job:
                     return None
                 self.end(self._status, f'{_WORDS[self._status]} while waiting for a batch: {_RESUME}')
 
+    @contextlib.contextmanager
+    def waiting(self, what, size=lambda: 0):
+        """Return a context that a signal ends with the whole job, if it lasts and `size` stands still: a disk may hang.
+
+        what: its name, 'writing a checkpoint'. size: a function that returns the bytes written so far.
+        """
+        wait = _Wait(what, size, time.monotonic())
+        self._waits.append(wait)
+        try:
+            yield
+        finally:
+            self._waits.remove(wait)
+            wait.over = True
+
+    def _check_waits(self):
+        """End the job if a signal has come and something that is waited for stands still."""
+        for wait in self._waits.copy():
+            if wait.seconds_still(self._requested) > _WRITE_STALL_SECONDS:
+                self.end(self._status, f'{_WORDS[self._status]} while {wait.what}: {_RESUME}')
+
     def stopped(self, step):
         """Return the `Stopped` of a job whose `step` is saved; the process now ends soon, whatever hangs in it."""
         line = f'{_WORDS[self._status]}: step {step} is saved; rerun the same command to resume from it'
@@ -257,6 +279,8 @@ class Job:
                     self._signalled(_STATUS[number])
             if self.count > 1 and self._client is not None:
                 self._check_the_others()
+            if self._requested:
+                self._check_waits()
 
     def _check_the_others(self):
         if any(status for status, _ in self._received('ended').values()):
@@ -309,6 +333,28 @@ def _show(line):
         print(line, file=sys.stderr)
     sys.stderr.flush()
     sys.stdout.flush()
+
+
+class _Wait:
+    """Something that the job waits for."""
+
+    def __init__(self, what, size, start):
+        self.what, self._size, self._moved, self._measured = what, size, start, None
+        self.over = False
+
+    def seconds_still(self, requested):
+        """Return the seconds since its size changed, since it began, or since the signal came, whichever is least."""
+        if self._measured is None:
+            self._measured = -1
+            threading.Thread(target=self._measure, daemon=True).start()  # which may hang too
+        return time.monotonic() - max(self._moved, requested)
+
+    def _measure(self):
+        while not self.over:
+            with contextlib.suppress(OSError):  # a file that has just been renamed
+                if (size := self._size()) != self._measured:
+                    self._measured, self._moved = size, time.monotonic()
+            time.sleep(_POLL_SECONDS)
 
 
 class _Silent(io.TextIOBase):

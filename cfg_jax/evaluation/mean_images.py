@@ -69,7 +69,7 @@ def draw(rows, logsnrs, *, title):
     Under each prediction stands its distance to the data's mean. logsnrs: λ of the predictions; the one from a single
     noise is at the last of them.
     """
-    headers = ['data', *(f'λ = {logsnr:.3g}' for logsnr in logsnrs), 'one noise']
+    headers = ['data', *(f'λ = {logsnr:.3g}' for logsnr in logsnrs), f'one, λ = {logsnrs[-1]:.3g}']
     with style.figure((680, 40 + 86 * len(rows)), rows=len(rows), columns=len(headers), squeeze=False) as (
         figure,
         axes,
