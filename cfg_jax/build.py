@@ -1,15 +1,16 @@
 """Building the parts that a config names: data, schedule, network, loss, optimizer, training step, sampler."""
 
+import hashlib
 import importlib
 import inspect
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cfg_jax import diffusion, guidance, losses, samplers, schedules
-from cfg_jax.data import pipeline, sources
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
@@ -18,6 +19,11 @@ from cfg_jax.training.train_state import TrainState
 
 # ADM's schedules: λ of each of 1000 timesteps
 TABLES = {'adm_linear': schedules.linear_beta_logsnr, 'adm_cosine': schedules.iddpm_cosine_logsnr}
+
+# config.sample.sampler: its function, and the fields of config.sample that it takes besides clip_x
+SAMPLERS = {'ancestral': (samplers.ancestral, ('v',)), 'ddim': (samplers.ddim, ('eta',))}
+_GIVEN = 'python:'  # how config.guidance.function begins for a function that a program has handed over
+_given = {}  # such functions, by the name
 
 
 def model_identity(config):
@@ -84,6 +90,8 @@ def data_name(config):
 
 def source(config):
     """Return the data set, a `data.sources.Source`, checked against the config's image shape and number of classes."""
+    from cfg_jax.data import sources  # drawing with a trained model needs no library that reads data
+
     place, resampling = config.data.data_dir, {key: config.data[key] for key in ('resampling', 'upsample')}
     if config.data.source == 'digits':
         data = sources.digits()
@@ -112,6 +120,8 @@ def source(config):
 
 def train_batches(config, data, mesh=None):
     """Return the endless iterator over this process's part of the batches: the rows that its devices in `mesh` hold."""
+    from cfg_jax.data import pipeline
+
     return pipeline.train_batches(
         data,
         batch_size=config.train.batch_size,
@@ -286,12 +296,30 @@ def sharded_training(config, mesh):
     return step.sharded(init, train_step(config, mesh), mesh, fsdp=config.train.fsdp)
 
 
+def given_guidance(function):
+    """Return the value of config.guidance.function that means this Python function, in this process.
+
+    It has the signature of `guidance.classifier_free`. Raises UserError if it cannot be called like that.
+    """
+    try:
+        inspect.signature(function).bind(None, None, None, null_label=0)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f'guidance is {function!r}; it must be (model, labels, weight, *, null_label) -> denoiser ({error}).'
+        ) from None
+    name = f'{_GIVEN}{getattr(function, "__name__", "own")}'
+    _given[name] = function
+    return name
+
+
 def guidance_function(config):
     """Return the function that config.guidance.function names: of cfg_jax.guidance, or a user's 'module:function'.
 
     It has the signature of `guidance.classifier_free`. Raises UserError if there is no such function.
     """
     name = config.guidance.function
+    if name in _given:
+        return _given[name]
     known = {f.__name__: f for f in (guidance.classifier_free, guidance.conditional, guidance.unconditional)}
     allowed = f"allowed: {', '.join(map(repr, known))} or 'module:function' of your own"
     if ':' not in name:
@@ -305,6 +333,31 @@ def guidance_function(config):
         return function
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f'config.guidance.function is {name!r}; {allowed} ({error}).') from None
+
+
+def guidance_digest(config):
+    """Return text that changes with a guidance of the user's own; '' for those of cfg_jax.
+
+    It is the hash of its module's file (modules that it imports are not looked at) or, for a `given_guidance`, of what
+    it computes, with all constants that it holds.
+    """
+    name = config.guidance.function
+    if ':' not in name:
+        return ''
+    if name not in _given:
+        module = importlib.import_module(name.rpartition(':')[0])
+        return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+
+    def guided(z, logsnr, labels, weight):
+        def stand_in(z, logsnr, labels):
+            eps = jnp.cos(z + diffusion.broadcast_to_images(logsnr + 2.0 * labels, z))
+            return diffusion.Prediction(eps, z if config.model.learn_variance else None)
+
+        return _given[name](stand_in, labels, weight, null_label=null_label(config))(z, logsnr)
+
+    shapes = [((2, *image_shape(config)), jnp.float32), ((2,), jnp.float32), ((2,), jnp.int32), ((), jnp.float32)]
+    lowered = jax.jit(guided).lower(*(jax.ShapeDtypeStruct(*each) for each in shapes))
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
 def model(config, params):
@@ -330,36 +383,43 @@ def log_prob(config, params):
     return predict
 
 
+def denoiser(config, params, labels, weight, of_label=None, classifier_weight=0.0):
+    """Return the guided denoiser (z, λ) -> Prediction of labels [B] at a guidance weight.
+
+    of_label: the `log_prob` of a classifier that guides too (ADM, Algorithm 2), or None.
+    """
+    denoise = guidance_function(config)(model(config, params), labels, weight, null_label=null_label(config))
+    if of_label is None:
+        return denoise
+
+    def clipped(z, logsnr):
+        return diffusion.clip_prediction(denoise(z, logsnr), z, logsnr)
+
+    clip_first = config.sample.clip_x and config.guidance.clip_first
+    return guidance.classifier(clipped if clip_first else denoise, of_label, labels, classifier_weight)
+
+
 def sampler(config, classifier_config=None):
     """Return the function (params, seed, image indices [B], labels [B], weight) -> x [B, H, W, C] in [-1, 1].
 
     All arguments are traced. With a classifier's config it takes two more: the classifier's parameters and weight.
     """
-    guide = guidance_function(config)
     shape, logsnrs = image_shape(config), sampling_logsnrs(config)
-
-    def clipped(denoise):
-        return lambda z, logsnr: diffusion.clip_prediction(denoise(z, logsnr), z, logsnr)
+    walk, options = SAMPLERS[config.sample.sampler]
+    by_mean = config.guidance.classifier_form == 'mean'
 
     def sample(params, seed, indices, labels, weight, classifier_params=None, classifier_weight=0.0):
         keys = samplers.image_keys(seed, indices)
         z = samplers.step_noise(keys, 0, shape)
-        denoise, mean_shift = guide(model(config, params), labels, weight, null_label=null_label(config)), None
-        clip_x = config.sample.clip_x
-        if classifier_config is not None:
-            of_label = log_prob(classifier_config, classifier_params)
-            if config.guidance.classifier_form == 'mean':
-                mean_shift = guidance.classifier_mean_shift(of_label, labels, classifier_weight)
-            else:
-                if clip_x and config.guidance.clip_first:
-                    denoise, clip_x = clipped(denoise), False
-                denoise = guidance.classifier(denoise, of_label, labels, classifier_weight)
-        if config.sample.sampler == 'ddim':
-            return samplers.ddim(denoise, z, logsnrs, keys, eta=config.sample.eta, clip_x=clip_x)
-        if config.sample.sampler == 'ancestral':
-            options = {'v': config.sample.v, 'clip_x': clip_x, 'mean_shift': mean_shift}
-            return samplers.ancestral(denoise, z, logsnrs, keys, **options)
-        raise ValueError(f'no sampler {config.sample.sampler!r} here')
+        settings = {key: config.sample[key] for key in ('clip_x', *options)}
+        of_label = classifier_config and log_prob(classifier_config, classifier_params)
+        if of_label and by_mean:
+            settings['mean_shift'] = guidance.classifier_mean_shift(of_label, labels, classifier_weight)
+            of_label = None
+        elif of_label:
+            settings['clip_x'] = config.sample.clip_x and not config.guidance.clip_first  # `denoiser` has clipped
+        denoise = denoiser(config, params, labels, weight, of_label, classifier_weight)
+        return walk(denoise, z, logsnrs, keys, **settings)
 
     return sample
 

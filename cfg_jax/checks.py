@@ -22,7 +22,7 @@ _CHOICES = {
     'optim.name': ('adam', 'adamw'),
     'optim.decay': ('constant', 'cosine'),
     'guidance.classifier_form': ('eps', 'mean'),
-    'sample.sampler': ('ancestral', 'ddim'),
+    'sample.sampler': tuple(build.SAMPLERS),
     'sample.label_order': ('balanced', 'random'),
     'eval.judge': ('', *JUDGES),
 }

@@ -1,8 +1,6 @@
 """The flags of the command line, and every mistake in them as one line."""
 
 import dataclasses
-import difflib
-import os
 import re
 import sys
 import traceback
@@ -12,6 +10,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
+from cfg_jax import config_files
 from cfg_jax.distributed import join
 from cfg_jax.errors import UserError
 from cfg_jax.training import meta
@@ -26,25 +25,9 @@ MODES = {
     'plan': 'estimate the memory, the time and the cost of training, without training',
     'laboratory': "study guidance on mixtures of Gaussians (the default for config.data.source='mixture')",
 }
-ONE_PROCESS = (
-    'prepare',
-    'inspect',
-    'convert',
-    'plan',
-    'laboratory',
-)  # several processes would do the same work several times
-PATHS = (  # the fields of a config that are files or folders
-    'data.data_dir',
-    'guidance.classifier_workdir',
-    'eval.inception_weights',
-    'eval.samples',
-    'eval.reference',
-    'prepare.path',
-    'convert.path',
-    'convert.to',
-)
+# several processes would do the same work several times
+ONE_PROCESS = ('prepare', 'inspect', 'convert', 'plan', 'laboratory')
 _FIELDS = Path(__file__).with_name('config.py')  # also the config file of a workdir's saved config
-_CONFIGS = Path(__file__).parent.with_name('configs')
 _HELP = """\
 usage: python -m cfg_jax.main --config=FILE [--mode=MODE] [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
 
@@ -68,7 +51,7 @@ Examples:
 --config is one of {configs}, or your own file.
 Every field is explained in {fields}; --config.SECTION.KEY=VALUE changes one.
 Results go to --workdir (runs/NAME for NAME.py if unset): checkpoints, logs, images, tables, report.html.
-The same command again resumes what was stopped. Several processes can make one job: {join}; see README.md.
+The same command again resumes what was stopped. Several processes can make one job: {join}; see docs/machines.md.
 """
 _argv = []  # the arguments that ml_collections looks for overrides in
 
@@ -167,10 +150,8 @@ def arguments(argv):
         'join_seconds': _JOIN_SECONDS.value,
         'for_one': f'--mode={mode}' if mode in ONE_PROCESS else '',
     }
-    for field in PATHS:
-        section, key = field.split('.')
-        config[section][key] = expanded(config[section][key], f'config.{field}')
-    workdir = Path(expanded(_WORKDIR.value or str(Path('runs') / name), '--workdir'))
+    config_files.expand_paths(config)
+    workdir = Path(config_files.expanded(_WORKDIR.value or str(Path('runs') / name), '--workdir'))
     return Arguments(config, mode, workdir, joining)
 
 
@@ -189,22 +170,10 @@ def help_text():
     width = max(map(len, MODES))
     return _HELP.format(
         modes='\n'.join(f'  {mode:{width}}  {text}' for mode, text in MODES.items()),
-        configs=', '.join(_configs(_CONFIGS)) or 'the files of configs/',
-        fields=_shortest(_FIELDS),
+        configs=', '.join(config_files.names(config_files.FOLDER)) or 'the files of configs/',
+        fields=config_files.shortest(_FIELDS),
         join='--coordinator_address, --num_processes, --process_id, --join_seconds',
     )
-
-
-def expanded(path, field):
-    """Return a path with its leading ~ or ~user replaced by the home folder; UserError if that is not known."""
-    if not path or not path.startswith('~'):
-        return path
-    found = os.path.expanduser(path)
-    if found == path:
-        raise UserError(
-            f'{field} is {path!r}, but the home folder of {path.split("/")[0]!r} is not known; write it out.'
-        )
-    return found
 
 
 def _with_one_config(argv):
@@ -214,10 +183,10 @@ def _with_one_config(argv):
     if named:
         path = _config_path(named[-1])
         if not Path(path).is_file():
-            raise UserError(f'there is no config file {path!r}; {_existing(path)} (--config).')
+            raise UserError(f'there is no config file {path!r}; {config_files.existing(path)} (--config).')
         return [argv[0], f'--config={path}{named[-1][named[-1].find(":") :] if ":" in named[-1] else ""}', *rest[1:]]
-    if workdirs and meta.newest_config(expanded(workdirs[-1], '--workdir')) is not None:
-        return [argv[0], f'--config={_FIELDS}:{expanded(workdirs[-1], "--workdir")}', *rest[1:]]
+    if workdirs and meta.newest_config(config_files.expanded(workdirs[-1], '--workdir')) is not None:
+        return [argv[0], f'--config={_FIELDS}:{config_files.expanded(workdirs[-1], "--workdir")}', *rest[1:]]
     return argv
 
 
@@ -238,30 +207,7 @@ def _split_off(argv, name):
 
 def _config_path(value):
     """Return the file in the value of --config, which may end in ':' and an argument of its get_config."""
-    return expanded(value.split(':', 1)[0], '--config')
-
-
-def _existing(path):
-    """Return a phrase with the config files that exist, those with names nearest to that of `path` first."""
-    stem = Path(path).stem
-    for folder in (Path(path).parent, Path('configs'), _CONFIGS):
-        if names := _configs(folder):
-            nearest = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, stem, Path(name).stem).ratio())
-            return f'there are {", ".join(nearest[:20])}'
-    return 'give one of configs/, such as --config=configs/digits.py'
-
-
-def _configs(folder):
-    """Return the config files in a folder, as text, in the order of names."""
-    with_function = (
-        path for path in sorted(folder.glob('*.py')) if 'def get_config' in path.read_text(errors='replace')
-    )
-    return [_shortest(path) for path in with_function]
-
-
-def _shortest(path):
-    """Return the path as text, relative to the current folder if it is inside."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return config_files.expanded(value.split(':', 1)[0], '--config')
 
 
 def _raise_if_in_config(error):

@@ -2,17 +2,24 @@
 
 import contextlib
 import errno
+import os
+import re
 from pathlib import Path
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_INVALID = (errno.EINVAL, errno.EOVERFLOW)  # a damaged file makes its reader seek to no place
 _NO_FOLDER = (errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 
 
 class UserError(Exception):
     """Bad input. Its text is one line: what is wrong, what is allowed and which config field to change.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2; a notebook shows the line alone.
     """
+
+    def _render_traceback_(self):
+        """Return the lines that IPython shows in place of a traceback."""
+        return [f'error: {self}']
 
 
 @contextlib.contextmanager
@@ -39,6 +46,20 @@ def unusable(path, what, field):
 def first_line(error):
     """Return the first line of an exception's message, or the exception's class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def system_error(error):
+    """Return the errno, an int, if the system did not let a file be read; None if the file itself is the cause.
+
+    TensorStore and ArrayRecord tell the system's error only in the text of their own exceptions.
+    """
+    if isinstance(error, OSError):
+        return None if error.errno in _INVALID else error.errno
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return int(found[1])
+    text = first_line(error).split(';')[0]
+    codes = [code for code in errno.errorcode if code not in _INVALID and text.endswith(os.strerror(code))]
+    return codes[0] if codes else None
 
 
 def printable(name):

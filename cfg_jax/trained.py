@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from ml_collections import ConfigDict
 
 from cfg_jax import build, diffusion, guidance, samplers, schedules
 from cfg_jax.config import default
-from cfg_jax.data.sources import spread
 from cfg_jax.errors import UserError
 from cfg_jax.files import composed
 from cfg_jax.models import blocks, classifier, unet
 from cfg_jax.sampling import generate
-from cfg_jax.sampling.labels import make_labels, parse_labels
+from cfg_jax.sampling.labels import make_labels, parse_labels, spread_labels
 from cfg_jax.sampling.sample_sets import SampleSet, params_digest
 from cfg_jax.torch_files import not_finite
 from cfg_jax.training import sharding
@@ -32,7 +30,7 @@ class Trained:
 
     config: that of the run. params: the EMA parameters, whole on every device. step: training steps done.
     class_names: by label id. digest: text that is the same for the same parameters. classifier: the trained noisy
-    classifier of config.guidance.classifier_workdir, or None.
+    classifier of config.guidance.classifier_workdir, or None. workdir: the folder that the checkpoint was read from.
     """
 
     config: ConfigDict
@@ -41,19 +39,21 @@ class Trained:
     class_names: tuple[str, ...]
     digest: str
     classifier: 'Trained | None' = None
+    workdir: Path | None = None
 
 
 # ---------------------------------------------------------------- reading
 
 
-def load(config, workdir, mesh=None):
-    """Return the newest checkpoint of `workdir` as `Trained`, with the classifier that the config names.
+def load(config, workdir, mesh=None, *, step=None, ema=True):
+    """Return a checkpoint of `workdir` as `Trained`, with the classifier that the config names.
 
-    mesh: where the parameters are put; all devices by default. Raises UserError if there is no checkpoint, or if it
+    mesh: where the parameters are put; all devices by default. step: the checkpoint's; the newest by default. ema: take
+    the average of the parameters, not the parameters themselves. Raises UserError if there is no checkpoint, or if it
     does not belong to the config.
     """
     mesh = mesh or sharding.make_mesh()
-    model = _load(config, workdir, mesh, load_classifier(config, mesh))
+    model = _load(config, workdir, mesh, load_classifier(config, mesh), step=step, ema=ema)
     if model.classifier:
         check_same_order(model.class_names, model.classifier.class_names, config.guidance.classifier_workdir)
     return model
@@ -79,8 +79,7 @@ def load_classifier(config, mesh=None):
     if not workdir:
         return None
     check_folder(workdir, 'config.guidance.classifier_workdir')
-    saved = default()
-    saved.update(_open_checkpoints(workdir, {}).saved_config())
+    saved = saved_config(workdir)
     if saved.model.kind != 'classifier':
         raise UserError(f'{workdir} holds a {saved.model.kind}, not a classifier {field}.')
     for key in ('image_size', 'image_channels', 'num_classes'):
@@ -92,17 +91,29 @@ def load_classifier(config, mesh=None):
     return _load(saved, workdir, mesh or sharding.make_mesh(), None)
 
 
-def _load(config, workdir, mesh, classifier):
+def saved_config(workdir):
+    """Return the config of the newest readable checkpoint in `workdir`, with defaults for newer fields.
+
+    Raises UserError if there is no checkpoint.
+    """
+    config = default()
+    with contextlib.closing(_open_checkpoints(workdir, {})) as checkpoints:
+        config.update(checkpoints.saved_config())
+    return config
+
+
+def _load(config, workdir, mesh, classifier, *, step=None, ema=True):
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     checkpoints = _open_checkpoints(workdir, build.model_identity(config))
-    restored = checkpoints.restore_ema(sharding.abstract(shapes, sharding.replicated(mesh)))
+    restored = checkpoints.restore_params(sharding.abstract(shapes, sharding.replicated(mesh)), step=step, ema=ema)
     checkpoints.close()
     path = checkpoints.path(restored.step)
-    if problems := not_finite(flatten_dict(restored.tree, sep='/')):
+    host = jax.device_get(restored.tree)
+    if problems := not_finite(flatten_dict(host, sep='/')):
         raise UserError(f'{path}: {problems[0]}; import or train these weights again, in another --workdir.')
     print(f'loaded {path}', flush=True)
-    digest = params_digest(restored.tree)
-    return Trained(config, restored.tree, restored.step, restored.class_names, digest, classifier)
+    digest = params_digest(host)
+    return Trained(config, restored.tree, restored.step, restored.class_names, digest, classifier, Path(workdir))
 
 
 def saved_class_names(workdir):
@@ -178,7 +189,7 @@ def wanted(config, class_names):
     """Return the `Wanted` of config.sample."""
     ids, count = parse_labels(config.sample.labels, class_names), config.sample.num_images
     if not config.sample.labels.strip():
-        ids = spread(len(ids), count).tolist()  # all classes, or as many as there are images
+        ids = spread_labels(len(ids), count)
     return Wanted(tuple(ids), count, build.guidance_weight(config), config.guidance.classifier_weight)
 
 
@@ -198,7 +209,8 @@ def open_set(model, workdir, wanted):
 def identity(model, wanted):
     """Return what the images of a set depend on, apart from their number: a nested dict of plain values."""
     plain = model.config.to_dict()
-    drawing = {key: plain['sample'][key] for key in ('sampler', 'num_steps', 'spacing', 'v', 'eta', 'clip_x', 'seed')}
+    options = {option for _, options in build.SAMPLERS.values() for option in options}
+    drawing = {key: plain['sample'][key] for key in ('sampler', 'num_steps', 'spacing', 'clip_x', 'seed', *options)}
     weights = {'guidance_weight': wanted.weight, 'classifier_weight': wanted.classifier_weight}
     guide = model.classifier
     return {
@@ -218,15 +230,9 @@ def identity(model, wanted):
 
 
 def code_digest(config):
-    """Return text that changes with the code that draws: this project's, and the module of a user's own guidance.
-
-    Modules that the user's module imports are not looked at.
-    """
-    modules = [schedules, diffusion, guidance, samplers, blocks, unet, classifier, build, generate]
-    if ':' in config.guidance.function:
-        modules.append(importlib.import_module(config.guidance.function.rpartition(':')[0]))
-    digest = hashlib.sha256()
-    for module in modules:
+    """Return text that changes with the code that draws: this project's, and a user's own guidance."""
+    digest = hashlib.sha256(build.guidance_digest(config).encode())
+    for module in (schedules, diffusion, guidance, samplers, blocks, unet, classifier, build, generate):
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()
 
@@ -243,12 +249,9 @@ def drawn_with(config, weight, classifier_weight):
 
 
 def guidance_identity(config):
-    """Return config.guidance.function, with a hash of its module if it is the user's own and may be edited."""
-    name = config.guidance.function
-    if ':' not in name:
-        return name
-    module = importlib.import_module(name.rpartition(':')[0])
-    return f'{name}, sha256 {hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]}'
+    """Return config.guidance.function, with a hash if it is the user's own and may be edited."""
+    name, digest = config.guidance.function, build.guidance_digest(config)
+    return f'{name}, sha256 {digest[:16]}' if digest else name
 
 
 def describe(config, wanted):
@@ -260,9 +263,9 @@ def describe(config, wanted):
     name = f'{sample.sampler}{len(build.sampling_logsnrs(config))}'
     if config.guidance.function != usual.guidance.function:
         name += f'_{config.guidance.function.rpartition(":")[2]}'
-    noise = {'ancestral': 'v', 'ddim': 'eta'}[sample.sampler]
-    if sample[noise] != usual.sample[noise]:
-        name += f'_{noise}{sample[noise]:g}'
+    for option in build.SAMPLERS[sample.sampler][1]:
+        if sample[option] != usual.sample[option]:
+            name += f'_{option}{sample[option]:g}'
     name += f'_w{wanted.weight:g}'
     if config.guidance.classifier_workdir:
         name += f'_classifier{wanted.classifier_weight:g}'

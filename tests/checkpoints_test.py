@@ -1,4 +1,7 @@
+import errno
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +10,7 @@ import pytest
 
 from cfg_jax.errors import UserError
 from cfg_jax.training.checkpoints import Checkpoints, checksums, config_differences, merged
+from cfg_jax.training.meta import newest_config
 from cfg_jax.training.train_state import TrainState
 
 
@@ -42,7 +46,7 @@ def test_round_trip(saved):
 
 def test_the_ema_alone(saved):
     reader = Checkpoints(saved[0], {'a': 1}, read_only=True)
-    jax.tree.map(np.testing.assert_array_equal, reader.restore_ema(ABSTRACT.ema_params).tree, state_of(4).ema_params)
+    jax.tree.map(np.testing.assert_array_equal, reader.restore_params(ABSTRACT.ema_params).tree, state_of(4).ema_params)
     assert reader.saved_config()['b']['free'] == 3
 
 
@@ -112,6 +116,39 @@ def test_a_field_that_is_younger_than_a_checkpoint_stood_at_its_default(saved):
     with pytest.raises(UserError, match=r'config\.b\.young is False now and was True when saved'):
         Checkpoints(saved[0], identity, defaults={'b': {'young': True}}).restore(ABSTRACT)
     assert merged({'a': {'b': 1, 'c': 2}, 'd': 3}, {'a': {'b': 4}, 'e': 5}) == {'a': {'b': 4, 'c': 2}, 'd': 3, 'e': 5}
+
+
+@pytest.mark.parametrize('error', [
+    OSError(errno.ESTALE, 'Stale file handle'),
+    PermissionError(errno.EACCES, 'Permission denied'),
+    ValueError("PERMISSION_DENIED: Error opening: \"state/d/1\": Permission denied [os_error_code='13'] [spec='{}']"),
+    ValueError('Failed to open: "c/4/state/d/1": Too many open files'),
+])  # fmt: skip
+def test_an_error_of_the_system_is_no_damage(saved, monkeypatch, error):
+    """It ends the job; the newest checkpoint stays, and no older one is read in its place."""
+    path, checkpoints = saved
+    monkeypatch.setattr(Checkpoints, '_reader', lambda *_: (_ for _ in ()).throw(error))
+    reason = 'Stale file handle|Permission denied|Too many open files'
+    with pytest.raises(UserError, match=rf'c/4 cannot be read: ({reason}) \(--workdir\)'):
+        checkpoints.restore(ABSTRACT)
+    assert checkpoints.path(4).exists() and not (path.parent / 'damaged_checkpoints').exists()
+
+
+def test_files_that_are_not_there_are_damage(saved, monkeypatch):
+    path, _ = saved
+    assert newest_config(path.parent) is None  # they stand in a folder of another name
+    path.rename(path.parent / 'checkpoints')
+    (path.parent / 'checkpoints' / '4' / 'meta' / 'metadata').unlink()
+    assert newest_config(path.parent) == {'a': 1, 'b': {'c': [1, 2], 'free': 3}}
+    with Checkpoints(path.parent / 'checkpoints', IDENTITY, read_only=True) as reader:
+        assert reader.restore(ABSTRACT).step == 3
+
+    def refuse(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(Path, 'read_text', refuse)
+    with pytest.raises(UserError, match=r'checkpoints/4 cannot be read: Permission denied \(--workdir\)'):
+        newest_config(path.parent)
 
 
 def test_a_flipped_byte_never_goes_unnoticed(saved, tmp_path):

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from absl import flags
 
-from cfg_jax import command_line
+from cfg_jax import command_line, config_files
 from cfg_jax.errors import UserError
 from tests import tiny
 
@@ -156,9 +156,9 @@ def test_a_mistake_in_a_config_file(parsed, tmp_path, text, message):
 def test_every_path_of_a_config_expands(parsed, monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
     shutil.copy(tiny.ROOT / 'configs' / 'digits.py', tmp_path / 'mine.py')
-    flags_ = [f'--config.{field}=~/a b' for field in command_line.PATHS]
+    flags_ = [f'--config.{field}=~/a b' for field in config_files.PATHS]
     found = parsed('--config=~/mine.py', '--workdir=~/w', *flags_)
-    for field in command_line.PATHS:
+    for field in config_files.PATHS:
         section, key = field.split('.')
         assert found.config[section][key] == f'{tmp_path}/a b'
     assert found.workdir == tmp_path / 'w'
@@ -176,4 +176,4 @@ def test_no_path_is_forgotten():
         ):
             found.add(f'{section}.{field[1]}')
     names = {'data.source', 'data.name', 'eval.folder', 'eval.compare_with'}  # folders inside the workdir, or no paths
-    assert found - names <= set(command_line.PATHS) and len(found) > 5
+    assert found - names <= set(config_files.PATHS) and len(found) > 5

@@ -14,6 +14,7 @@ from cfg_jax.errors import UserError
 from cfg_jax.evaluation import references, scoring
 from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.jobs import evaluate
+from cfg_jax.jobs.evaluate import given, judging, pages
 from tests import tiny
 
 
@@ -67,15 +68,15 @@ def test_the_classes_of_samples_are_all_names_or_all_ids(folders, expected):
     found = references.Samples(None, np.arange(len(folders)), folders)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            evaluate.match_classes('samples', found, data)
+            given.match_classes('samples', found, data)
     else:
-        assert evaluate.match_classes('samples', found, data).tolist() == list(expected)
+        assert given.match_classes('samples', found, data).tolist() == list(expected)
 
 
 def test_both_unicode_spellings_of_a_class_are_one():
     found = references.Samples(None, np.array([0, 1, 1]), ('cafe\u0301', 'tea'))
     data = SimpleNamespace(class_names=('tea', 'caf\u00e9'))
-    assert evaluate.match_classes('samples', found, data).tolist() == [1, 0, 0]
+    assert given.match_classes('samples', found, data).tolist() == [1, 0, 0]
 
 
 def test_a_reference_file_gives_the_numbers_of_the_data(tmp_path, real):
@@ -171,7 +172,7 @@ def test_names_of_any_bytes(tmp_path, real):
     (read,) = csv.DictReader((tmp_path / 'results.csv').read_text('utf-8').splitlines())
     assert read['reference'].endswith('donn\\udce9es')
     assert 'donn\\udce9es' in (tmp_path / 'samples_report.html').read_text('utf-8')
-    evaluate.write_tables(tmp_path, '', [], [evaluate.Judged('w=0', row, [0.5], b'', None)], ['caf\udce9'])
+    pages.write_tables(tmp_path, '', [], [judging.Judged('w=0', row, [0.5], b'', None)], ['caf\udce9'])
     assert (tmp_path / 'accuracy_by_class.csv').read_text('utf-8') == 'class,w=0\ncaf\\udce9,0.5\n'
 
 
@@ -208,12 +209,12 @@ def test_a_metric_that_is_not_finite_is_named():
     ],
 )
 def test_titles_tell_the_guidance(function, by_classifier, name):
-    assert evaluate.guidance_name(function, by_classifier) == name
+    assert pages.guidance_name(function, by_classifier) == name
     row = {'step': 0, 'num_steps': 32, 'sampler': 'ddim', 'num_samples': 1000}
     row |= {'guidance': function, 'classifier_gradients': by_classifier}
     expected = f"digits: 1,000 samples per weight, 32 ddim steps, training step 0, {name}, judge 'digits'"
-    assert evaluate.title_of(tiny.config(), [row]) == expected
-    assert evaluate.title_of(tiny.config(), [{'step': None, 'num_samples': 9}]) == (
+    assert pages.title_of(tiny.config(), [row]) == expected
+    assert pages.title_of(tiny.config(), [{'step': None, 'num_samples': 9}]) == (
         "digits: 9 samples per weight, judge 'digits'"
     )
 
@@ -249,11 +250,11 @@ def test_settings_that_cannot_be(tmp_path, real, changes, message):
 
 def test_unlike_curves_are_not_drawn_together():
     here = {'num_samples': 40, 'judge': 'digits:1', 'reference_sha256': 'a'}
-    evaluate.check_comparable('.', {**here, 'num_samples': 40.0}, here)
-    evaluate.check_comparable('.', {'num_samples': 40.0}, here)
+    judging.check_comparable('.', {**here, 'num_samples': 40.0}, here)
+    judging.check_comparable('.', {'num_samples': 40.0}, here)
     for key, there in (('num_samples', 50.0), ('judge', 'inception:2'), ('reference_sha256', 'b')):
         with pytest.raises(UserError, match=rf"in '\.' was measured with {key} {there}, this one with {here[key]};"):
-            evaluate.check_comparable('.', {**here, key: there}, here)
+            judging.check_comparable('.', {**here, key: there}, here)
 
 
 DIGITS = np.round(load_digits().images * 15.9375).astype(np.uint8)[..., None]

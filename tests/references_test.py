@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import pickle
 import subprocess
 import sys
@@ -174,6 +175,23 @@ def loaded_or_refused(path):
         return None, str(error)
 
 
+@pytest.mark.parametrize(
+    'function', ['zipfile.ZipFile', 'zipfile.ZipFile.open', 'numpy.memmap', 'zipfile.ZipExtFile.readinto']
+)
+def test_an_error_of_the_system_is_no_damage(tmp_path, monkeypatch, function):
+    """In opening the file, one of its arrays, the images in it, or on the way through them."""
+    (np.savez_compressed if 'readinto' in function else np.savez)(tmp_path / 'stale.npz', arr_0=IMAGES)
+
+    def stale(*_, **__):
+        raise OSError(errno.ESTALE, 'Stale file handle')
+
+    monkeypatch.setattr(function, stale)
+    for load in (references.load, references.load_samples):
+        if load is references.load_samples or function == 'zipfile.ZipFile':
+            with pytest.raises(UserError, match=r'stale\.npz cannot be read: Stale file handle \(config\.eval\.'):
+                load(str(tmp_path / 'stale.npz'))
+
+
 def test_damaged_files_of_ours(tmp_path):
     """A file cut anywhere is refused; with any byte changed it is refused in one line, or reads as before."""
     path = tmp_path / 'reference.npz'
@@ -227,6 +245,16 @@ def test_samples_of_an_npz(saver, tmp_path):
     assert samples.labels is None
 
 
+@pytest.mark.parametrize('text', [str, str.encode])
+def test_labels_of_an_npz_may_be_class_names(text, tmp_path):
+    """Which are text, or bytes as some programs save them; a number above the data set's may be a name."""
+    names = ['dog', 'café', '1000'] * 4
+    np.savez(tmp_path / 'samples.npz', IMAGES, np.array(list(map(text, names))))
+    samples = references.load_samples(str(tmp_path / 'samples.npz'), num_classes=3)
+    assert samples.labels.dtype == np.int32 and [samples.class_names[label] for label in samples.labels] == names
+    assert sorted(samples.class_names) == ['1000', 'café', 'dog']
+
+
 BAD_SAMPLES = {
     'floats': ({'arr_0': IMAGES / np.float32(255)}, 'has arr_0 float32 [12, 8, 8, 3]; needed is uint8 [N, H, W, 1 or'),
     'nchw': ({'arr_0': IMAGES.transpose(0, 3, 1, 2)}, 'uint8 [12, 3, 8, 8], which is NCHW; needed is uint8'),
@@ -234,9 +262,11 @@ BAD_SAMPLES = {
     'alpha': ({'arr_0': np.zeros((2, 8, 8, 4), np.uint8)}, 'has arr_0 uint8 [2, 8, 8, 4]; needed is'),
     'none': ({'arr_0': IMAGES[:0]}, 'has arr_0 uint8 [0, 8, 8, 3]; needed is'),
     'names': ({'samples': IMAGES}, 'has no arr_0: samples are uint8 NHWC in arr_0, this file has samples'),
-    'float labels': ({'arr_0': IMAGES, 'arr_1': np.zeros(12)}, 'has arr_1 float64 [12]; needed are whole numbers [12]'),
-    'few labels': ({'arr_0': IMAGES, 'arr_1': np.arange(11)}, 'has arr_1 int64 [11]; needed are whole numbers [12]'),
+    'float labels': ({'arr_0': IMAGES, 'arr_1': np.zeros(12)}, 'has arr_1 float64 [12]; needed are whole numbers or'),
+    'few labels': ({'arr_0': IMAGES, 'arr_1': np.arange(11)}, 'has arr_1 int64 [11]; needed are whole numbers or'),
     'negative': ({'arr_0': IMAGES, 'arr_1': np.arange(12) - 1}, 'has label -1 in arr_1'),
+    'objects': ({'arr_0': IMAGES, 'arr_1': np.array(['cat'] * 12, object)}, 'has arr_1 as Python objects, which'),
+    'no text': ({'arr_0': IMAGES, 'arr_1': np.full(12, 0x110000).view('<U2')}, 'is damaged: arr_1: '),
 }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Random access to the records in the files of TFDS's data sets, TFRecord or ArrayRecord, without TensorFlow."""
 
 import collections
-import errno
 import os
 import resource
 import struct
@@ -12,12 +11,11 @@ import google_crc32c
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from cfg_jax.errors import UserError, first_line, unusable
+from cfg_jax.errors import UserError, first_line, system_error, unusable
 
 _HEADER, _FOOTER = 12, 4  # bytes; a record: its length, uint64, and that number's checksum; the data; their checksum
 _THREADS = 16  # opening waits for the disk: one small read per record (TFRecord) or file (ArrayRecord)
 _MAX_OPEN = 4096
-_SYSTEM_REASONS = [os.strerror(code) for code in errno.errorcode]
 
 
 def damaged(path, what):
@@ -26,15 +24,10 @@ def damaged(path, what):
 
 
 def cannot_read(path, error):
-    """Return the UserError for a record file after an exception: the system's reason if it has one, or else damage.
-
-    ArrayRecord's exceptions hold the system's reason in their text alone.
-    """
-    text = first_line(error).split(';')[0]
-    reasons = [error.strerror] if isinstance(error, OSError) else [r for r in _SYSTEM_REASONS if text.endswith(r)]
-    if reasons:
-        return unusable(path, f'cannot be read: {reasons[0]}', 'config.data.data_dir')
-    return damaged(path, text)
+    """Return the UserError for a record file after an exception: the system's reason if it has one, or else damage."""
+    if code := system_error(error):
+        return unusable(path, f'cannot be read: {os.strerror(code)}', 'config.data.data_dir')
+    return damaged(path, first_line(error).split(';')[0])
 
 
 class _OpenFiles:

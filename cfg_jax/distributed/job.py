@@ -27,6 +27,7 @@ _POLL_SECONDS = 0.5
 _TWICE_SECONDS = 0.5  # one Ctrl-C may come twice: from the terminal, and from a program that passes it on
 _STALL_SECONDS = 2.0  # after a signal, a batch may take so long; one that takes longer may never come
 _ALL_STALL_SECONDS = 6.0  # the same with several processes, which lose the steps since the last checkpoint
+_WRITE_STALL_SECONDS = 6.0  # after a signal, writing may stand still so long
 _LEAVE_SECONDS = 3.0  # once everything is saved, closing files and ending threads may take so long
 _GRACE_SECONDS = 3.0  # the other processes may find the same error by themselves, and leave before the first one
 _KEYS = 'cfg_jax/job/'
@@ -39,6 +40,10 @@ class Stopped(Exception):
         super().__init__(line)
         self.status = status
 
+    def _render_traceback_(self):
+        """Return the lines that a notebook shows in place of a traceback."""
+        return [str(self)]
+
 
 class Job:
     """This process's part in the job. A process that works alone is a job too, which reacts to signals only."""
@@ -49,7 +54,9 @@ class Job:
         self._step = None  # the last step done; None while there is nothing to save
         self._stop_at = None  # the step to stop at, once agreed on
         self._status, self._requested = PREEMPTED, None  # of the signal that stops the job; the time when it came
+        self._waits = []  # what is being waited for: `_Wait`s
         self._ending, self._finished = threading.Lock(), threading.Event()
+        self._hosted = False
 
     def watch(self):
         """Handle SIGTERM and Ctrl-C from now on: outside of `stepping` they end the job at once, with 75 and 130.
@@ -65,6 +72,33 @@ class Job:
                 signal.signal(number, lambda *_: None)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
+
+    @contextlib.contextmanager
+    def hosted(self):
+        """Context manager: the job is part of a program that goes on after it, such as a notebook.
+
+        Ctrl-C in `stepping` makes `reached` true; a second one, or one outside of `stepping`, raises KeyboardInterrupt.
+        """
+
+        def interrupted(*_):
+            with self._lock:
+                steps, again = self._step is not None, self.stopping
+            if not steps or again:
+                raise KeyboardInterrupt
+            print('stopping after this step, to save it', flush=True)
+            with self._lock:
+                self._status, self._requested, self._stop_at = INTERRUPTED, time.monotonic(), self._step + 1
+
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        former = signal.signal(signal.SIGINT, interrupted) if in_main_thread else None
+        self._lock = threading.RLock()  # a signal's handler may come while the main thread holds it
+        self._hosted = True
+        try:
+            yield
+        finally:
+            self._hosted, self._stop_at, self._requested, self._step = False, None, None, None
+            if in_main_thread:
+                signal.signal(signal.SIGINT, former)
 
     def joined(self):
         """Listen to the other processes too, once jax.distributed is initialised. Only process 0 keeps its stdout."""
@@ -126,9 +160,31 @@ class Job:
                     return None
                 self.end(self._status, f'{_WORDS[self._status]} while waiting for a batch: {_RESUME}')
 
+    @contextlib.contextmanager
+    def waiting(self, what, size=lambda: 0):
+        """Return a context that a signal ends with the whole job, if it lasts and `size` stands still: a disk may hang.
+
+        what: its name, 'writing a checkpoint'. size: a function that returns the bytes written so far.
+        """
+        wait = _Wait(what, size, time.monotonic())
+        self._waits.append(wait)
+        try:
+            yield
+        finally:
+            self._waits.remove(wait)
+            wait.over = True
+
+    def _check_waits(self):
+        """End the job if a signal has come and something that is waited for stands still."""
+        for wait in self._waits.copy():
+            if wait.seconds_still(self._requested) > _WRITE_STALL_SECONDS:
+                self.end(self._status, f'{_WORDS[self._status]} while {wait.what}: {_RESUME}')
+
     def stopped(self, step):
         """Return the `Stopped` of a job whose `step` is saved; the process now ends soon, whatever hangs in it."""
         line = f'{_WORDS[self._status]}: step {step} is saved; rerun the same command to resume from it'
+        if self._hosted:
+            return Stopped(self._status, line.replace('command', 'call'))
 
         def leave():
             time.sleep(_LEAVE_SECONDS + (2 * _GRACE_SECONDS if self.count > 1 else 0))
@@ -223,6 +279,8 @@ class Job:
                     self._signalled(_STATUS[number])
             if self.count > 1 and self._client is not None:
                 self._check_the_others()
+            if self._requested:
+                self._check_waits()
 
     def _check_the_others(self):
         if any(status for status, _ in self._received('ended').values()):
@@ -275,6 +333,28 @@ def _show(line):
         print(line, file=sys.stderr)
     sys.stderr.flush()
     sys.stdout.flush()
+
+
+class _Wait:
+    """Something that the job waits for."""
+
+    def __init__(self, what, size, start):
+        self.what, self._size, self._moved, self._measured = what, size, start, None
+        self.over = False
+
+    def seconds_still(self, requested):
+        """Return the seconds since its size changed, since it began, or since the signal came, whichever is least."""
+        if self._measured is None:
+            self._measured = -1
+            threading.Thread(target=self._measure, daemon=True).start()  # which may hang too
+        return time.monotonic() - max(self._moved, requested)
+
+    def _measure(self):
+        while not self.over:
+            with contextlib.suppress(OSError):  # a file that has just been renamed
+                if (size := self._size()) != self._measured:
+                    self._measured, self._moved = size, time.monotonic()
+            time.sleep(_POLL_SECONDS)
 
 
 class _Silent(io.TextIOBase):

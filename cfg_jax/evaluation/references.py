@@ -19,12 +19,13 @@ import numpy as np
 from cfg_jax import files
 from cfg_jax.data import images
 from cfg_jax.data.preparing import archives
-from cfg_jax.errors import UserError, first_line, unusable
+from cfg_jax.errors import UserError, first_line, system_error, unusable
 
 REFERENCE_FIELD, SAMPLES_FIELD = 'config.eval.reference', 'config.eval.samples'
 _STATISTICS = (('mu', 'sigma'), ('mu_s', 'sigma_s'))
 _PIECE = 1 << 24  # bytes that are read at once
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+# what zipfile and NumPy raise for a damaged file, or one that the system does not let us read
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError, OSError)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -167,15 +168,16 @@ class Samples:
 def load_samples(path, *, channels=3, num_classes=None, field=SAMPLES_FIELD):
     """Return the `Samples` in an npz (`arr_0` uint8 NHWC; perhaps labels `arr_1`), or in a folder or archive of images.
 
-    channels: of the images in files. Their labels are those of `data.preparing`, with class names. num_classes: labels
-    in an npz must be below it. Raises UserError, which names the config field `field`.
+    arr_1: a label id or a class name for each image. channels: of the images in files. Their labels are those of
+    `data.preparing`, with class names. num_classes: label ids in an npz must be below it. Raises UserError, which names
+    the config field `field`.
     """
     if os.path.splitext(path)[1].lower() == '.npz':
         with _open(path, field) as npz:
             if 'arr_0' not in npz.names:
                 raise npz.unusable(f'has no arr_0: samples are uint8 NHWC in arr_0, this file has {npz.listing}')
             pixels = _images(npz)
-            samples = Samples(pixels, _labels(npz, len(pixels)) if 'arr_1' in npz.names else None)
+            samples = Samples(pixels, *(_labels(npz, len(pixels)) if 'arr_1' in npz.names else ()))
     else:
         samples = _from_files(archives.open_images(path, field=field), path, channels, field)
     labelled = samples.labels is not None and samples.class_names is None
@@ -203,17 +205,24 @@ def _images(npz):
 
 
 def _labels(npz, number):
-    """Return arr_1, int32 [number]."""
+    """Return arr_1 as (labels int32 [number], class names or None)."""
     dtype, shape = npz.header('arr_1')
-    if dtype.kind not in 'iu' or shape != (number,):
+    if dtype.kind not in 'iuUS' or shape != (number,):
         raise npz.unusable(
-            f'has arr_1 {dtype} [{", ".join(map(str, shape))}]; needed are whole numbers [{number}], one per image'
+            f'has arr_1 {dtype} [{", ".join(map(str, shape))}]; needed are whole numbers or class names [{number}]'
         )
     labels = npz.read('arr_1')
+    if dtype.kind in 'US':
+        try:
+            names = list(map(os.fsdecode, labels.tolist()))
+        except (ValueError, SystemError) as error:  # code points beyond Unicode's
+            raise npz.unusable(f'is damaged: arr_1: {first_line(error)}') from error
+        ids = {name: label for label, name in enumerate(dict.fromkeys(names))}
+        return np.array([ids[name] for name in names], np.int32), tuple(ids)
     if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
         label = labels.min() if labels.min() < 0 else labels.max()
         raise npz.unusable(f'has label {label} in arr_1; allowed: 0 to {np.iinfo(np.int32).max}')
-    return labels.astype(np.int32)
+    return labels.astype(np.int32), None
 
 
 def _from_files(raw, path, channels, field):
@@ -249,10 +258,15 @@ def _open(path, field):
         return _Npz(where, field)
     except zipfile.BadZipFile as error:
         raise unusable(where, 'is not an npz file, or is truncated', field) from error
-    except _DAMAGED as error:
-        raise unusable(where, f'is damaged: {first_line(error)}', field) from error
-    except OSError as error:
-        raise unusable(where, f'cannot be read: {error.strerror or first_line(error)}', field) from error
+    except _UNREADABLE as error:
+        raise _unreadable(where, error, field) from error
+
+
+def _unreadable(path, error, field, what=''):
+    """Return the UserError for an exception in reading `what` of the file: the system's reason, or else damage."""
+    if code := system_error(error):
+        return unusable(path, f'cannot be read: {os.strerror(code)}', field)
+    return unusable(path, f'is damaged: {what}{first_line(error)}', field)
 
 
 class _Npz:
@@ -282,11 +296,11 @@ class _Npz:
     def _stream(self, name):
         try:
             return self._archive.open(self.names[name])
-        except _DAMAGED as error:
-            raise self._damaged(name, error) from error
+        except _UNREADABLE as error:
+            raise self._unreadable(name, error) from error
 
-    def _damaged(self, name, error):
-        return self.unusable(f'is damaged: {name}: {first_line(error)}')
+    def _unreadable(self, name, error):
+        return _unreadable(self._path, error, self._field, f'{name}: ')
 
     def _read_header(self, stream, name):
         """Return (dtype, shape, True if in Fortran order, bytes of the header); refuses objects and wrong sizes."""
@@ -295,8 +309,8 @@ class _Npz:
             start = stream.tell()
         except NotImplementedError as error:
             raise self.unusable(f'has {name} in {error}') from None
-        except (*_DAMAGED, OSError) as error:
-            raise self._damaged(name, error) from error
+        except _UNREADABLE as error:
+            raise self._unreadable(name, error) from error
         if dtype.hasobject:
             raise self.unusable(f'has {name} as Python objects, which are never unpickled; save plain arrays')
         size = dtype.itemsize * int(np.prod(shape, dtype=object))
@@ -311,22 +325,22 @@ class _Npz:
             dtype, shape, fortran, start = self._read_header(stream, name)
             order = 'F' if fortran else 'C'
             if mapped and info.compress_type == zipfile.ZIP_STORED:
-                with open(self._path, 'rb') as file:
-                    file.seek(info.header_offset)
-                    header = file.read(files.ZIP_HEADER_BYTES)
-                offset = info.header_offset + files.zip_header_size(header) + start
                 try:
+                    with open(self._path, 'rb') as file:
+                        file.seek(info.header_offset)
+                        header = file.read(files.ZIP_HEADER_BYTES)
+                    offset = info.header_offset + files.zip_header_size(header) + start
                     return np.memmap(self._path, dtype, 'r', offset, shape, order)
-                except ValueError as error:  # longer than the file
-                    raise self._damaged(name, error) from error
+                except (ValueError, OSError) as error:  # ValueError: longer than the file
+                    raise self._unreadable(name, error) from error
             array = np.empty(shape, dtype, order)
             rest = memoryview(array.reshape(-1, order=order).view(np.uint8))
             try:
                 while rest:
                     rest = rest[stream.readinto(rest[:_PIECE]) or self._too_short(name) :]
                 stream.read(1)  # zipfile compares the checksum at the end
-            except (*_DAMAGED, OSError) as error:
-                raise self._damaged(name, error) from error
+            except _UNREADABLE as error:
+                raise self._unreadable(name, error) from error
             return array
 
     def _too_short(self, name):

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from cfg_jax import build, convert, trained
 from cfg_jax.checks import check_config
 from cfg_jax.errors import UserError
-from cfg_jax.training.checkpoints import Checkpoints, config_differences
+from cfg_jax.training.checkpoints import Checkpoints, as_json, config_differences
 from cfg_jax.training.train_state import TrainState
 
 
@@ -31,13 +32,12 @@ def run(config, workdir):
 def import_weights(config, path, workdir):
     """Write step 0 of `workdir` with the file's parameters, also as EMA; training continues with a fresh optimizer."""
     params = from_safetensors(config, path) if path.suffix == '.safetensors' else from_openai(config, path)
-    checkpoints = Checkpoints(workdir / 'checkpoints', build.run_identity(config))
-    if (step := checkpoints.latest_step()) is not None:
-        raise UserError(f'{workdir} already holds checkpoints, up to step {step}; use another --workdir.')
-    state = TrainState(np.int32(0), params, params, jax.jit(build.optimizer(config).init)(params))
-    names = [str(label) for label in range(config.data.num_classes)]
-    checkpoints.save(0, state, config=config.to_dict(), class_names=names)
-    checkpoints.close()
+    with Checkpoints(workdir / 'checkpoints', build.run_identity(config)) as checkpoints:
+        if (step := checkpoints.latest_step()) is not None:
+            raise UserError(f'{workdir} already holds checkpoints, up to step {step}; use another --workdir.')
+        state = TrainState(np.int32(0), params, params, jax.jit(build.optimizer(config).init)(params))
+        names = [str(label) for label in range(config.data.num_classes)]
+        checkpoints.save(0, state, config=config.to_dict(), class_names=names)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f'wrote {count:,} parameters of {path} to {checkpoints.path(0)}', flush=True)
 
@@ -65,19 +65,13 @@ def from_safetensors(config, path):
         saved = json.loads(metadata.get('config', '{}'))
     except ValueError:
         raise UserError(f'{path}: its metadata is damaged (config.convert.path).') from None
-    identity = json.loads(json.dumps(build.model_identity(config)))
-    if saved and (differences := config_differences(identity, saved)):
+    if saved and (differences := config_differences(as_json(build.model_identity(config)), saved)):
         raise UserError(f'{path} holds another network: {"; ".join(differences)}.')
-    expected, found = (
-        {jax.tree_util.keystr(at): leaf.shape for at, leaf in jax.tree.leaves_with_path(tree)}
-        for tree in (jax.eval_shape(lambda: build.init_params(config, jax.random.key(0))), params)
-    )
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise UserError(
-                f'{path} does not fit the network: {name} is {found.get(name, "missing")} in the file and '
-                f'{expected.get(name, "missing")} in the network.'
-            )
+    expected = flatten_dict(jax.eval_shape(lambda: build.init_params(config, jax.random.key(0))), sep='/')
+    try:
+        convert.check_fits(flatten_dict(params, sep='/'), {name: leaf.shape for name, leaf in expected.items()})
+    except UserError as error:
+        raise UserError(f'{path}: {error} (config.convert.path).') from None
     return params
 
 

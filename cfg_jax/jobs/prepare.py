@@ -25,7 +25,7 @@ def run(config, workdir):
     del workdir
     check_config(config)
     if not config.prepare.path:
-        raise UserError('config.prepare.path is not set; give a folder or zip of images, or an archive (see README).')
+        raise UserError('config.prepare.path is not set; give a folder or zip of images, or an archive: docs/data.md.')
     tfds_writer.check_split(config.data.split)
     data, start = config.data, time.monotonic()
     raw = archives.open_images(config.prepare.path, split=data.split)

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import math
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from cfg_jax.evaluation import grids
 from cfg_jax.progress import Progress, rounded, shown
 from cfg_jax.sampling.labels import parse_labels
 from cfg_jax.training import sharding
-from cfg_jax.training.checkpoints import Checkpoints, config_differences, merged
+from cfg_jax.training.checkpoints import Checkpoints, as_json, config_differences, merged
 from cfg_jax.training.checks import check_finite, check_same_classes
 from cfg_jax.training.step import summarise
 from cfg_jax.training.writers import MetricWriter, SilentWriter
@@ -28,10 +27,11 @@ from cfg_jax.training.writers import MetricWriter, SilentWriter
 _LOCK_SECONDS = 120  # a file server may take so long to release the lock of a machine that is gone
 
 
-def run(config, workdir):
+def run(config, workdir, *, report=None):
     """Train in `workdir` up to config.train.num_steps, from its newest checkpoint if it has one.
 
-    Returns the last `TrainState`. Raises Stopped when SIGTERM or Ctrl-C has stopped it.
+    Returns the last `TrainState`. Raises Stopped when SIGTERM or Ctrl-C has stopped it. report(step, values): called at
+    each progress line with the numbers that go to metrics.jsonl.
     """
     check_config(config)
     workdir = Path(workdir)
@@ -48,33 +48,100 @@ def run(config, workdir):
             stack.enter_context(files.locked(workdir / '.lock', in_use, seconds=_LOCK_SECONDS))
 
         processes.first_alone(lock)
-        return _train(config, workdir, mesh, source)
+        return _train(config, workdir, mesh, source, report)
 
 
-def _train(config, workdir, mesh, source):
+def _train(config, workdir, mesh, source, report):
     """Train, after the checks, while nobody else writes into `workdir`."""
+    with contextlib.ExitStack() as stack:  # what is opened later is left first, and all of it after the last save
+        with Checkpoints(
+            workdir / 'checkpoints',
+            build.run_identity(config),
+            defaults=default().to_dict(),
+            keep=config.train.keep_checkpoints,
+        ) as checkpoints:
+            state = _train_steps(config, workdir, mesh, source, checkpoints, stack, report)
+        stopped = the_job.stopped(int(state.step)) if the_job.stopping else None
+    if stopped:
+        raise stopped
+    return state
+
+
+def _train_steps(config, workdir, mesh, source, checkpoints, stack, report):
+    """Train up to the last step, or the one to stop at, which is saved; return the state. `stack` closes the rest."""
     _, step_key = jax.random.split(build.training_key(config))
     init, abstract_state, train_step = build.sharded_training(config, mesh)
-    edges = build.quarter_edges(config).tolist()
-    checkpoints = Checkpoints(
-        workdir / 'checkpoints',
-        build.run_identity(config),
-        defaults=default().to_dict(),
-        keep=config.train.keep_checkpoints,
-    )
-    restored = checkpoints.restore(abstract_state)
-    if restored:
-        source.order_classes(restored.class_names)
-    batches = build.train_batches(config, source, mesh)
+    restored = _restore(config, workdir, source, checkpoints, abstract_state)
     if restored:
         state, first_step = restored.tree, restored.step
-        check_same_classes(source.class_names, restored.class_names, workdir)
-        batches.seek(restored.batches)
-        print(f'resuming from {checkpoints.path(first_step)}', flush=True)
-        print_changes(config, source, restored)
     else:
         with shown('initialising the network'):
             state, first_step = init(), 0
+    _print_start(config, workdir, mesh, source, state, first_step)
+    batches = build.train_batches(config, source, mesh)
+    stack.callback(batches.close)
+    batches.seek(restored.batches if restored else 0)
+    writer = MetricWriter(workdir, first_step) if processes.is_first() else SilentWriter()
+    stack.callback(writer.close)
+    metrics = _Metrics(config, checkpoints, writer, first_step, restored.metrics if restored else (), report)
+    show_grid = _grids(config, workdir, mesh, source.class_names, writer)
+    save = functools.partial(
+        checkpoints.save, config=config.to_dict(), class_names=source.class_names, num_images=len(source)
+    )
+
+    if restored and processes.of_first(not _grid_path(workdir, first_step).exists()):
+        show_grid(first_step, state)  # the run was stopped before it drew it
+    on_devices = sharding.prefetch(batches, mesh)
+    position = restored.batches if restored else 0
+    pending = None  # the metrics of the step before, fetched once the next step has been dispatched
+    for step in range(first_step + 1, config.train.num_steps + 1):
+        read = the_job.unless_stopped(functools.partial(next, on_devices))
+        if read is None:
+            if pending is not None:  # not saved yet
+                metrics.add(*pending)
+                save(step - 1, state, batches=position, metrics=metrics.unlogged)
+            break
+        batch, position = read
+        if step == first_step + 1:
+            # CPUs wait 30 s for each other when they first meet, and compiling may take some longer.
+            with shown('compiling the training step'):
+                # in a thread: Python crashes if an interrupt is raised within the compilation
+                the_job.unless_stopped(train_step.lower(state, batch, step_key).compile)
+            stack.enter_context(the_job.stepping(first_step))  # from here on there is something to save
+            processes.wait_for_all('compiled')
+            metrics.progress.restart(first_step)
+        state, of_step = train_step(state, batch, step_key)
+        if pending is not None:
+            metrics.add(*pending)
+        pending = step, of_step
+        checkpoints.check()
+        last, stop = step == config.train.num_steps, the_job.reached(step)
+        if last or stop or step % config.train.checkpoint_every == 0:
+            metrics.add(*pending)  # a state that is not finite is not saved
+            pending = None
+            save(step, state, batches=position, metrics=metrics.unlogged)
+        if stop:
+            break  # without a grid: there may be no time for one
+        show_grid(step, state)
+    return state
+
+
+def _restore(config, workdir, source, checkpoints, abstract_state):
+    """Return the newest checkpoint as `Restored`, after saying so and what has changed since; None without one.
+
+    The source then has the checkpoint's classes in its order; raises UserError if it has others.
+    """
+    restored = checkpoints.restore(abstract_state)
+    if restored:
+        source.order_classes(restored.class_names)
+        check_same_classes(source.class_names, restored.class_names, workdir)
+        print(f'resuming from {checkpoints.path(restored.step)}', flush=True)
+        print_changes(config, source, restored)
+    return restored
+
+
+def _print_start(config, workdir, mesh, source, state, first_step):
+    """Print what is trained, on what, and where; the table of parameters becomes a file."""
     parameters = f'{parameter_overview.count_parameters(state.params):,} parameters'
     if processes.is_first():
         table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -85,98 +152,61 @@ def _train(config, workdir, mesh, source):
     if first_step >= config.train.num_steps:
         print(f'nothing to train: config.train.num_steps is {config.train.num_steps}', flush=True)
 
-    grids = config.train.grid_every and config.model.kind == 'unet'
-    draw_grid = grid_drawer(config, source.class_names, workdir) if grids and processes.is_first() else None
-    writer = MetricWriter(workdir, first_step) if processes.is_first() else SilentWriter()
-    progress = Progress(config.train.num_steps, first_step)
-    collected = list(restored.metrics) if restored else []  # of the steps since the last line
 
-    def log(step):
-        values = summarise(collected)
-        steps_per_second, left = progress.rate(step)
-        values['images_per_second'] = steps_per_second * config.train.batch_size
-        writer.scalars(step, values)
+class _Metrics:
+    """The steps' metrics: checked one by one, then printed and written every config.train.log_every steps.
+
+    unlogged: a list of those that no line covers yet. report(step, values), or None: called at each line.
+    """
+
+    def __init__(self, config, checkpoints, writer, first_step, unlogged, report):
+        self._report = report
+        self._train, self._checkpoints, self._writer = config.train, checkpoints, writer
+        self._edges = build.quarter_edges(config).tolist()
+        self.progress, self.unlogged = Progress(config.train.num_steps, first_step), list(unlogged)
+
+    def add(self, step, metrics):
+        """Fetch the metrics of a step. Raises UserError if they are not finite."""
+        metrics = jax.device_get(metrics)
+        check_finite(step, metrics, self._checkpoints, quarter_edges=self._edges)
+        self.unlogged.append(metrics)
+        if step % self._train.log_every == 0 or step == self._train.num_steps:
+            with the_job.waiting('writing metrics'):
+                values = self._log(step)
+            if self._report:
+                self._report(step, values)
+
+    def _log(self, step):
+        """Print and write the means of the metrics since the last line; return them."""
+        values = summarise(self.unlogged)
+        steps_per_second, left = self.progress.rate(step)
+        values['images_per_second'] = steps_per_second * self._train.batch_size
+        self._writer.scalars(step, values)
         print(
-            f'step {step}/{config.train.num_steps}  loss {values["loss"]:.4f}  '
+            f'step {step}/{self._train.num_steps}  loss {values["loss"]:.4f}  '
             f'{rounded(values["images_per_second"])} images/s  {left} left',
             flush=True,
         )
-        collected.clear()
+        self.unlogged.clear()
+        return values
 
-    def collect(step, metrics):
-        metrics = jax.device_get(metrics)
-        check_finite(step, metrics, checkpoints, quarter_edges=edges)
-        collected.append(metrics)
-        if step % config.train.log_every == 0 or step == config.train.num_steps:
-            log(step)
 
-    def show_grid(step, state):
-        """Draw the grid of a step that has one. All processes call it together."""
-        if not grids or (step < config.train.num_steps and step % config.train.grid_every):
+def _grids(config, workdir, mesh, class_names, writer):
+    """Return the function (step, state) that draws the grid of a step that has one. All processes call it together."""
+    if not config.train.grid_every or config.model.kind != 'unet':
+        return lambda step, state: None
+    draw = grid_drawer(config, class_names, workdir) if processes.is_first() else None
+
+    def show(step, state):
+        if step < config.train.num_steps and step % config.train.grid_every:
             return
         ema_params = sharding.gathered(state.ema_params, mesh) if config.train.fsdp else state.ema_params
-        if draw_grid:
+        if draw:
             with shown(f'drawing the images of step {step}'):
-                picture = draw_grid(step, ema_params)
+                picture = draw(step, ema_params)
             writer.image(step, 'samples', picture)
 
-    def save(step, state, position):
-        checkpoints.save(
-            step,
-            state,
-            config=config.to_dict(),
-            class_names=source.class_names,
-            batches=position,
-            num_images=len(source),
-            metrics=collected,
-        )
-
-    try:
-        with contextlib.ExitStack() as stack:
-            if restored and processes.of_first(not _grid_path(workdir, first_step).exists()):
-                show_grid(first_step, state)  # the run was stopped before it drew it
-            on_devices = sharding.prefetch(batches, mesh)
-            position = restored.batches if restored else 0
-            pending = None  # the metrics of the step before, fetched once the next step has been dispatched
-            for step in range(first_step + 1, config.train.num_steps + 1):
-                read = the_job.unless_stopped(functools.partial(next, on_devices))
-                if read is None:
-                    if pending is not None:  # not saved yet
-                        collect(*pending)
-                        save(step - 1, state, position)
-                    break
-                batch, position = read
-                if step == first_step + 1:
-                    # CPUs wait 30 s for each other when they first meet, and compiling may take some longer.
-                    with shown('compiling the training step'):
-                        train_step.lower(state, batch, step_key).compile()
-                    stack.enter_context(the_job.stepping(first_step))  # from here on there is something to save
-                    processes.wait_for_all('compiled')
-                    progress.restart(first_step)
-                state, metrics = train_step(state, batch, step_key)
-                if pending is not None:
-                    collect(*pending)
-                pending = step, metrics
-                checkpoints.check()
-                last, stop = step == config.train.num_steps, the_job.reached(step)
-                if last or stop or step % config.train.checkpoint_every == 0:
-                    collect(*pending)  # a state that is not finite is not saved
-                    pending = None
-                    save(step, state, position)
-                if stop:
-                    break  # without a grid: there may be no time for one
-                show_grid(step, state)
-            checkpoints.close()
-            stopped = the_job.stopped(int(state.step)) if the_job.stopping else None
-    except BaseException:
-        checkpoints.abandon()
-        raise
-    finally:
-        writer.close()
-        batches.close()
-    if stopped:
-        raise stopped
-    return state
+    return show
 
 
 def print_changes(config, source, restored):
@@ -188,8 +218,8 @@ def print_changes(config, source, restored):
         )
     free = {key: config.to_dict()[key] for key in ('model', 'optim')}
     free['train'] = {'accumulation_steps': config.train.accumulation_steps}
-    saved = merged(json.loads(json.dumps(default().to_dict())), restored.config)
-    for difference in config_differences(json.loads(json.dumps(free)), saved):
+    saved = merged(as_json(default().to_dict()), restored.config)
+    for difference in config_differences(as_json(free), saved):
         print(f'changed since: {difference}', flush=True)
     moved = build.moved_learning_rate(config, saved, restored.step)
     if moved:

@@ -18,8 +18,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cfg_jax.distributed import processes
-from cfg_jax.errors import UserError, first_line
+from cfg_jax.distributed.job import the_job
+from cfg_jax.errors import UserError, first_line, system_error, unusable
 from cfg_jax.training.meta import checksum
+
+_MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors of the system that damage shows as
 
 
 def config_differences(config, saved, prefix='config'):
@@ -98,6 +101,11 @@ def check_folder(folder, field):
         )
 
 
+def as_json(values):
+    """Return the values as they read back from a JSON file: tuples become lists."""
+    return json.loads(json.dumps(values))
+
+
 class Restored(NamedTuple):
     """The content of a checkpoint.
 
@@ -135,6 +143,8 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run. Saving is asynchronous and atomic; `close` waits for the last one.
 
+    A context manager too, which closes them; an open one leaves threads to Orbax that outlive the program's errors.
+
     All processes of a job make the same calls, and write and read each checkpoint together: if any of them cannot read
     it, it counts as damaged for all.
 
@@ -146,7 +156,7 @@ class Checkpoints:
     def __init__(self, directory, identity, *, defaults=None, keep=2, read_only=False):
         check_folder(directory, '--workdir')
         self.directory = Path(directory).absolute()
-        self._identity, self._defaults = _as_json(identity), _as_json(defaults or {})
+        self._identity, self._defaults = as_json(identity), as_json(defaults or {})
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -158,12 +168,21 @@ class Checkpoints:
         )
         self._manager = _Manager(self.directory, options=options)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind:
+            self.abandon()
+        else:
+            self.close()
+
     def save(self, step, state, *, config, class_names, batches=0, num_images=None, metrics=()):
         """Save in the background, waiting only for the save before. `Restored` describes the arguments.
 
         Raises UserError if the disk has no room for this checkpoint or the one before.
         """
-        meta = {'config': _as_json(config), 'class_names': list(class_names), 'batches': batches}
+        meta = {'config': as_json(config), 'class_names': list(class_names), 'batches': batches}
         meta |= {'num_images': num_images, 'metrics': jax.tree.map(lambda a: np.asarray(a).tolist(), list(metrics))}
         meta['mixed_checksums'] = checksums(_parts(state))  # the older 'checksums' missed changes of two signs
         meta['checksum'] = checksum(meta)
@@ -198,8 +217,9 @@ class Checkpoints:
     def _waiting(self, call):
         """Make a call that starts a save or waits for one; turn a full disk into a UserError."""
         try:
-            self._let_saves_end()
-            call()
+            with self._written():
+                self._let_saves_end()
+                call()
         except Exception as error:
             full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
             reasons = [text for text in full if text in _all_text(error)]
@@ -212,6 +232,14 @@ class Checkpoints:
                 'config.train.keep_checkpoints.'
             ) from error
 
+    def _written(self):
+        """Return a context in which a signal ends the job if this process's checkpoints stop growing."""
+
+        def size():
+            return sum(path.stat().st_size for path in self.directory.rglob('*') if path.is_file())
+
+        return the_job.waiting('writing a checkpoint', size)
+
     def _let_saves_end(self):
         """Wait until saves end, and raise the error of one that failed; with several processes, as soon as it fails."""
         if jax.process_count() > 1:
@@ -223,7 +251,7 @@ class Checkpoints:
             raise self._manager.failure
 
     def _quietly_wait(self):
-        with contextlib.suppress(Exception):  # it is kept as `failure`, or raised again in another waiting thread
+        with contextlib.suppress(Exception), self._written():  # kept as `failure`, or raised in another waiting thread
             self._manager.wait_until_finished()
 
     def restore(self, abstract_state):
@@ -240,18 +268,22 @@ class Checkpoints:
 
         return self._newest_readable(restore_step, _parts)
 
-    def restore_ema(self, abstract_params):
-        """Return the newest readable EMA parameters as `Restored`, in the way of `restore`."""
-        wanted = {'ema_params': abstract_params}
+    def restore_params(self, abstract_params, *, step=None, ema=True):
+        """Return the newest readable parameters as `Restored`, in the way of `restore`.
+
+        ema: take their average. step: read this checkpoint, not the newest. Raises UserError if there is none of it.
+        """
+        name = 'ema_params' if ema else 'params'
+        wanted = {name: abstract_params}
         arguments = ocp.args.PyTreeRestore(
             wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
 
         def restore_step(step):
             reader = self._reader(ocp.PyTreeCheckpointHandler())
-            return reader.restore(self.path(step) / 'state', args=arguments)['ema_params']
+            return reader.restore(self.path(step) / 'state', args=arguments)[name]
 
-        return self._newest_readable(restore_step, lambda params: {'ema_params': params})
+        return self._newest_readable(restore_step, lambda params: {name: params}, step)
 
     def saved_config(self):
         """Return the config saved in the newest readable checkpoint, a nested dict; None if there is no checkpoint."""
@@ -282,21 +314,26 @@ class Checkpoints:
         )
         return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
-    def _newest_readable(self, restore_step, parts):
+    def _newest_readable(self, restore_step, parts, step=None):
         """Return the newest step that all processes can read. parts: restored tree -> {name: tree} with checksums.
+
+        step: the only one to look at.
 
         After a UserError the checkpoints are closed: Orbax's threads must not outlive the error at the program's exit.
         """
         try:
-            return self._first_readable(restore_step, parts)
+            return self._first_readable(restore_step, parts, step)
         except UserError:
             self.abandon()
             raise
 
-    def _first_readable(self, restore_step, parts):
+    def _first_readable(self, restore_step, parts, only):
         self._waiting(self._manager.wait_until_finished)
-        damaged = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
+        if only is not None and only not in steps:
+            there = ', '.join(map(str, steps))
+            raise UserError(f'no checkpoint of step {only} in {self.directory}; there are {there}.')
+        for step in steps if only is None else [only]:
             meta, tree, reason = self._read(step, restore_step)
             reason = _agreed(reason)
             if not reason:  # all processes have read it, so that they can compute checksums together
@@ -321,7 +358,10 @@ class Checkpoints:
         return None
 
     def _read(self, step, restore_step):
-        """Return (meta, tree, '') of a step, or (None, None, the reason why this process cannot read it)."""
+        """Return (meta, tree, '') of a step, or (None, None, the damage that this process found).
+
+        Raises UserError if the system does not let it be read, which says nothing about the checkpoint.
+        """
         try:
             meta = self._reader(ocp.JsonCheckpointHandler()).restore(self.path(step) / 'meta')
             if 'checksum' in meta and meta.pop('checksum') != checksum(meta):
@@ -331,6 +371,8 @@ class Checkpoints:
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # damage appears as ValueError, KeyError, OSError, ..., depending on the file
+            if (code := system_error(error)) not in _MISSING:
+                raise unusable(self.path(step), f'cannot be read: {os.strerror(code)}', '--workdir') from error
             return None, None, first_line(error)[:200]
 
     def _check_identity(self, saved):
@@ -340,11 +382,6 @@ class Checkpoints:
                 f"{self.directory.parent} holds another config's checkpoints: {'; '.join(differences)}. Use another "
                 '--workdir, or leave --config out: then the config that they were trained with is used.'
             )
-
-
-def _as_json(values):
-    """Return the values as they read back from a JSON file: tuples become lists."""
-    return json.loads(json.dumps(values))
 
 
 def _parts(state):

@@ -4,6 +4,8 @@ import json
 import zlib
 from pathlib import Path
 
+from cfg_jax.errors import unusable
+
 
 def checksum(meta):
     """Return a number that changes with any value of the nested dict `meta`."""
@@ -11,13 +13,18 @@ def checksum(meta):
 
 
 def newest_config(workdir):
-    """Return the config, a nested dict, in the newest readable checkpoint of `workdir`; None if there is none."""
+    """Return the config, a nested dict, in the newest readable checkpoint of `workdir`; None if there is none.
+
+    Raises UserError if the system does not let it be read.
+    """
     folders = [path for path in (Path(workdir) / 'checkpoints').glob('*') if path.name.isdigit()]
     for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
         try:
             meta = json.loads((folder / 'meta' / 'metadata').read_text())
             if meta.pop('checksum', None) in (None, checksum(meta)):
                 return dict(meta['config'])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged
+        except OSError as error:
+            raise unusable(folder, f'cannot be read: {error.strerror}', '--workdir') from error
     return None

@@ -1,0 +1,280 @@
+"""cfg_jax from Python: read a config, train, load, sample and evaluate; for notebooks and other programs.
+
+    import cfg_jax
+    model = cfg_jax.load('runs/digits')
+    images = model.sample(labels=[3, 8], weight=1.0, num_images=16)
+    cfg_jax.grid(images, [3, 8])
+
+Bad input is a `cfg_jax.UserError` of one line, as at the command line.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from cfg_jax import runtime
+
+runtime.configure()  # sets XLA's flags, which count until JAX makes its first computation
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import logging  # noqa: E402
+
+from cfg_jax import build, config_files, trained  # noqa: E402
+from cfg_jax.distributed.job import the_job  # noqa: E402
+from cfg_jax.errors import UserError, disk_errors  # noqa: E402
+from cfg_jax.progress import Progress  # noqa: E402
+from cfg_jax.sampling.labels import check_labels, make_labels, parse_labels, spread_labels  # noqa: E402
+
+read_config = config_files.read
+_SHOWN_PIXELS = 32 * 32  # larger images take too long on a CPU to be drawn unasked
+
+
+class Model(trained.Trained):
+    """A trained model, to draw with: a diffusion model or, with `log_prob` alone, a noisy classifier.
+
+    config, params (EMA unless asked otherwise), step, class_names, classifier, workdir: see `trained.Trained`.
+    """
+
+    @property
+    def null_label(self) -> int:
+        """The label id of the unconditional model."""
+        return build.null_label(self.config)
+
+    @functools.cached_property
+    def model(self) -> Callable:
+        """The network as guidance and samplers see it: (z [B, H, W, C], logsnr [B], labels [B]) -> `Prediction`."""
+        self._require('unet')
+        return build.model(self.config, self.params)
+
+    @functools.cached_property
+    def log_prob(self) -> Callable:
+        """The classifier as guidance sees it: (z [B, H, W, C], logsnr [B], labels [B]) -> log p(label | z), [B]."""
+        self._require('classifier')
+        return build.log_prob(self.config, self.params)
+
+    def denoiser(self, labels, weight=0.0, *, guidance=None, classifier_weight=0.0) -> Callable:
+        """Return the guided denoiser (z [B, H, W, C], logsnr [B]) -> `Prediction` for a label per image.
+
+        labels: ids or names, [B]. weight: the paper's w, a scalar or one per image. guidance: see `sample`.
+        """
+        self._require('unet')
+        config = self._with({'guidance.function': _name_of(guidance)})
+        of_label = self.classifier and build.log_prob(self.classifier.config, self.classifier.params)
+        ids = np.array(self._ids(labels), np.int32)
+        return build.denoiser(config, self.params, ids, weight, of_label, classifier_weight)
+
+    def sample(
+        self,
+        labels=None,
+        weight=0.0,
+        *,
+        num_images=None,
+        seed=0,
+        num_steps=None,
+        sampler=None,
+        v=None,
+        eta=None,
+        clip_x=None,
+        guidance=None,
+        classifier_weight=None,
+    ) -> np.ndarray:
+        """Return images, uint8 [N, H, W, C]: those of --mode=sample at the same seed, to the bit.
+
+        labels: label ids or class names, taken in turn until there are `num_images`; by default one image for each.
+        None means all classes. weight: the paper's w. guidance: 'classifier_free', 'conditional', 'unconditional',
+        'module:function', or a function (model, labels, weight, *, null_label) -> denoiser. What is None is as in the
+        config. Another seed or weight does not compile again. Raises UserError for anything that is wrong.
+        """
+        self._require('unet')
+        if labels is None:
+            num_images = self.config.sample.num_images if num_images is None else num_images
+            ids = spread_labels(len(self.class_names), num_images)
+        else:
+            ids = self._ids(labels)
+            num_images = len(ids) if num_images is None else num_images
+        config = self._with(
+            {
+                'sample.num_images': num_images,
+                'sample.seed': seed,
+                'sample.num_steps': num_steps,
+                'sample.sampler': sampler,
+                'sample.v': v,
+                'sample.eta': eta,
+                'sample.clip_x': clip_x,
+                'guidance.function': _name_of(guidance),
+                'guidance.classifier_weight': classifier_weight,
+            }
+        )
+        for name, value in (('weight', weight), ('classifier_weight', config.guidance.classifier_weight)):
+            if not (np.ndim(value) == 0 and math.isfinite(value)):
+                raise UserError(f'{name} is {value!r}; it must be one finite number.')
+        labels = make_labels(ids, num_images, order=config.sample.label_order, seed=seed)
+        batches = self._program(config)(self.params, labels, float(weight), seed, config.guidance.classifier_weight)
+        images, progress, name = [], Progress(num_images, compiles=True), f'w={weight:g}'
+        with progress.watched(name):
+            for batch in batches:
+                images.append(batch)
+                progress.show(sum(map(len, images)), name)
+        return np.concatenate(images)
+
+    def _program(self, config):
+        """Return `trained.image_batches` of the config, compiled once for all weights, seeds and labels."""
+        size = trained.unit_size(config, config.sample.num_images)
+        drawing = config.sample.to_dict()
+        for key in ('num_images', 'seed', 'guidance_weight', 'guidance_scale', 'labels', 'label_order'):
+            del drawing[key]  # traced, or not the program's business
+        guided = {k: v for k, v in config.guidance.to_dict().items() if k != 'classifier_weight'}
+        key = (size, str(drawing), str(guided), build.guidance_function(config))
+        if key not in self._programs:
+            self._programs[key] = trained.image_batches(config, self.classifier, batch_size=size)
+        return self._programs[key]
+
+    @functools.cached_property
+    def _programs(self):
+        return {}
+
+    def _with(self, changes):
+        """Return the config with the changes that are not None, checked."""
+        from cfg_jax.checks import check_config
+
+        changes = {name: value for name, value in changes.items() if value is not None}
+        config = config_files.with_changes(self.config, changes)
+        check_config(config)
+        return config
+
+    def _ids(self, labels):
+        """Return label ids, a list, of ids and class names, or of a text as config.sample.labels takes it."""
+        if isinstance(labels, str):
+            return parse_labels(labels, self.class_names)
+        ids = []
+        for label in np.atleast_1d(np.asarray(labels, object)):
+            if not isinstance(label, str | int | np.integer):
+                raise UserError(f'label {label!r} is not a class; give label ids or class names.')
+            ids += parse_labels(label, self.class_names) if isinstance(label, str) else [int(label)]
+        if not ids:
+            raise UserError('labels are empty; give label ids or class names, or None for all classes.')
+        check_labels(ids, len(self.class_names))
+        return ids
+
+    def _require(self, kind):
+        if self.config.model.kind != kind:
+            own, use = self.config.model.kind, {'unet': 'log_prob', 'classifier': 'model, denoiser and sample'}
+            raise UserError(f'{self.workdir} holds a {own}, not a {kind}: it has {use[kind]} only.')
+
+    def __repr__(self):
+        number = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        height, width, channels = build.image_shape(self.config)
+        kind = {'unet': 'Model', 'classifier': 'Classifier'}[self.config.model.kind]
+        return (
+            f'{kind} of {len(self.class_names)} classes, {height}x{width}x{channels}, {number / 1e6:.1f}M parameters, '
+            f'step {self.step:,}, {self.workdir}'
+        )
+
+    @functools.cached_property
+    def _picture(self):
+        ids = spread_labels(len(self.class_names), 10)
+        weight = 1.0 if self.config.guidance.function == 'classifier_free' else 0.0
+        images = self.sample(sorted(ids * 10), weight)
+        title = f'w = {weight:g}, step {self.step:,}'
+        return grid(images, sorted(ids * 10), self.class_names, title=title)._repr_png_()
+
+    def _repr_png_(self):
+        """Return a grid of ten images for each of ten classes at w = 1 as PNG, or None where that would take long."""
+        height, width, _ = build.image_shape(self.config)
+        on_cpu = jax.default_backend() == 'cpu'
+        if self.config.model.kind != 'unet' or (on_cpu and height * width > _SHOWN_PIXELS):
+            return None
+        return self._picture
+
+
+def _name_of(guidance):
+    """Return the value of config.guidance.function for a name or a function; None for None."""
+    return build.given_guidance(guidance) if callable(guidance) else guidance
+
+
+def load(workdir, *, step=None, ema=True, classifier=None) -> Model:
+    """Return the trained model of a workdir. It needs the checkpoint alone, not the data.
+
+    step: the checkpoint's; the newest by default. ema: take the average of the parameters, not the parameters
+    themselves. classifier: the workdir of a noisy classifier, to guide with it too. Raises UserError if there is no
+    such checkpoint.
+    """
+    workdir = Path(config_files.expanded(str(workdir), 'workdir'))
+    changes = {} if classifier is None else {'guidance.classifier_workdir': str(classifier)}
+    with _at_work(workdir):
+        config = config_files.with_changes(trained.saved_config(workdir), changes)
+        found = trained.load(config, workdir, step=step, ema=ema)
+    return Model(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
+
+
+def grid(images, labels=None, class_names=None, *, title=''):
+    """Return a picture of images, uint8 [N, H, W, C], as a `PIL.Image`: a row for each label, small images enlarged.
+
+    labels: [N], or fewer, taken in turn as `Model.sample` does; without any, rows of ten images. class_names: names by
+    label id, instead of the ids.
+    """
+    from PIL import Image
+
+    from cfg_jax.evaluation import grids
+
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+        raise UserError(f'images are {images.dtype} {images.shape}; a grid needs uint8 [N, H, W, 1 or 3].')
+    if labels is None:
+        picture = grids.grid([images[start : start + 10] for start in range(0, len(images), 10)], title=title)
+    else:
+        labels = np.resize(np.atleast_1d(labels), len(images))
+        names = class_names or {label: str(label) for label in labels.tolist()}
+        picture = grids.class_grid(images, labels, names, title)
+    return Image.fromarray(picture)
+
+
+def train(config, workdir, changes=None, *, callback=None) -> Model:
+    """Train as --mode=train does, resuming what `workdir` holds, and return the trained model.
+
+    config: a `ConfigDict`, a config file, or the name of one of configs/. changes: {'section.key': value}.
+    callback(step, values): called at each progress line with loss, gradient norm, images per second and more. An
+    interrupt saves the step at hand and raises `Stopped`; the same call resumes from it.
+    """
+    if isinstance(config, str | Path):
+        config = config_files.read(config, changes)
+    else:
+        config = config_files.with_changes(config, changes or {})
+    from cfg_jax.jobs import train as job
+
+    workdir = Path(config_files.expanded(str(workdir), 'workdir'))
+    with _at_work(workdir), the_job.hosted():
+        job.run(config, workdir, report=callback)
+    return load(workdir)
+
+
+def evaluate(workdir, changes=None, *, guidance=None) -> list[dict]:
+    """Evaluate as --mode=evaluate does, and return the rows of the table: a dict for each weight.
+
+    The config is the workdir's own. changes: {'section.key': value}, such as {'eval.folder': 'ddim'}. guidance: see
+    `Model.sample`; a function's images are drawn again if what it computes has changed.
+    """
+    changes = dict(changes or {})
+    if guidance is not None:
+        changes['guidance.function'] = _name_of(guidance)
+    from cfg_jax.jobs import evaluate as job
+
+    workdir = Path(config_files.expanded(str(workdir), 'workdir'))
+    with _at_work(workdir):
+        return job.run(config_files.with_changes(trained.saved_config(workdir), changes), workdir)
+
+
+@contextlib.contextmanager
+def _at_work(workdir):
+    """Context manager: errors of the disk and of the devices are one line, and Orbax's log is silent but for errors."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with disk_errors(workdir), runtime.devices_errors():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

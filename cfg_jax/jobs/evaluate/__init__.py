@@ -1,0 +1,91 @@
+"""The evaluation job: fidelity against variety over guidance weights (CFG paper, figures 1 and 4)."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from cfg_jax import files, trained
+from cfg_jax.checks import check_config, check_judge
+from cfg_jax.distributed import processes
+from cfg_jax.errors import UserError
+from cfg_jax.evaluation import columns
+from cfg_jax.jobs.evaluate import bound, curves, given, judging, means, pages
+from cfg_jax.sampling import sample_sets
+from cfg_jax.sampling.labels import spread_labels
+
+
+def run(config, workdir):
+    """Judge images at every weight of the sweep, or those of config.eval.samples. Return the rows of the table.
+
+    Writes tables (tradeoff.csv, costs.csv), pictures (tradeoff.png, means.png, samples_*.png) and report.html into
+    config.eval.folder of the workdir, and adds the rows to results.csv of the workdir. With config.eval.bits_per_dim:
+    bits_per_dim.json alone.
+    """
+    check_config(config)
+    folder = Path(workdir) / config.eval.folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f'{folder} is not a folder (config.eval.folder).')
+    if config.eval.bits_per_dim:
+        return bound.bound_likelihood(config, workdir, folder)
+    check_judge(config)
+    if config.eval.samples:
+        class_names = trained.saved_class_names(workdir)
+        return processes.first_alone(lambda: given.judge_given_samples(config, workdir, folder, class_names))
+
+    curve_configs = curves.curves(config)
+    model = trained.load(config, workdir)
+    # Every process draws. The first one also judges, while the others draw on.
+    measuring = processes.first_alone(lambda: judging.open_measuring(config, workdir, model))
+    if measuring:
+        means.write_means(model, measuring.source, folder)
+    rows, pictures = [], []
+    for curve in curve_configs:
+        suffix = curves.curve_suffix(curve)
+        sets = []
+        for point, images in draw_curve(dataclasses.replace(model, config=curve), workdir):
+            if measuring is None:
+                continue
+            judged = judging.judge_set(curve, model.class_names, measuring, point, images)
+            sets.append(judged)
+            files.write(folder / f'samples{suffix}_{point.name.replace("=", "")}.png', judged.picture)
+            pages.write_tables(folder, suffix, rows, sets, model.class_names)
+            print(f'{point.name:<6} {columns.summary_line(judged.row)}', flush=True)
+        if measuring:
+            pages.write_curve_pictures(curve, folder, suffix, sets, measuring.scorer.real)
+        rows += [judged.row for judged in sets]
+        pictures += [(judged.row, judged.picture) for judged in sets]
+    processes.first_alone(lambda: pages.write_summary(config, workdir, folder, rows, pictures, measuring))
+    return rows
+
+
+def draw_curve(model, workdir):
+    """Yield (`Point`, `SampleSet`) for every weight of the curve, each set drawn to its end.
+
+    Sets that this call has drawn are deleted after use unless config.eval.keep_samples.
+    """
+    config, (points, _) = model.config, curves.sweep(model.config)
+    ids = tuple(spread_labels(config.data.num_classes, config.eval.num_samples))
+    sets = []
+    for point in points:
+        wanted = trained.Wanted(ids, config.eval.num_samples, point.guidance_weight, point.classifier_weight)
+        sets.append(trained.open_set(model, workdir, wanted))
+    labels, batch_size, seed = sets[0].labels, sets[0].batch_size, config.sample.seed
+    batches = trained.image_batches(config, model.classifier, batch_size=batch_size)
+
+    @functools.cache
+    def compile_sampler():
+        """Draw one unit, so that the time of the first weight is like that of the others."""
+        next(batches(model.params, labels[:batch_size], 0.0, seed))
+
+    # asked at once: later the first process judges, and the others would wait for its answer
+    for point, images, missing in zip(points, sets, sample_sets.all_missing(sets)):
+
+        def draw(units, point=point):
+            compile_sampler()
+            return batches(model.params, labels, point.guidance_weight, seed, point.classifier_weight, units=units)
+
+        is_new = not images.folder.exists()
+        images.draw(draw, point.name, missing)
+        yield point, images
+        if is_new and not config.eval.keep_samples and processes.is_first():
+            images.delete()

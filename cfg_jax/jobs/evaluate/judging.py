@@ -1,0 +1,148 @@
+"""Judging sets of images: a scorer, and a row of the table for each set."""
+
+import dataclasses
+import datetime
+from pathlib import Path
+
+import numpy as np
+
+from cfg_jax import build, trained
+from cfg_jax.data.sources import Source
+from cfg_jax.errors import UserError
+from cfg_jax.evaluation import grids, results, scoring
+from cfg_jax.training import sharding
+
+_GRID = 100  # images in the picture of a weight
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measuring:
+    """The scorer of an evaluation, with what its rows share.
+
+    facts: columns that all rows share. other: the rows of config.eval.compare_with, or None. source: the data set, or
+    None for given samples.
+    """
+
+    scorer: scoring.Scorer
+    facts: dict
+    other: list | None = None
+    source: Source | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judged:
+    """A set of images, judged: its row of the table, its accuracy by class or None, and its pictures.
+
+    picture: PNG bytes, one row per class. first: uint8 [n, H, W, C], which start from the same noise at every weight.
+    """
+
+    name: str
+    row: dict
+    accuracies: list | None
+    picture: bytes
+    first: np.ndarray
+
+
+def open_measuring(config, workdir, model):
+    """Return the `Measuring` of a `Trained` model's sweep, after checking that everything it needs can be read."""
+    other = results.read_curve(Path(workdir) / config.eval.compare_with) if config.eval.compare_with else None
+    results.read_all(Path(workdir) / 'results.csv')
+    source = build.source(config)
+    source.order_classes(model.class_names)
+    scorer = open_scorer(config, workdir, source)
+    scorer.check_enough(config.eval.num_samples, allow_few=config.eval.allow_few_samples)
+    facts = shared_facts(config, scorer, model)
+    if other:
+        check_comparable(config.eval.compare_with, other[0], facts | {'num_samples': config.eval.num_samples})
+    return Measuring(scorer, facts, other, source)
+
+
+def open_scorer(config, workdir, source):
+    """Return the `Scorer` of the judge and the reference that config.eval names; prints a line about the reference."""
+    settings = {'weights': config.eval.inception_weights, 'num_steps': config.eval.judge_steps}
+    judge = scoring.open_judge(
+        config.eval.judge, source, config.data.num_classes, mesh=sharding.local_mesh(), **settings
+    )
+    rules = {'nearest_k': config.eval.nearest_k, 'split_images': config.eval.split_images}
+    if config.eval.reference:
+        real = scoring.reference_of_file(judge, config.eval.reference, build.image_shape(config))
+    else:
+        kept, count = Path(workdir) / 'references', config.eval.reference_images
+        real = scoring.reference_of_data(judge, source, kept, num_images=count, **rules)
+    score = f'IS {real.inception_score[0]:.2f}  ' if real.inception_score else ''
+    count = f'{real.num_images:,} images, ' if real.num_images else ''
+    print(f'data   {score}({count}sha256 {real.hash[:12]})', flush=True)
+    return scoring.Scorer(judge, real, **rules)
+
+
+def check_comparable(name, other, row):
+    """Raise UserError unless a row of config.eval.compare_with was measured as ours is: one plot shows both."""
+    for key in ('num_samples', 'judge', 'reference_sha256'):
+        if other.get(key, row[key]) != row[key]:
+            raise UserError(
+                f'the curve in {name!r} was measured with {key} {other[key]}, this one with {row[key]}; evaluate one '
+                'of the two again (config.eval.compare_with).'
+            )
+
+
+def judge_set(config, class_names, measuring, point, images):
+    """Return the images of a `SampleSet` as `Judged`."""
+    scorer, labels = measuring.scorer, images.labels
+    outputs = scoring.judged(scorer.judge, images.shards(), len(images), point.name)
+    row = {
+        'guidance_weight': float(point.guidance_weight),
+        'classifier_weight': float(point.classifier_weight),
+        **scorer.measure(outputs, labels),
+        'num_samples': len(images),
+        'num_steps': len(build.sampling_logsnrs(config)),
+        'sampler': config.sample.sampler,
+        'seed': config.sample.seed,
+        'seconds_per_image': images.seconds() / len(images),
+        'samples_sha256': images.sha256,
+        **build.count_evaluations(config),
+        **measuring.facts,
+        **settings_of(config),
+    }
+    accuracies = None
+    if scorer.judge.classes_are_labels:
+        accuracies = scoring.accuracy_by_class(outputs.logits, labels, config.data.num_classes)
+    first = images.first(_GRID)
+    title = trained.drawn_with(config, point.guidance_weight, point.classifier_weight)
+    picture = grids.as_png(grids.class_grid(first, labels[: len(first)], class_names, title=title))
+    return Judged(point.name, row, accuracies, picture, first[: 2 * min(config.data.num_classes, 10)])
+
+
+def shared_facts(config, scorer, model):
+    """Return the columns that every row of this evaluation has in common. model: `Trained`, None for given samples."""
+    guide = model and model.classifier
+    return {
+        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'samples': '',
+        'step': model and model.step,
+        'judge': scorer.judge.identity,
+        'reference': config.eval.reference or build.data_name(config),
+        'reference_sha256': scorer.real.hash,
+        'folder': config.eval.folder,
+        'nearest_k': config.eval.nearest_k,
+        'split_images': config.eval.split_images,
+        'model_sha256': model and model.digest[:16],
+        'classifier': guide and f'{config.guidance.classifier_workdir}, step {guide.step}, sha256 {guide.digest[:16]}',
+    }
+
+
+def settings_of(config):
+    """Return the columns that tell how a curve's images are drawn, apart from the sampler, steps and weights."""
+    sample, guided = config.sample, bool(config.guidance.classifier_workdir)
+    constant_v = sample.sampler == 'ancestral' and not config.model.learn_variance
+    return {
+        'guidance': trained.guidance_identity(config),
+        'classifier_form': config.guidance.classifier_form if guided else None,
+        'clip_first': config.guidance.clip_first if guided else None,
+        'spacing': sample.spacing,
+        'v': sample.v if constant_v else None,
+        'eta': sample.eta if sample.sampler == 'ddim' else None,
+        'clip_x': sample.clip_x,
+        'label_order': sample.label_order,
+        'dtype': config.model.dtype,
+        'ema_decay': config.optim.ema_decay,
+    }

@@ -1,0 +1,117 @@
+"""The tables, the pictures and the report of an evaluation."""
+
+import sys
+from pathlib import Path
+
+import cfg_jax
+from cfg_jax import build, files
+from cfg_jax.evaluation import columns, figures, grids, report, results, style
+from cfg_jax.jobs.evaluate import curves
+
+
+def write_tables(folder, suffix, former, sets, class_names):
+    """Write tradeoff.csv and costs.csv of the `former` rows and the curve's, and the curve's accuracy_by_class.csv."""
+    rows = former + [judged.row for judged in sets]
+    files.write(folder / 'tradeoff.csv', results.as_csv(rows, columns.TRADEOFF).encode())
+    files.write(folder / 'costs.csv', results.as_csv(rows, columns.COSTS).encode())
+    if sets[0].accuracies:
+        by_class = [(judged.name, judged.accuracies) for judged in sets]
+        table = results.accuracy_table(class_names, by_class)
+        files.write(folder / f'accuracy_by_class{suffix}.csv', table.encode())
+
+
+def write_curve_pictures(config, folder, suffix, sets, real):
+    """Write the pictures of a whole curve: the same noise at every weight, and the trade-off."""
+    rows, (_, over) = [judged.row for judged in sets], curves.sweep(config)
+    symbol = columns.SYMBOLS[over]
+    names = [f'{symbol} = {row[over]:g}' for row in rows]
+    grid = grids.grid([judged.first for judged in sets], names)
+    grids.save_png(folder / f'samples{suffix}_over_{symbol}.png', grid)
+    real_score = real.inception_score and real.inception_score[0]
+    picture = figures.tradeoff(rows, title=title_of(config, rows), over=over, real=real_score)
+    style.save(folder / f'tradeoff{suffix}', picture)
+
+
+def title_of(config, rows, *, guidance=True):
+    """Return a line that says what the curves show. guidance: name it too, if all curves have the same."""
+    row = rows[0]
+    parts = [f'{row["num_samples"]:,} samples per weight']
+    if row['step'] is not None:  # drawn here
+        parts += [f'{row["num_steps"]} {row["sampler"]} steps', f'training step {row["step"]:,}']
+        parts += [guidance_name(row['guidance'], row['classifier_gradients'])] * guidance
+    return f'{build.data_name(config)}: {", ".join(parts)}, judge {config.eval.judge!r}'
+
+
+def guidance_name(function, by_classifier):
+    """Return the name of a guidance in titles. function: the column 'guidance', which older tables do not have."""
+    if not function:
+        function = 'conditional' if by_classifier else 'classifier_free'
+    names = {'classifier_free': 'classifier-free', 'conditional': '', 'unconditional': 'unconditional model'}
+    own = function.partition(',')[0].rpartition(':')[2]
+    name = names.get(own, own)
+    if own in ('conditional', 'unconditional'):
+        return f'{name}, {"classifier" if by_classifier else "no"} guidance'.removeprefix(', ')
+    return f'{name} and classifier guidance' if by_classifier else f'{name} guidance'
+
+
+def write_summary(config, workdir, folder, rows, pictures, measuring):
+    """Write results.csv, the report and, if another curve is given, comparison.png and .svg.
+
+    pictures: [(row, PNG bytes)].
+    """
+    path = Path(workdir) / 'results.csv'
+    names, former = results.read_all(path)
+    every, replaced = results.merged(former, rows)
+    files.write(path, results.as_csv(every, names).encode())
+    page_path = folder / ('samples_report.html' if config.eval.samples else 'report.html')
+    files.write(page_path, report_page(config, rows, pictures, measuring).encode(errors='backslashreplace'))
+    if measuring.other:
+        pairs = (config.eval.compare_with, measuring.other), (config.eval.folder or '.', rows)
+        both = {curve_name(name, rows): rows for name, rows in pairs}
+        style.save(folder / 'comparison', figures.comparison(both, title=title_of(config, rows, guidance=False)))
+        print(f'wrote {folder}/comparison.png and .svg', flush=True)
+    beside = '' if config.eval.samples else ', its tables and its pictures'
+    again = f', {replaced} in place of rows of the same settings' if replaced else ''
+    print(f'wrote {page_path}{beside}; added to {path}: {len(rows)}{again}', flush=True)
+
+
+def report_page(config, rows, pictures, measuring):
+    """Return report.html as text."""
+    notes = []
+    if rows[0]['num_samples'] < 10_000:
+        notes.append(
+            f'{rows[0]["num_samples"]:,} samples: FID is biased upwards at such numbers and compares only with FID of '
+            'equally many samples; FID∞ is its extrapolation to infinitely many.'
+        )
+    if config.eval.judge != 'inception':
+        notes.append(
+            f'The judge is {config.eval.judge!r}: compare its numbers only with its own, not with those in papers.'
+        )
+    facts, real_score = measuring.facts, measuring.scorer.real.inception_score
+    origin = {
+        'judge': facts['judge'],
+        'reference': facts['reference'],
+        'reference sha256': facts['reference_sha256'],
+        'training step': facts['step'],
+        'samples': facts['samples'],
+        'date': facts['date'],
+        'cfg_jax': cfg_jax.__version__,
+        'command': ' '.join(['python -m cfg_jax.main', *sys.argv[1:]]),
+    }
+    several = len(curves.curves(config)) > 1
+    return report.render(
+        title=config.data.name or config.data.source if several else title_of(config, rows),
+        rows=rows,
+        columns=columns.IN_REPORT,
+        settings=config.to_dict(),
+        references={name: value for name, value in origin.items() if value not in (None, '')},
+        grids=pictures,
+        notes=notes,
+        real={'inception_score': real_score[0]} if real_score else None,
+    )
+
+
+def curve_name(folder, rows):
+    """Return the name of a folder's curve in a plot with others."""
+    kind = guidance_name(rows[0].get('guidance'), rows[0]['classifier_gradients'])
+    return kind if folder == '.' else f'{kind} ({folder})'
