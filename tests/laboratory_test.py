@@ -1,6 +1,7 @@
 """The laboratory: its measurements against known answers, and its job, shrunk."""
 
 import csv
+import io
 import json
 import math
 
@@ -8,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from cfg_jax import mixtures, schedules
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import experiments
+from cfg_jax.evaluation import laboratory as figures
 from cfg_jax.evaluation.experiments import Bench, Networks
 from cfg_jax.jobs import laboratory
 from tests import tiny
@@ -84,7 +87,7 @@ def test_the_energy_distance():
     # of N(0, 1) and N(1, 1) on a line: 2 E|N(1, 2)| - 2 E|N(0, 2)|
     expected = 2 * (2 / math.sqrt(math.pi) * math.exp(-0.25) + math.erf(0.5)) - 4 / math.sqrt(math.pi)
     distance, error = experiments.energy_distance(one[:, :1], other[:, :1] + 1)
-    assert abs(distance - expected) < 4 * error < 0.1
+    assert abs(distance - expected) < 4 * error < 0.2
 
 
 def test_less_noise_scales_the_noise_of_every_step():
@@ -95,7 +98,7 @@ def test_less_noise_scales_the_noise_of_every_step():
     full, half, none = (
         experiments.draw(small, nothing, 50, noise=factor, **options) for factor in (None, (0.5,), (0.0,))
     )
-    assert np.abs(none).max() == 0 and np.abs(full).max() > 0.1
+    assert np.abs(none).max() < 1e-6 and np.abs(full).max() > 0.1
     np.testing.assert_allclose(half, full / 2, rtol=1e-4, atol=1e-5)
 
 
@@ -159,6 +162,42 @@ def config(**changes):
     return found
 
 
+def test_every_figure_is_drawn():
+    """Of numbers drawn at random, as many as a figure needs."""
+    random, grid = np.random.default_rng(0), experiments.Grid.around(STAR, num_points=40)
+    density = np.exp(-((grid.points.reshape(40, 40, 2) - [0, 1]) ** 2).sum(-1))
+    few, x = np.stack([density] * 2), random.standard_normal((2, 50, 2))
+    rows = [
+        {'quantity': quantity, 'method': method, 'weight': at, 'logsnr': at, 'value': value, 'error': 0.1}
+        for quantity in ('mean along the axis', 'deviation along the axis', 'energy distance to the target',
+                         'relative difference of eps', 'antisymmetric part')
+        for method in ('target', 'ddim') for at, value in ((0.0, 0.0), (1.0, 1e-3))
+    ]  # fmt: skip
+    strengths = {name: values[:2] for name, values in experiments.BASELINES.items()}
+    by_strength = [
+        {'quantity': quantity, 'method': method, 'strength': strength, 'value': 0.5 + 0.1 * number, 'error': 0.01}
+        for quantity in ('spread', 'class probability')
+        for method, values in strengths.items() for number, strength in enumerate(values)
+    ]  # fmt: skip
+    by_method = {method: x for method in strengths}
+    path = random.standard_normal((6, 5, 2))
+    drawn = {
+        'densities': figures.densities_and_clouds(grid, few[:, None], x[:, None], (0.0, 1.0)),
+        'fields': figures.fields_and_paths(
+            grid, (-1.0, 0.0, 1.0), few[[0, 1, 0]], x[0], x[[0, 1, 0]], {w: path for w in (0, 1, 2)}, weight=1.0
+        ),
+        'target': figures.target_and_yield(grid, few, {'ancestral': x, 'ddim': x}, (0.0, 1.0)),
+        'difference': figures.difference(rows),
+        'either_side': figures.either_side(rows[12:16], x, weight=1.0),
+        'baselines': figures.baselines(grid, density, by_strength, by_method, strengths, shown=1),
+        'antisymmetry': figures.antisymmetry(rows[16:]),
+    }
+    for name, picture in drawn.items():
+        assert Image.open(io.BytesIO(picture.png)).width == 680 * 130 // 72, name
+        assert 'nan' not in picture.svg.lower().split('<defs>')[0] and picture.svg.endswith('</svg>\n'), name
+
+
+@pytest.mark.slow
 def test_the_job_writes_every_figure_and_number(tmp_path, capsys):
     rows = laboratory.run(config(), tmp_path)
     names = {'densities', 'fields', 'target', 'difference', 'baselines', 'either_side', 'antisymmetry'}

@@ -7,7 +7,7 @@ from cfg_jax.evaluation.style import PALETTE
 
 _MARKERS = 'os^DvP'
 _LINES = ('-', '--', ':', '-.', '-', '--')
-_LEAST = 1e-9  # on logarithmic axes 0 is drawn here
+_LEAST = 1e-9  # on logarithmic axes smaller values are drawn here
 _HIGH = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 _NAMES = {'target': 'target p(x|c) p(c|x)^w', 'ancestral': 'guided, ancestral', 'ddim': 'guided, DDIM'}
 _LOOKS = {'target': ('c5', 'o'), 'ancestral': ('c0', 's'), 'ddim': ('c1', '^')}
@@ -276,6 +276,6 @@ def antisymmetry(rows):
     """Draw how far each field is from a gradient, over λ. rows: of `experiments.antisymmetry`."""
     with style.figure((680, 420)) as (figure, axis):
         _over_logsnr(axis, rows, 'antisymmetric part')
-        axis.set_title('|J − Jᵀ| / |J + Jᵀ|, J = ∂eps/∂z: 0 for a gradient (drawn at 10⁻⁹)', pad=5)
+        axis.set_title('|J − Jᵀ| / |J + Jᵀ|, J = ∂eps/∂z: 0 for a gradient; less than 10⁻⁹ drawn there', pad=5)
         figure.legend(loc='outside lower left', ncols=2)
         return style.picture(figure)
