@@ -158,7 +158,7 @@ def default():
     laboratory.num_samples = 5000  # samples drawn with guidance, per weight and sampler
     laboratory.target_samples = 200_000  # weighted samples that stand for the guided target, per weight
     laboratory.train_steps = 2000  # steps of training of the denoiser, and of the classifier
-    laboratory.batch_size = 512  # samples per step
+    laboratory.batch_size = 256  # samples per step
     laboratory.width = 128  # of the three hidden layers of both
 
     config.convert = convert = ConfigDict()

@@ -88,6 +88,16 @@ def test_the_last_config_counts_wherever_it_stands(parsed):
     assert (config.seed, config.model.channels) == (4, 16)
 
 
+def test_the_data_choose_the_default_mode(parsed):
+    exact = f'--config={tiny.ROOT}/configs/mixture2d.py'
+    assert parsed(DIGITS).mode == 'train' and parsed(exact).mode == 'laboratory'
+    assert parsed(exact, '--mode=laboratory').workdir.name == 'mixture2d'
+    with pytest.raises(UserError, match=r"--mode=train does not go with config\.data\.source='mixture'; use 'laborat"):
+        parsed(exact, '--mode=train')
+    with pytest.raises(UserError, match=r"--mode=laboratory does not go with config\.data\.source='digits'; use ano"):
+        parsed(DIGITS, '--mode=laboratory')
+
+
 def test_help(parsed, capsys):
     """It says what every mode does, gives five commands, and says where results are and where fields are explained."""
     for flag in ('--help', '-h', '--helpshort', '-helpfull'):

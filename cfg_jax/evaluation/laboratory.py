@@ -7,7 +7,7 @@ from cfg_jax.evaluation.style import PALETTE
 
 _MARKERS = 'os^DvP'
 _LINES = ('-', '--', ':', '-.', '-', '--')
-_LEAST = 1e-9  # on logarithmic axes 0 is drawn here
+_LEAST = 1e-9  # on logarithmic axes smaller values are drawn here
 _HIGH = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 _NAMES = {'target': 'target p(x|c) p(c|x)^w', 'ancestral': 'guided, ancestral', 'ddim': 'guided, DDIM'}
 _LOOKS = {'target': ('c5', 'o'), 'ancestral': ('c0', 's'), 'ddim': ('c1', '^')}
@@ -200,13 +200,14 @@ def either_side(rows, clouds, *, weight, reach=3.2):
 
     rows: of `experiments.from_either_side`. clouds: the conditional's and the unconditional's samples [2, n, 2].
     """
-    titles = f'conditional, {weight:g}', f'unconditional, {weight + 1:g}'
+    titles = f'conditional, w = {weight:g}', f'unconditional, w = {weight + 1:g}'
     with style.figure((680, 290), columns=3, width_ratios=[1.3, 1, 1]) as (figure, axes):
         _over_logsnr(axes[0], rows, 'relative difference of eps')
         axes[0].set_title('|eps − eps′| / |eps|', pad=5)
         for number, (axis, x, title) in enumerate(zip(axes[1:], clouds, titles)):
             _cloud(axis, x, 0)
             _square(axis, reach, title, y=number == 0)
+        axes[1].set_ylabel('samples of the networks\nx₂')
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc='outside lower left', ncols=2)
         return style.picture(figure)
@@ -237,7 +238,7 @@ def baselines(grid, density, rows, drawn, strengths, *, shown=3, num_points=1500
     methods, reach = list(drawn), 2.4
     names = {method: method.replace('noise of the steps', 'step noise').replace('noise at the start', 'start noise')
              for method in methods}  # fmt: skip
-    places = {'ha': ['center', 'right', 'right', 'left'], 'xytext': [(0, 7), (-7, 5), (-8, -9), (5, -15)]}
+    places = {'ha': ['center', 'right', 'center', 'left'], 'xytext': [(0, 7), (-7, 5), (0, -19), (5, -15)]}
     mosaic = [['data', *methods[1:], methods[0]], ['chart'] * (len(methods) + 1)]
     with style.figure((680, 540), mosaic=mosaic, height_ratios=[1, 2]) as (figure, axes):
         clouds = {'data': (drawn[methods[0]][0], 5, 'p(x|c)')}
@@ -275,6 +276,6 @@ def antisymmetry(rows):
     """Draw how far each field is from a gradient, over λ. rows: of `experiments.antisymmetry`."""
     with style.figure((680, 420)) as (figure, axis):
         _over_logsnr(axis, rows, 'antisymmetric part')
-        axis.set_title('|J − Jᵀ| / |J + Jᵀ|, J = ∂eps/∂z: 0 for a gradient (drawn at 10⁻⁹)', pad=5)
+        axis.set_title('|J − Jᵀ| / |J + Jᵀ|, J = ∂eps/∂z: 0 for a gradient; less than 10⁻⁹ drawn there', pad=5)
         figure.legend(loc='outside lower left', ncols=2)
         return style.picture(figure)
