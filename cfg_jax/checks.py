@@ -120,8 +120,8 @@ def _check_values(config):
     for name in ('radius', 'std'):
         _require(0 < config.laboratory[name] < math.inf, config, f'laboratory.{name}', 'above 0')
     weights = config.laboratory.weights
-    rising = weights and all(a < b for a, b in pairwise(weights)) and weights[0] >= 0 and weights[-1] < math.inf
-    _require(rising, config, 'laboratory.weights', 'a tuple of increasing numbers, at least 0')
+    increasing = weights and weights[0] >= 0 and all(a < b for a, b in pairwise((*weights, math.inf)))
+    _require(increasing, config, 'laboratory.weights', 'a tuple of finite, increasing numbers, at least 0')
     _require(0 < config.plan.utilisation <= 1, config, 'plan.utilisation', 'above 0 and at most 1')
     _require(0 <= config.plan.price < math.inf, config, 'plan.price', 'at least 0 (0 if it is not known)')
     _require(config.data.image_channels in (1, 3), config, 'data.image_channels', '1 or 3')
