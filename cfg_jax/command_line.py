@@ -50,7 +50,8 @@ Examples:
 
 --config is one of {configs}, or your own file.
 Every field is explained in {fields}; --config.SECTION.KEY=VALUE changes one.
-Results go to --workdir (runs/NAME for NAME.py if unset): checkpoints, logs, images, tables, report.html.
+Results go to --workdir (runs/NAME for NAME.py if unset; runs/folder_IMAGES for the folder IMAGES): checkpoints, logs,
+images, tables, report.html.
 The same command again resumes what was stopped. Several processes can make one job: {join}; see docs/machines.md.
 """
 _argv = []  # the arguments that ml_collections looks for overrides in
@@ -75,7 +76,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     sys_argv=_argv,
 )
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'The folder for checkpoints, logs and pictures; runs/<config name> if unset.'
+    'workdir',
+    None,
+    'The folder for checkpoints, logs and pictures; runs/<config name> if unset, and with the name of an image folder.',
 )
 _MODE = flags.DEFINE_enum(
     'mode', None, list(MODES), "The job to run; train if unset, laboratory for config.data.source='mixture'."
@@ -151,6 +154,8 @@ def arguments(argv):
         'for_one': f'--mode={mode}' if mode in ONE_PROCESS else '',
     }
     config_files.expand_paths(config)
+    if config.data.source == 'folder' and config.data.data_dir:
+        name += f'_{Path(config.data.data_dir).absolute().stem}'  # one config serves any folder of images
     workdir = Path(config_files.expanded(_WORKDIR.value or str(Path('runs') / name), '--workdir'))
     return Arguments(config, mode, workdir, joining)
 

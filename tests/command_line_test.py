@@ -177,3 +177,12 @@ def test_no_path_is_forgotten():
             found.add(f'{section}.{field[1]}')
     names = {'data.source', 'data.name', 'eval.folder', 'eval.compare_with'}  # folders inside the workdir, or no paths
     assert found - names <= set(config_files.PATHS) and len(found) > 5
+
+
+def test_each_folder_of_images_has_a_workdir_of_its_own(parsed):
+    names = [
+        parsed('--config=configs/folder.py', f'--config.data.data_dir={place}').workdir
+        for place in ('a/cats/', 'dogs.zip')
+    ]
+    assert list(map(str, names)) == ['runs/folder_cats', 'runs/folder_dogs']
+    assert str(parsed('--config=configs/folder.py', '--config.data.data_dir=cats', '--workdir=w').workdir) == 'w'
