@@ -179,12 +179,12 @@ def test_every_figure_is_drawn():
         for quantity in ('spread', 'class probability')
         for method, values in strengths.items() for number, strength in enumerate(values)
     ]  # fmt: skip
-    by_method = {method: x for method in strengths}
+    by_method = dict.fromkeys(strengths, x)
     path = random.standard_normal((6, 5, 2))
     drawn = {
         'densities': figures.densities_and_clouds(grid, few[:, None], x[:, None], (0.0, 1.0)),
         'fields': figures.fields_and_paths(
-            grid, (-1.0, 0.0, 1.0), few[[0, 1, 0]], x[0], x[[0, 1, 0]], {w: path for w in (0, 1, 2)}, weight=1.0
+            grid, (-1.0, 0.0, 1.0), few[[0, 1, 0]], x[0], x[[0, 1, 0]], dict.fromkeys((0, 1, 2), path), weight=1.0
         ),
         'target': figures.target_and_yield(grid, few, {'ancestral': x, 'ddim': x}, (0.0, 1.0)),
         'difference': figures.difference(rows),
