@@ -93,12 +93,16 @@ def source(config):
     from cfg_jax.data import sources  # drawing with a trained model needs no library that reads data
 
     place, resampling = config.data.data_dir, {key: config.data[key] for key in ('resampling', 'upsample')}
+    if config.data.source == 'mixture':
+        raise UserError("config.data.source is 'mixture', which has no images: it is for --mode=laboratory alone.")
     if config.data.source == 'digits':
         data = sources.digits()
     elif config.data.source == 'folder':
         if not place:
             raise UserError('config.data.data_dir is not set; give a folder of images or a zip file of one.')
         data = sources.FolderSource(place, image_shape(config), **resampling)
+    elif config.data.source == 'mixture':
+        raise UserError("config.data.source='mixture' has no images; it is for --mode=laboratory alone.")
     else:
         data = sources.TfdsSource(config.data.name, config.data.split, place, image_shape(config), **resampling)
     if tuple(data.image_shape) != image_shape(config):

@@ -2,6 +2,7 @@
 
 import math
 import pkgutil
+from itertools import pairwise
 
 from cfg_jax import build
 from cfg_jax.data import images
@@ -10,7 +11,7 @@ from cfg_jax.evaluation import judges
 
 JUDGES = tuple(sorted(module.name for module in pkgutil.iter_modules(judges.__path__)))
 _CHOICES = {
-    'data.source': ('digits', 'tfds', 'folder'),
+    'data.source': ('digits', 'tfds', 'folder', 'mixture'),
     'data.resampling': tuple(images.RESAMPLINGS),
     'diffusion.schedule': ('cosine', *build.TABLES),
     'diffusion.prediction': ('eps', 'x', 'v'),
@@ -60,6 +61,11 @@ _LEAST = {
     'prepare.num_shards': 0,
     'inspect.num_images': 1,
     'inspect.seconds': 0,
+    'laboratory.num_samples': 100,
+    'laboratory.target_samples': 100,
+    'laboratory.train_steps': 10,
+    'laboratory.batch_size': 1,
+    'laboratory.width': 1,
 }
 _BETWEEN_0_AND_1 = ('loss.p_uncond', 'sample.v', 'sample.eta')
 _BELOW_1 = ('model.dropout', 'optim.b1', 'optim.b2', 'optim.ema_decay')
@@ -111,6 +117,11 @@ def _check_values(config):
         finite = all(map(math.isfinite, config.eval[name]))
         _require(finite, config, f'eval.{name}', 'a tuple of finite numbers')
     _require(math.isfinite(build.guidance_weight(config)), config, 'sample.guidance_weight', 'a finite number')
+    for name in ('radius', 'std'):
+        _require(0 < config.laboratory[name] < math.inf, config, f'laboratory.{name}', 'above 0')
+    weights = config.laboratory.weights
+    increasing = weights and weights[0] >= 0 and all(a < b for a, b in pairwise((*weights, math.inf)))
+    _require(increasing, config, 'laboratory.weights', 'a tuple of finite, increasing numbers, at least 0')
     _require(0 < config.plan.utilisation <= 1, config, 'plan.utilisation', 'above 0 and at most 1')
     _require(0 <= config.plan.price < math.inf, config, 'plan.price', 'at least 0 (0 if it is not known)')
     _require(config.data.image_channels in (1, 3), config, 'data.image_channels', '1 or 3')

@@ -23,8 +23,10 @@ MODES = {
     'inspect': 'show the data set in pictures and numbers, and how fast it is read',
     'convert': 'read weights from config.convert.path (.pt, .safetensors), or write them to config.convert.to',
     'plan': 'estimate the memory, the time and the cost of training, without training',
+    'laboratory': "study guidance on mixtures of Gaussians (the default for config.data.source='mixture')",
 }
-ONE_PROCESS = ('prepare', 'inspect', 'convert', 'plan')  # several processes would do the same work several times
+# several processes would do the same work several times
+ONE_PROCESS = ('prepare', 'inspect', 'convert', 'plan', 'laboratory')
 _FIELDS = Path(__file__).with_name('config.py')  # also the config file of a workdir's saved config
 _HELP = """\
 usage: python -m cfg_jax.main --config=FILE [--mode=MODE] [--workdir=DIR] [--config.SECTION.KEY=VALUE ...]
@@ -48,7 +50,8 @@ Examples:
 
 --config is one of {configs}, or your own file.
 Every field is explained in {fields}; --config.SECTION.KEY=VALUE changes one.
-Results go to --workdir (runs/NAME for NAME.py if unset): checkpoints, logs, images, tables, report.html.
+Results go to --workdir (runs/NAME for NAME.py if unset; runs/folder_IMAGES for the folder IMAGES): checkpoints, logs,
+images, tables, report.html.
 The same command again resumes what was stopped. Several processes can make one job: {join}; see docs/machines.md.
 """
 _argv = []  # the arguments that ml_collections looks for overrides in
@@ -73,9 +76,13 @@ _CONFIG = config_flags.DEFINE_config_file(
     sys_argv=_argv,
 )
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'The folder for checkpoints, logs and pictures; runs/<config name> if unset.'
+    'workdir',
+    None,
+    'The folder for checkpoints, logs and pictures; runs/<config name> if unset, and with the name of an image folder.',
 )
-_MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'The job to run.')
+_MODE = flags.DEFINE_enum(
+    'mode', None, list(MODES), "The job to run; train if unset, laboratory for config.data.source='mixture'."
+)
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
     'coordinator_address', None, 'In a job of several processes: host:port of process 0.'
 )
@@ -137,17 +144,30 @@ def arguments(argv):
             'no config; give one of configs/, such as --config=configs/digits.py, or a --workdir with checkpoints.'
         )
     name = Path(_config_path(config_flags.get_config_filename(flags.FLAGS['config']))).stem
+    config = _CONFIG.value
+    mode = _mode(config)
     joining = {
         'coordinator_address': _COORDINATOR_ADDRESS.value,
         'num_processes': _NUM_PROCESSES.value,
         'process_id': _PROCESS_ID.value,
         'join_seconds': _JOIN_SECONDS.value,
-        'for_one': f'--mode={_MODE.value}' if _MODE.value in ONE_PROCESS else '',
+        'for_one': f'--mode={mode}' if mode in ONE_PROCESS else '',
     }
-    config = _CONFIG.value
     config_files.expand_paths(config)
+    if config.data.source == 'folder' and config.data.data_dir:
+        name += f'_{Path(config.data.data_dir).absolute().stem}'  # one config serves any folder of images
     workdir = Path(config_files.expanded(_WORKDIR.value or str(Path('runs') / name), '--workdir'))
-    return Arguments(config, _MODE.value, workdir, joining)
+    return Arguments(config, mode, workdir, joining)
+
+
+def _mode(config):
+    """Return the job to run, by --mode or by the data; UserError if the two do not go together."""
+    exact = config.data.source == 'mixture'
+    mode = _MODE.value or ('laboratory' if exact else 'train')
+    if exact != (mode == 'laboratory'):
+        allowed = "'laboratory'" if exact else 'another one, or --config=configs/mixture2d.py'
+        raise UserError(f'--mode={mode} does not go with config.data.source={config.data.source!r}; use {allowed}.')
+    return mode
 
 
 def help_text():

@@ -16,7 +16,9 @@ def default():
     config.seed = 0  # for parameters, data order and training noise
 
     config.data = data = ConfigDict()
-    data.source = 'digits'  # 'digits' (scikit-learn's) | 'tfds' | 'folder' (a folder of images or a zip file of one)
+    # 'digits' (scikit-learn's) | 'tfds' | 'folder' (a folder of images or a zip file of one) | 'mixture' (of Gaussians,
+    # for --mode=laboratory alone)
+    data.source = 'digits'
     data.name = ''  # tfds: such as 'imagenet_resized/64x64'; '' if data_dir is the data set's own folder
     data.split = 'train'  # tfds
     data.data_dir = placeholder(
@@ -148,6 +150,16 @@ def default():
     plan.compile = True  # compile the training step for it, besides estimating
     plan.utilisation = 0.4  # fraction of the peak FLOP/s that training is assumed to reach
     plan.price = 0.0  # price of one device for an hour, in any currency, for the cost; 0: not known
+
+    config.laboratory = laboratory = ConfigDict()  # --mode=laboratory, for data.source='mixture'
+    laboratory.radius = 1.0  # distance of the classes' means from the origin
+    laboratory.std = 0.5  # standard deviation of each class, in every direction
+    laboratory.weights = (0.0, 0.5, 1.0, 2.0, 4.0)  # guidance weights w, increasing
+    laboratory.num_samples = 5000  # samples drawn with guidance, per weight and sampler
+    laboratory.target_samples = 200_000  # weighted samples that stand for the guided target, per weight
+    laboratory.train_steps = 2000  # steps of training of the denoiser, and of the classifier
+    laboratory.batch_size = 256  # samples per step
+    laboratory.width = 128  # of the three hidden layers of both
 
     config.convert = convert = ConfigDict()
     convert.path = ''  # --mode=convert: a .pt file of OpenAI's or a .safetensors file, made a checkpoint of the workdir

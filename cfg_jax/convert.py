@@ -188,7 +188,8 @@ def check_fits(arrays, shapes):
     """Raise UserError, which names the first few, if some of {name: array} differ from {name: shape} or are missing."""
     if problems := mismatches(arrays, shapes):
         shown = '; '.join(problems[:4]) + (f'; and {len(problems) - 4} more' if len(problems) > 4 else '')
-        raise UserError(f'the checkpoint does not fit this network ({len(problems)} tensors differ): {shown}')
+        count = '1 tensor differs' if len(problems) == 1 else f'{len(problems)} tensors differ'
+        raise UserError(f'the checkpoint does not fit this network ({count}): {shown}')
 
 
 def _params(state_dict, entries):

@@ -46,7 +46,7 @@ class WeightedSamples(NamedTuple):
 
     def resample(self, key: Key[Array, ''], n: int) -> Float[Array, 'n D']:
         """Draw n of the samples with replacement, by weight: approximately samples of the other distribution."""
-        return self.x[jax.random.categorical(key, self.log_weights, shape=(n,))]
+        return jax.random.choice(key, self.x, (n,), p=self.normalised)
 
 
 @jax.tree_util.register_pytree_node_class

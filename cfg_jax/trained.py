@@ -97,16 +97,15 @@ def saved_config(workdir):
     Raises UserError if there is no checkpoint.
     """
     config = default()
-    with contextlib.closing(_open_checkpoints(workdir, {})) as checkpoints:
+    with _open_checkpoints(workdir, {}) as checkpoints:
         config.update(checkpoints.saved_config())
     return config
 
 
 def _load(config, workdir, mesh, classifier, *, step=None, ema=True):
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
-    checkpoints = _open_checkpoints(workdir, build.model_identity(config))
-    restored = checkpoints.restore_params(sharding.abstract(shapes, sharding.replicated(mesh)), step=step, ema=ema)
-    checkpoints.close()
+    with _open_checkpoints(workdir, build.model_identity(config)) as checkpoints:
+        restored = checkpoints.restore_params(sharding.abstract(shapes, sharding.replicated(mesh)), step=step, ema=ema)
     path = checkpoints.path(restored.step)
     host = jax.device_get(restored.tree)
     if problems := not_finite(flatten_dict(host, sep='/')):
@@ -120,7 +119,7 @@ def saved_class_names(workdir):
     """Return the class names of `workdir`'s newest checkpoint, or () without a readable one. All processes call it."""
     directory, names = Path(workdir) / 'checkpoints', ()
     if directory.is_dir():
-        with contextlib.suppress(UserError), contextlib.closing(Checkpoints(directory, {}, read_only=True)) as saved:
+        with contextlib.suppress(UserError), Checkpoints(directory, {}, read_only=True) as saved:
             names = saved.saved_class_names()
     return names
 
@@ -132,6 +131,7 @@ def _open_checkpoints(workdir, identity):
         checkpoints = Checkpoints(directory, identity, defaults=default().to_dict(), read_only=True)
         if checkpoints.latest_step() is not None:
             return checkpoints
+        checkpoints.close()
     raise UserError(f'no checkpoint in {directory}; train first (--mode=train) or point --workdir at a trained one.')
 
 

@@ -129,6 +129,7 @@ def test_grid():
         (lambda m: cfg_jax.read_config('digit'), "no config file 'digit'; there are .*digits.py"),
         (lambda m: cfg_jax.read_config('digits', {'train.steps': 3}), "unknown config field 'train.steps'.*num_steps"),
         (lambda m: cfg_jax.read_config('digits', {'train.num_steps': 'x'}), "config.train.num_steps cannot be 'x'"),
+        (lambda m: cfg_jax.train('mixture2d', m.workdir.parent / 'x'), 'for --mode=laboratory alone'),
         (lambda m: cfg_jax.evaluate(m.workdir, {'eval.judge': 'x'}), "config.eval.judge is 'x'"),
     ],
 )

@@ -114,6 +114,7 @@ def chaos(tmp_path, kinds, num_steps, seed):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_disturbed_once(tmp_path):
     chaos(tmp_path, ['SIGTERM of one'], 31, seed=0)
 

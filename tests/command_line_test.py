@@ -88,6 +88,16 @@ def test_the_last_config_counts_wherever_it_stands(parsed):
     assert (config.seed, config.model.channels) == (4, 16)
 
 
+def test_the_data_choose_the_default_mode(parsed):
+    exact = f'--config={tiny.ROOT}/configs/mixture2d.py'
+    assert parsed(DIGITS).mode == 'train' and parsed(exact).mode == 'laboratory'
+    assert parsed(exact, '--mode=laboratory').workdir.name == 'mixture2d'
+    with pytest.raises(UserError, match=r"--mode=train does not go with config\.data\.source='mixture'; use 'laborat"):
+        parsed(exact, '--mode=train')
+    with pytest.raises(UserError, match=r"--mode=laboratory does not go with config\.data\.source='digits'; use ano"):
+        parsed(DIGITS, '--mode=laboratory')
+
+
 def test_help(parsed, capsys):
     """It says what every mode does, gives five commands, and says where results are and where fields are explained."""
     for flag in ('--help', '-h', '--helpshort', '-helpfull'):
@@ -167,3 +177,12 @@ def test_no_path_is_forgotten():
             found.add(f'{section}.{field[1]}')
     names = {'data.source', 'data.name', 'eval.folder', 'eval.compare_with'}  # folders inside the workdir, or no paths
     assert found - names <= set(config_files.PATHS) and len(found) > 5
+
+
+def test_each_folder_of_images_has_a_workdir_of_its_own(parsed):
+    names = [
+        parsed('--config=configs/folder.py', f'--config.data.data_dir={place}').workdir
+        for place in ('a/cats/', 'dogs.zip')
+    ]
+    assert list(map(str, names)) == ['runs/folder_cats', 'runs/folder_dogs']
+    assert str(parsed('--config=configs/folder.py', '--config.data.data_dir=cats', '--workdir=w').workdir) == 'w'

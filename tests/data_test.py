@@ -29,18 +29,7 @@ from cfg_jax.data.preparing import labels
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import prepare, train
 from tests import tfds_layout, tiny
-
-
-class Numbered(sources.Source):
-    """A source whose image i is filled with i, except for a bright left column."""
-
-    def __len__(self):
-        return 50
-
-    def batch(self, indices):
-        images = np.tile(np.asarray(indices, np.uint8)[:, None, None, None], (1, 4, 4, 1))
-        images[:, :, 0] = 255
-        return {'image': images, 'label': np.asarray(indices, np.int32)}
+from tests.numbered import Numbered
 
 
 def labels_of(iterator, batches):
@@ -111,7 +100,7 @@ STREAM = """
 import hashlib, sys
 from absl import flags
 from cfg_jax.data import pipeline
-from tests.data_test import Numbered
+from tests.numbered import Numbered
 
 if __name__ == '__main__':
     workers, position = map(int, sys.argv[1:])
@@ -629,6 +618,7 @@ def test_a_data_set_without_labels(tmp_path):
         open_tfds(tmp_path, 'captions', 8)
 
 
+@pytest.mark.slow
 def test_the_imagenet64_config_trains_on_tfdss_data(tfds_dir, tmp_path):
     """The network is shrunk, the data unchanged; class names pass into the checkpoint and out of it again."""
     small = {

@@ -13,7 +13,8 @@ import cfg_jax
 from tests.tiny import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
-REQUIREMENTS = PYPROJECT['project']['dependencies'] + PYPROJECT['project']['optional-dependencies']['test']
+EXTRAS = PYPROJECT['project']['optional-dependencies']
+REQUIREMENTS = PYPROJECT['project']['dependencies'] + EXTRAS['test'] + EXTRAS['docs']
 CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text()
 
 
@@ -69,7 +70,7 @@ def test_every_ruff_is_the_same():
 
 
 def test_the_lowest_versions_are_the_lower_bounds():
-    bounds = [re.match(r'([\w.-]+)(?:>=|==)([\d.]+)', requirement) for requirement in REQUIREMENTS]
+    bounds = [re.match(r'([\w.-]+)(?:\[\w+\])?(?:>=|==)([\d.]+)', requirement) for requirement in REQUIREMENTS]
     lowest = {match[1].lower().replace('_', '-'): match[2] for match in bounds if match}
     assert pinned(ROOT / 'constraints' / 'lowest.txt') == lowest
 

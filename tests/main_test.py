@@ -62,7 +62,7 @@ def test_accuracy_by_class_averages_to_the_accuracy(trained):
 def test_a_comparison_of_two_curves(trained):
     """A second folder's curve, drawn with the first; its costs are counted: one forward a step against two."""
     arguments = ['--mode=evaluate', f'--workdir={trained[0]}', '--config.eval.folder=plain']
-    done = tiny.main(*tiny.flags(guidance__function='conditional', eval__compare_with='.'), *arguments)
+    done = tiny.forked_main(*tiny.flags(guidance__function='conditional', eval__compare_with='.'), *arguments)
     assert done.returncode == 0, done.stderr
     (guided, *_), (plain, *_) = (
         list(csv.DictReader((folder / 'costs.csv').read_text().splitlines()))
@@ -71,14 +71,14 @@ def test_a_comparison_of_two_curves(trained):
     assert (guided['network_evaluations'], plain['network_evaluations']) == ('6', '3')
     assert float(plain['seconds_per_image']) > 0 and plain['classifier_gradients'] == '0'
     assert Image.open(trained[0] / 'plain' / 'comparison.png').width > 500
-    done = tiny.main(*tiny.flags(eval__compare_with='nowhere'), *arguments)
+    done = tiny.forked_main(*tiny.flags(eval__compare_with='nowhere'), *arguments)
     assert 'config.eval.compare_with' in one_line_of_error(done)
 
 
 def test_several_samplers_and_steps(trained):
     """A curve each, in one report; the results of every evaluation stand in one table of the workdir."""
     before = list(csv.DictReader((trained[0] / 'results.csv').open()))
-    done = tiny.main(
+    done = tiny.forked_main(
         *tiny.flags(eval__samplers=('ancestral', 'ddim'), eval__num_steps=(2,), eval__folder='several'),
         '--mode=evaluate',
         f'--workdir={trained[0]}',
@@ -105,7 +105,7 @@ def test_several_samplers_and_steps(trained):
 def test_a_second_evaluation_draws_nothing_anew(trained):
     shards = {path: path.stat().st_mtime_ns for path in (trained[0] / 'sample_sets').rglob('shard_*.npz')}
     results = list(csv.DictReader((trained[0] / 'results.csv').open()))[:2]
-    done = tiny.main(*tiny.flags(eval__folder='again'), '--mode=evaluate', f'--workdir={trained[0]}')
+    done = tiny.forked_main(*tiny.flags(eval__folder='again'), '--mode=evaluate', f'--workdir={trained[0]}')
     assert done.returncode == 0 and 'images/s' not in done.stdout, done.stdout + done.stderr
     assert {path: path.stat().st_mtime_ns for path in (trained[0] / 'sample_sets').rglob('shard_*.npz')} == shards
     again = list(csv.DictReader((trained[0] / 'results.csv').open()))[-2:]
@@ -116,7 +116,7 @@ def test_a_second_evaluation_draws_nothing_anew(trained):
 
 def test_bits_per_dim(trained):
     flags = tiny.flags(eval__bits_per_dim=True, eval__bound_evaluations=5)
-    done = tiny.main(*flags, '--mode=evaluate', f'--workdir={trained[0]}')
+    done = tiny.forked_main(*flags, '--mode=evaluate', f'--workdir={trained[0]}')
     assert done.returncode == 0, done.stderr
     result = json.loads((trained[0] / 'bits_per_dim.json').read_text())
     assert result['num_images'] == 40 and result['num_steps'] == 5 and result['logsnr_max'] == 13.3
@@ -136,7 +136,7 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
 
 
 def sample(workdir, **changes):
-    done = tiny.main(*tiny.flags(**changes), '--mode=sample', f'--workdir={workdir}')
+    done = tiny.forked_main(*tiny.flags(**changes), '--mode=sample', f'--workdir={workdir}')
     assert done.returncode == 0, done.stderr
     png, npz = re.search(r'wrote (\S+\.png) and (\S+\.npz)', done.stdout).groups()
     with np.load(npz) as arrays:
@@ -254,20 +254,20 @@ def one_line_of_error(done):
 def test_bad_input(trained, case):
     arguments, message = BAD[case]
     before = sorted(path.name for path in trained[0].rglob('*'))
-    done = tiny.main(*tiny.flags(), *arguments, f'--workdir={trained[0]}')
+    done = tiny.forked_main(*tiny.flags(), *arguments, f'--workdir={trained[0]}')
     assert re.search(message, one_line_of_error(done)), done.stderr
     assert sorted(path.name for path in trained[0].rglob('*')) == before
 
 
 def test_no_checkpoint(tmp_path):
     for empty in (tmp_path / 'missing', tmp_path):
-        done = tiny.main(*tiny.flags(), '--mode=sample', f'--workdir={empty}')
+        done = tiny.forked_main(*tiny.flags(), '--mode=sample', f'--workdir={empty}')
         assert re.search(r'no checkpoint in .*checkpoints; train first', one_line_of_error(done))
 
 
 def test_a_workdir_that_cannot_be(tmp_path):
     (tmp_path / 'file').write_text('')
-    done = tiny.main(*tiny.flags(), f'--workdir={tmp_path}/file/below')
+    done = tiny.forked_main(*tiny.flags(), f'--workdir={tmp_path}/file/below')
     assert 'cannot be written' in one_line_of_error(done)
     (tmp_path / 'loop').symlink_to('loop')
     for name in ('/proc/foo', f'{tmp_path}/loop/x', f'{tmp_path}/{"x" * 300}', f'{tmp_path}/file/below'):
@@ -278,8 +278,8 @@ def test_a_workdir_that_cannot_be(tmp_path):
 
 
 def test_no_config():
-    assert 'no config' in one_line_of_error(tiny.main())
-    assert 'nowhere.py' in one_line_of_error(tiny.main('--config=nowhere.py'))
+    assert 'no config' in one_line_of_error(tiny.forked_main())
+    assert 'nowhere.py' in one_line_of_error(tiny.forked_main('--config=nowhere.py'))
 
 
 def test_a_batch_that_the_devices_do_not_divide(tmp_path):
@@ -291,7 +291,7 @@ def test_sampling_survives_a_damaged_newest_checkpoint(trained, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(trained[0], workdir)
     shutil.rmtree(workdir / 'checkpoints' / '4' / 'state')
-    done = tiny.main(*tiny.flags(), '--mode=sample', f'--workdir={workdir}')
+    done = tiny.forked_main(*tiny.flags(), '--mode=sample', f'--workdir={workdir}')
     assert done.returncode == 0, done.stderr
     assert 'checkpoint 4 is damaged' in done.stdout
     assert (workdir / 'checkpoints' / '4').is_dir()  # a job that only reads moves nothing
@@ -340,7 +340,7 @@ def test_the_readmes_own_guidance(trained, tmp_path):
     page = (tiny.ROOT / 'docs' / 'own_guidance.md').read_text()
     (tmp_path / 'interval.py').write_text(page.split('```python\n')[1].split('```')[0])
     before = (trained[0] / 'tradeoff.csv').read_text()
-    done = tiny.main(
+    done = tiny.forked_main(
         *tiny.flags(guidance__function='interval:limited', eval__folder='interval'),
         '--mode=evaluate',
         f'--workdir={trained[0]}',

@@ -222,7 +222,7 @@ def test_the_targets_mass_is_the_integrals(name, weight):
     normaliser, mass = integrated(mixture, 1, weight)
     jitted = {'static_argnums': (1, 2)}
     found, error = jax.jit(mixture.target_mass, **jitted)(jax.random.key(1), 1_000_000, 1, weight)
-    assert 0 < float(error.max()) < 1e-3 / 2.5
+    assert 0 < float(error.max()) < 1e-3 / 2
     np.testing.assert_allclose(found, mass, atol=1e-3)
     found, error = jax.jit(mixture.target_normaliser, **jitted)(jax.random.key(2), 400_000, 1, weight)
     assert abs(found - normaliser) < 4 * error + 1e-5
@@ -232,14 +232,14 @@ def test_the_targets_mass_is_the_integrals(name, weight):
 
 def test_resampling_draws_from_the_target():
     """The mean along the class's axis is the weighted one, and that of an integral."""
-    samples = STAR.target_samples(jax.random.key(0), 400_000, 0, 4.0)
-    assert 10_000 < float(samples.effective_size) < 400_000
+    samples = jax.jit(STAR.target_samples, static_argnums=(1, 2))(jax.random.key(0), 100_000, 0, 4.0)
+    assert 10_000 < float(samples.effective_size) < 100_000
     mean, error = samples.mean(samples.x)
     drawn = samples.resample(jax.random.key(1), 20_000)
     np.testing.assert_allclose(drawn.mean(0), mean, atol=4 * 0.35 / np.sqrt(20_000))
     line = np.linspace(-4.5, 4.5, 500)
     grid = np.float32(np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2))
-    density = np.exp(np.float64(STAR.target_log_density(grid, 0, 4.0)))
+    density = np.exp(np.float64(jax.jit(STAR.target_log_density, static_argnums=1)(grid, 0, 4.0)))
     expected = density @ np.float64(grid) / density.sum()
     np.testing.assert_array_less(np.abs(mean - expected), 4 * np.asarray(error) + 1e-5)
     equal = STAR.target_samples(jax.random.key(0), 1000, 0, 0.0)

@@ -80,6 +80,7 @@ def test_every_parameter_gets_a_gradient(random_net):
     assert dead == []
 
 
+@pytest.mark.slow
 def test_remat_changes_no_number(random_net):
     module, params = random_net
     remat = module.clone(remat=True)

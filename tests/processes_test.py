@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cfg_jax import build
+from cfg_jax.jobs import train
 from tests import tfds_layout, tiny
 
 CIFAR10 = {
@@ -71,35 +72,32 @@ def losses(workdir):
 
 @pytest.fixture(scope='module')
 def cifar10(tmp_path_factory):
-    """cifar10 in TFDS's layout, 61 images, and the flags of a tiny run on it."""
+    """cifar10 in TFDS's layout, 61 images, and the changes of a tiny run on it."""
     data_dir = tmp_path_factory.mktemp('tensorflow_datasets')
     tfds_layout.write_cifar10(data_dir, 61)
-    return tiny.flags(
+    return {
         **CIFAR10,
-        data__data_dir=data_dir,
-        data__flip=True,
-        train__num_steps=6,
-        train__log_every=1,
-        train__checkpoint_every=3,
-        optim__decay='constant',
-        train__grid_images=20,
-    )
+        'data__data_dir': str(data_dir),
+        'data__flip': True,
+        'train__num_steps': 6,
+        'train__log_every': 1,
+        'train__checkpoint_every': 3,
+        'train__grid_images': 20,
+    }
 
 
 @pytest.mark.parametrize('fsdp', [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_two_processes_train_as_one_does(cifar10, tmp_path, fsdp):
+def test_two_processes_train_as_one_does(cifar10, tmp_path, capfd, fsdp):
     """They get the same losses from the same images, with the state split over them or not, and draw a grid of samples.
 
-    One process resumes from their checkpoint, on another device count, with the state whole.
+    One process resumes from their checkpoint, on one device, with the state whole; the other losses are its own.
     """
-    alone = tiny.main(*cifar10, f'--workdir={tmp_path / "alone"}', devices=4)
-    assert alone.returncode == 0, alone.stderr
-    half = [flag for flag in cifar10 if 'num_steps=6' not in flag]
-    only_here = ['--config.train.num_steps=3', '--config.train.grid_every=3', f'--config.train.fsdp={fsdp}']
-    start_together(2, *half, *only_here, workdir=tmp_path / 'together')
+    train.run(tiny.config(**cifar10), tmp_path / 'alone')
+    half = {**cifar10, 'train__num_steps': 3, 'train__grid_every': 3, 'train__fsdp': fsdp}
+    start_together(2, *tiny.flags(**half), workdir=tmp_path / 'together')
     assert (tmp_path / 'together' / 'samples' / 'step_00000003.png').exists()
-    resumed = tiny.main(*cifar10, f'--workdir={tmp_path / "together"}')
-    assert resumed.returncode == 0 and 'resuming from' in resumed.stdout, resumed.stderr
+    train.run(tiny.config(**cifar10), tmp_path / 'together')
+    assert 'resuming from' in capfd.readouterr().out
     assert len(losses(tmp_path / 'alone')) == 6
     np.testing.assert_allclose(losses(tmp_path / 'together'), losses(tmp_path / 'alone'), rtol=1e-5)
 
@@ -107,8 +105,7 @@ def test_two_processes_train_as_one_does(cifar10, tmp_path, fsdp):
 @pytest.mark.slow
 def test_twenty_steps_are_the_same_wherever_they_are_computed(cifar10, tmp_path):
     """On 1, 4 and 2x2 devices, whole and split: another order of sums, losses that differ by less than 2e-6."""
-    flags = [flag for flag in cifar10 if 'num_steps=6' not in flag]
-    flags.append('--config.train.num_steps=20')
+    flags = tiny.flags(**{**cifar10, 'train__num_steps': 20})
     for fsdp in (False, True):
         for devices in (1, 4):
             workdir = tmp_path / f'{fsdp}_{devices}'
@@ -146,7 +143,7 @@ for _ in range(61):
 
 def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
     """12 epochs of 61 images in batches of 12, on the four devices of two processes: the same as for one process."""
-    (data_dir,) = [flag.split('=')[1] for flag in cifar10 if 'data_dir' in flag]
+    data_dir = cifar10['data__data_dir']
     seen = {}
     for status, out, err in run_script(STREAM, tmp_path, 2, data_dir):
         assert status == 0, err
@@ -282,7 +279,6 @@ def test_a_full_disk_of_one_process_ends_both(tmp_path, full):
     flags = tiny.flags(
         train__fsdp=True,
         model__channels=32,
-        optim__decay='constant',
         train__num_steps=100_000,
         train__checkpoint_every=10,
         train__batch_size=4,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cfg_jax import trained
+from cfg_jax.jobs import sample, train
 from cfg_jax.sampling import sample_sets
 from cfg_jax.sampling.labels import make_labels
 from cfg_jax.trained import Trained, Wanted
@@ -176,19 +177,19 @@ def test_another_guidance_under_the_same_name_is_another_set(tmp_path, monkeypat
 
 def test_a_killed_job_ends_with_the_images_of_an_undisturbed_one(tmp_path):
     """SIGKILL after a shard, then two processes of two devices each; the images of one process to the bit."""
-    flags = tiny.flags(
-        train__num_steps=2,
-        sample__num_images=100,
-        sample__batch_size=10,
-        sample__shard_images=20,
-        sample__num_steps=200,
-        sample__guidance_weight=1.0,
-    )
-    trained = tiny.main(*flags, f'--workdir={tmp_path / "alone"}')
-    assert trained.returncode == 0, trained.stderr
+    changes = {
+        'train__num_steps': 2,
+        'sample__num_images': 100,
+        'sample__batch_size': 10,
+        'sample__shard_images': 20,
+        'sample__num_steps': 200,
+        'sample__guidance_weight': 1.0,
+    }
+    flags = tiny.flags(**changes)
+    config = tiny.config(**changes)
+    train.run(config, tmp_path / 'alone')
     shutil.copytree(tmp_path / 'alone', tmp_path / 'disturbed')
-    alone = tiny.main(*flags, '--mode=sample', f'--workdir={tmp_path / "alone"}')
-    assert alone.returncode == 0, alone.stderr
+    sample.run(config, tmp_path / 'alone')
 
     disturbed = tmp_path / 'disturbed'
     quiet = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL, 'start_new_session': True}

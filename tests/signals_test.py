@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from cfg_jax.distributed import job
 from tests import tiny
 
 # The program, patched by a file's lines before it runs. `say` writes what has been reached to a file.
@@ -52,6 +53,15 @@ def slowly(*arguments, **options):
     ctypes.CDLL(None).sleep(1000)  # in C: Python's own handlers of signals do not run
 
 compiler.backend_compile_and_load = slowly
+"""
+HANGING = """
+from cfg_jax.training import checkpoints, writers
+
+def hang(*arguments, **options):
+    say('writing')
+    time.sleep(1000)
+
+{function} = hang
 """
 SLOW = """
 from cfg_jax.jobs import train
@@ -127,6 +137,40 @@ def test_while_no_batch_comes(start, tmp_path, number, code, word, reads):
     assert status == code, lines
     assert lines == [f'{word}: {saved if reads else "rerun the same command to resume from what was saved"}']
     assert (tmp_path / 'run' / 'checkpoints' / '4').exists() == bool(reads)
+
+
+@pytest.mark.parametrize(
+    ('function', 'what', 'number', 'code', 'word'),
+    [
+        ('checkpoints._Manager.save', 'a checkpoint', signal.SIGTERM, 75, 'preempted'),
+        ('writers.MetricWriter.scalars', 'metrics', signal.SIGINT, 130, 'stopped'),
+    ],
+)
+def test_while_a_disk_hangs_in_writing(start, function, what, number, code, word):
+    process, said = start(HANGING.replace('{function}', function), *tiny.flags())
+    until(said, 'writing', process)
+    line = f'{word} while writing {what}: rerun the same command to resume from what was saved'
+    assert ended(process, number, 10) == (code, [line])
+
+
+def test_a_slow_disk_is_not_taken_for_one_that_hangs(monkeypatch):
+    """What is written may take as long as it likes, if it grows."""
+    monkeypatch.setattr(job, '_POLL_SECONDS', 0.01)
+    monkeypatch.setattr(job, '_WRITE_STALL_SECONDS', 0.3)
+    ends, written, slow = [], [], job.Job()
+    monkeypatch.setattr(slow, 'end', lambda *end: ends.append(end))
+    slow._requested = time.monotonic()
+    with slow.waiting('writing a checkpoint', lambda: len(written)):
+        for _ in range(40):
+            written.append(0)
+            time.sleep(0.02)
+            slow._check_waits()
+        assert not ends
+        time.sleep(0.6)
+        slow._check_waits()
+    slow._check_waits()
+    line = 'preempted while writing a checkpoint: rerun the same command to resume from what was saved'
+    assert ends == [(75, line)]
 
 
 def test_ctrl_c_while_compiling(start):

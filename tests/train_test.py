@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cfg_jax import build, diffusion, files, trained
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import train
-from cfg_jax.training import checks, step
+from cfg_jax.training import checkpoints, checks, step
 from cfg_jax.training.checkpoints import Restored
 from cfg_jax.training.train_state import TrainState
 from tests import tiny
@@ -97,10 +97,8 @@ def test_one_job_at_a_time(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_full_disk(tmp_path):
     """A checkpoint for which there is no room is one line of error; the one before it stays."""
-    constant = {'optim__decay': 'constant', 'train__num_steps': 2}
-    train.run(tiny.config(**constant), tmp_path)
-
-    flags = tiny.flags(**{**constant, 'train__num_steps': 4})
+    train.run(tiny.config(train__num_steps=2), tmp_path)
+    flags = tiny.flags()
     process = tiny.main(*flags, f'--workdir={tmp_path}', start=subprocess.Popen)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
     _, err = process.communicate()
@@ -109,7 +107,7 @@ def test_a_full_disk(tmp_path):
     assert line.startswith(f'error: a checkpoint cannot be written to {tmp_path}/checkpoints: File too large')
     assert f'the last saved checkpoint is {tmp_path}/checkpoints/2' in line
     assert saved_steps(tmp_path) == [2]
-    assert int(train.run(tiny.config(**{**constant, 'train__num_steps': 4}), tmp_path).step) == 4
+    assert int(train.run(tiny.config(), tmp_path).step) == 4
 
 
 def test_the_grid_of_a_step_at_which_it_was_stopped(undisturbed, tmp_path):
@@ -125,13 +123,12 @@ def test_the_grid_of_a_step_at_which_it_was_stopped(undisturbed, tmp_path):
 
 def test_a_longer_run_goes_on(tmp_path, capfd):
     """With a constant learning rate, 6 steps and then 12 are the same as 12; a finished run does nothing more."""
-    constant = {'optim__decay': 'constant', 'optim__warmup_steps': 0}
-    whole = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'whole')
-    train.run(tiny.config(**constant, train__num_steps=6), tmp_path / 'parts')
-    parts = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'parts')
+    whole = train.run(tiny.config(train__num_steps=12), tmp_path / 'whole')
+    train.run(tiny.config(train__num_steps=6), tmp_path / 'parts')
+    parts = train.run(tiny.config(train__num_steps=12), tmp_path / 'parts')
     assert f'resuming from {tmp_path}/parts/checkpoints/6\n' in capfd.readouterr().out
     assert_same_bits(jax.device_get(parts), jax.device_get(whole))
-    again = train.run(tiny.config(**constant, train__num_steps=12), tmp_path / 'parts')
+    again = train.run(tiny.config(train__num_steps=12), tmp_path / 'parts')
     assert_same_bits(jax.device_get(again), jax.device_get(whole))
 
 
@@ -155,9 +152,10 @@ def test_a_resumed_run_says_that_its_decay_moves_and_may_accumulate_otherwise(ca
 
 def test_a_decay_that_does_not_move_is_not_mentioned():
     def moved(step, old, new, **changes):
+        changes = {'optim__decay': 'cosine', **changes}
         return build.moved_learning_rate(tiny.config(train__num_steps=new, **changes), old.to_dict(), step)
 
-    cosine, constant = tiny.config(train__num_steps=6), tiny.config(train__num_steps=6, optim__decay='constant')
+    cosine, constant = tiny.config(train__num_steps=6, optim__decay='cosine'), tiny.config(train__num_steps=6)
     assert moved(3, cosine, 12) and moved(2, cosine, 3)  # longer and shorter
     assert not moved(3, cosine, 6) and not moved(6, cosine, 6)
     assert not moved(6, constant, 12, optim__decay='constant')
@@ -211,8 +209,6 @@ def test_the_loss_falls_and_ema_follows(tmp_path):
         train__num_steps=60,
         train__log_every=20,
         train__checkpoint_every=60,
-        optim__warmup_steps=0,
-        optim__ema_decay=0.5,
     )
     state = train.run(config, tmp_path)
     losses = [json.loads(line)['loss'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
@@ -240,7 +236,7 @@ def step_once(config):
 
 def test_one_step_by_hand():
     """Adam's first update is lr · sign(g); the EMA moves by 1 - decay of it; the counts add up."""
-    config = tiny.config(optim__warmup_steps=0, optim__decay='constant', optim__clip_norm=0.0, optim__ema_decay=0.9)
+    config = tiny.config(optim__clip_norm=0.0, optim__ema_decay=0.9)
     before = initial(config)
     state, metrics = step_once(config)
     steps = np.concatenate([np.ravel(a - b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before))])
@@ -284,26 +280,36 @@ def test_accumulation_averages_the_parts_gradients():
     assert float(metrics['quarter_counts'].sum()) == 16
 
 
+@pytest.fixture(scope='module')
+def four_steps(tmp_path_factory):
+    """The workdir of the tiny config's run."""
+    workdir = tmp_path_factory.mktemp('four_steps')
+    train.run(tiny.config(), workdir)
+    return workdir
+
+
 def ruined_by(update, learning_rate):
     """In place of `build.learning_rate`: one that ruins the parameters with the given update, counted from 1."""
     return lambda config: lambda done: jnp.where(done >= update - 1, learning_rate, 0.02)
 
 
 @pytest.mark.parametrize(
-    ('update', 'learning_rate', 'message', 'condemned'),
+    ('learning_rate', 'every', 'message', 'condemned'),
     [
-        (5, 1e17, 'step 6: the loss is not finite at λ in', False),
+        (1e17, 4, 'step 7: the loss is not finite at λ in', False),
         # finite but huge parameters are saved before their loss is seen: that checkpoint is not the last good one
-        (6, 1e17, 'step 7: the loss is not finite at λ in', True),
-        pytest.param(6, 1e38, 'step 6: the gradient or the update is not finite', False, marks=pytest.mark.slow),
+        (1e17, 2, 'step 7: the loss is not finite at λ in', True),
+        pytest.param(1e38, 2, 'step 6: the gradient or the update is not finite', False, marks=pytest.mark.slow),
     ],
 )
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, update, learning_rate, message, condemned):
+def test_a_loss_that_is_not_finite_stops_the_run(
+    four_steps, tmp_path, monkeypatch, learning_rate, every, message, condemned
+):
     """It names the step and the last good checkpoint, which stays; following its advice, the run goes on from there."""
-    train.run(tiny.config(optim__decay='constant'), tmp_path)
-    longer = {'optim__decay': 'constant', 'train__num_steps': 10}
+    shutil.copytree(four_steps, tmp_path, dirs_exist_ok=True)
+    longer = {'train__num_steps': 10, 'train__checkpoint_every': every}
     with monkeypatch.context() as patch:
-        patch.setattr(build, 'learning_rate', ruined_by(update, learning_rate))
+        patch.setattr(build, 'learning_rate', ruined_by(6, learning_rate))
         with pytest.raises(UserError) as caught:
             train.run(tiny.config(**longer), tmp_path)
     assert message in str(caught.value)
@@ -332,6 +338,21 @@ def test_one_nan_stays_in_its_quarter():
     membership = jax.nn.one_hot(jnp.array([0, 1, 2, 3]), 4)
     sums = step._sums(membership, jnp.array([1.0, jnp.nan, 3.0, 4.0]))
     np.testing.assert_array_equal(sums, [1, np.nan, 3, 4])
+
+
+@pytest.mark.parametrize('function', ['check_same_classes', 'print_changes', '_print_start', '_Metrics'])
+def test_an_error_before_the_first_step_closes_the_checkpoints(undisturbed, monkeypatch, function):
+    """Orbax's threads, left alone, print a traceback at the end of a program on Python 3.13."""
+    closed, close = [], checkpoints._Manager.close
+    monkeypatch.setattr(checkpoints._Manager, 'close', lambda self: closed.append(close(self)))
+
+    def fail(*_):
+        raise UserError('refused')
+
+    monkeypatch.setattr(train, function, fail)
+    with pytest.raises(UserError, match='refused'):
+        train.run(tiny.config(train__num_steps=12), undisturbed[0])
+    assert closed
 
 
 def test_another_configs_workdir(undisturbed):

@@ -1,6 +1,7 @@
 """The plots of evaluations and of data sets, each as a `style.Picture`, or as SVG text for a page."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -75,10 +76,10 @@ def tradeoff(rows, *, title, over='guidance_weight', real=None):
     """
     curve, best = Curve(rows, over), values.best_row(rows, 'fid')
     plots = ('inception_score', 'fid'), (over, 'fid'), (over, 'inception_score')
-    with style.figure((1000, 320), columns=3) as (figure, axes):
+    with style.figure((680, 440), mosaic='ab;ac', width_ratios=(1.6, 1)) as (figure, axes):
         options = {'best': best, 'real': {'inception_score': real}}
-        labels = [_draw(axis, [curve], x, y, **options) for axis, (x, y) in zip(axes, plots)]
-        figure.suptitle(style.drawable(title))
+        labels = [_draw(axis, [curve], x, y, **options) for axis, (x, y) in zip(axes.values(), plots)]
+        figure.suptitle(_title(title))
         _write_labels(figure, labels)
         return style.picture(figure)
 
@@ -99,7 +100,7 @@ def comparison(curves, *, title):
     with style.figure((680, 480)) as (figure, axis):
         labels = _draw(axis, drawn, 'inception_score', 'fid')
         figure.legend(loc='outside lower left')
-        figure.suptitle(style.drawable(title))
+        figure.suptitle(_title(title))
         _write_labels(figure, [labels])
         return style.picture(figure)
 
@@ -113,7 +114,7 @@ def data_statistics(counts, class_names, statistics, *, title):
     class_names = list(map(style.drawable, class_names))
     histogram = np.array(statistics['histogram'])
     looks = {1: [('gray', 'c5')], 3: [('red', 'c1'), ('green', 'c2'), ('blue', 'c0')]}[len(histogram)]
-    with style.figure((800, 310), columns=2) as (figure, (classes, pixels)):
+    with style.figure((680, 300), columns=2) as (figure, (classes, pixels)):
         if len(counts) <= 20:
             classes.bar(np.arange(len(counts)), counts, color=PALETTE['c0'])
             short = [name if len(name) <= 16 else f'{name[:15]}…' for name in class_names]
@@ -128,8 +129,13 @@ def data_statistics(counts, class_names, statistics, *, title):
         pixels.set_title('Share of the pixels (mean ± deviation)')
         pixels.set_ylim(bottom=0)
         pixels.legend(frameon=True, edgecolor='none')
-        figure.suptitle(style.drawable(title))
+        figure.suptitle(_title(title))
         return style.picture(figure)
+
+
+def _title(text):
+    """Return a title in lines that 680 px hold."""
+    return textwrap.fill(style.drawable(text), 88, break_on_hyphens=False)
 
 
 def _draw(axis, curves, x, y, *, best=None, real=None):

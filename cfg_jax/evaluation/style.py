@@ -66,11 +66,12 @@ class Picture(NamedTuple):
 
 
 @contextlib.contextmanager
-def figure(size, *, rows=1, columns=1, salt='cfg_jax', **options):
+def figure(size, *, rows=1, columns=1, mosaic=None, salt='cfg_jax', **options):
     """Yield (an empty matplotlib figure in the style, its axes).
 
-    size: (width, height) in pixels, of which letters have 12. salt: makes the ids within its SVG its own. options: of
-    `Figure.subplots`, such as sharex. Draw, and save, within the context.
+    size: (width, height) in pixels, of which letters have 12. mosaic: names of axes in rows, instead of rows and
+    columns (`Figure.subplot_mosaic`). salt: makes the ids within its SVG its own. options: of `Figure.subplots`, such
+    as sharex. Draw, and save, within the context.
     """
     from matplotlib import style  # only where something is drawn
     from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ def figure(size, *, rows=1, columns=1, salt='cfg_jax', **options):
     with style.context(['default', _RC | {'svg.hashsalt': salt}]), warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'Glyph .* missing from')  # boxes stand for what the font lacks
         drawn = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout='constrained')
-        yield drawn, drawn.subplots(rows, columns, **options)
+        yield drawn, drawn.subplot_mosaic(mosaic, **options) if mosaic else drawn.subplots(rows, columns, **options)
 
 
 def png(figure):

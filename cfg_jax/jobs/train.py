@@ -204,7 +204,8 @@ def _grids(config, workdir, mesh, class_names, writer):
         if draw:
             with shown(f'drawing the images of step {step}'):
                 picture = draw(step, ema_params)
-            writer.image(step, 'samples', picture)
+            with the_job.waiting('writing a picture'):
+                writer.image(step, 'samples', picture)
 
     return show
 
@@ -242,7 +243,8 @@ def grid_drawer(config, class_names, workdir):
         images = np.concatenate(list(sample(ema_params, labels, weight, config.sample.seed)))
         title = f'step {step:,}, {trained.drawn_with(config, weight, config.guidance.classifier_weight)}'
         picture = grids.class_grid(images, labels, class_names, title=title)
-        grids.save_png(_grid_path(workdir, step), picture)
+        with the_job.waiting('writing a picture'):
+            grids.save_png(_grid_path(workdir, step), picture)
         return picture
 
     return draw

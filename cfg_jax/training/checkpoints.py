@@ -169,6 +169,7 @@ class Checkpoints:
         self._manager = _Manager(self.directory, options=options)
 
     def __enter__(self):
+        """Close at the end of the context: Orbax's threads must not outlive an error at the program's exit."""
         return self
 
     def __exit__(self, kind, *_):
@@ -314,20 +315,11 @@ class Checkpoints:
         )
         return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
-    def _newest_readable(self, restore_step, parts, step=None):
+    def _newest_readable(self, restore_step, parts, only=None):
         """Return the newest step that all processes can read. parts: restored tree -> {name: tree} with checksums.
 
-        step: the only one to look at.
-
-        After a UserError the checkpoints are closed: Orbax's threads must not outlive the error at the program's exit.
+        only: the one step to look at.
         """
-        try:
-            return self._first_readable(restore_step, parts, step)
-        except UserError:
-            self.abandon()
-            raise
-
-    def _first_readable(self, restore_step, parts, only):
         self._waiting(self._manager.wait_until_finished)
         steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
         if only is not None and only not in steps:
