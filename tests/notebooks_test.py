@@ -65,7 +65,7 @@ SMALL = {  # of each notebook: values of the names in its cell of parameters
     'guidance_2d': {'WEIGHTS': (0.0, 1.0, 4.0), 'NUM_SAMPLES': 200, 'NUM_STEPS': 8, 'TRAIN_STEPS': 20},
     'openai_adm': {'CLASSES': {207: 'golden retriever'}, 'IMAGES_PER_CLASS': 2, 'CLASSIFIER_WEIGHTS': (0.0, 1.0)},
 }
-FAST = ('quickstart', 'own_images')
+FAST = ('quickstart',)
 
 
 def read(path):

@@ -109,6 +109,7 @@ def test_python_is_python(path):
         ast.parse(block)
 
 
+@pytest.mark.slow  # api_test makes the same calls
 def test_the_python_of_the_readme_and_of_its_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg_jax.train('digits', 'runs/digits', tiny.OVERRIDES)
