@@ -24,10 +24,11 @@ import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 
 from cfg_jax import build, config_files, trained  # noqa: E402
+from cfg_jax.data import spread  # noqa: E402
 from cfg_jax.distributed.job import the_job  # noqa: E402
 from cfg_jax.errors import UserError, disk_errors  # noqa: E402
 from cfg_jax.progress import Progress  # noqa: E402
-from cfg_jax.sampling.labels import check_labels, make_labels, parse_labels, spread_labels  # noqa: E402
+from cfg_jax.sampling.labels import check_labels, make_labels, parse_labels  # noqa: E402
 
 read_config = config_files.read
 _SHOWN_PIXELS = 32 * 32  # larger images take too long on a CPU to be drawn unasked
@@ -92,7 +93,7 @@ class Model(trained.Trained):
         self._require('unet')
         if labels is None:
             num_images = self.config.sample.num_images if num_images is None else num_images
-            ids = spread_labels(len(self.class_names), num_images)
+            ids = spread(len(self.class_names), num_images).tolist()
         else:
             ids = self._ids(labels)
             num_images = len(ids) if num_images is None else num_images
@@ -176,7 +177,7 @@ class Model(trained.Trained):
 
     @functools.cached_property
     def _picture(self):
-        ids = spread_labels(len(self.class_names), 10)
+        ids = spread(len(self.class_names), 10).tolist()
         weight = 1.0 if self.config.guidance.function == 'classifier_free' else 0.0
         images = self.sample(sorted(ids * 10), weight)
         title = f'w = {weight:g}, step {self.step:,}'

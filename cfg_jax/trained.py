@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from cfg_jax import build, diffusion, guidance, samplers, schedules
 from cfg_jax.config import default
+from cfg_jax.data import spread
 from cfg_jax.errors import UserError
 from cfg_jax.files import composed
 from cfg_jax.models import blocks, classifier, unet
 from cfg_jax.sampling import generate
-from cfg_jax.sampling.labels import make_labels, parse_labels, spread_labels
+from cfg_jax.sampling.labels import make_labels, parse_labels
 from cfg_jax.sampling.sample_sets import SampleSet, params_digest
 from cfg_jax.torch_files import not_finite
 from cfg_jax.training import sharding
@@ -189,7 +190,7 @@ def wanted(config, class_names):
     """Return the `Wanted` of config.sample."""
     ids, count = parse_labels(config.sample.labels, class_names), config.sample.num_images
     if not config.sample.labels.strip():
-        ids = spread_labels(len(ids), count)
+        ids = spread(len(ids), count).tolist()
     return Wanted(tuple(ids), count, build.guidance_weight(config), config.guidance.classifier_weight)
 
 

@@ -24,7 +24,7 @@ from tensorboardX.record_writer import RecordWriter
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from cfg_jax import trained
-from cfg_jax.data import images, pipeline, sources
+from cfg_jax.data import images, pipeline, sources, spread
 from cfg_jax.data.preparing import labels
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import prepare, train
@@ -650,5 +650,5 @@ def test_the_imagenet64_config_trains_on_tfdss_data(tfds_dir, tmp_path):
 
 
 def test_indices_are_spread_evenly():
-    assert sources.spread(10, 100).tolist() == list(range(10))
-    assert sources.spread(1000, 3).tolist() == [0, 500, 999]
+    assert spread(10, 100).tolist() == list(range(10))
+    assert spread(1000, 3).tolist() == [0, 500, 999]

@@ -23,11 +23,6 @@ _FIELDS = {
 }
 
 
-def spread(total, count):
-    """Return `count` indices of `total` things, evenly spread: int64, increasing; all indices if `count` is larger."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
-
-
 class Source:
     """A sequence of labelled images of one size. It pickles, for Grain's workers, and threads may share it.
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from cfg_jax.data.sources import spread
+from cfg_jax.data import spread
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import style
 from cfg_jax.progress import Progress

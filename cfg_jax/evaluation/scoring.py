@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg_jax import metrics
-from cfg_jax.data.sources import spread
+from cfg_jax.data import spread
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import references
 from cfg_jax.evaluation.columns import column

@@ -10,7 +10,7 @@ import numpy as np
 
 from cfg_jax import build, files, trained
 from cfg_jax.checks import check_config
-from cfg_jax.data import sources
+from cfg_jax.data import sources, spread
 from cfg_jax.data.preparing import raw_images
 from cfg_jax.errors import printable
 from cfg_jax.evaluation import figures, grids, style
@@ -76,7 +76,7 @@ def pixel_statistics(data, count):
 
     {'mean', 'std', 'min', 'max' (each [C], of 0 .. 255), 'histogram' [C, 256], 'gray_images' (share), 'images'}.
     """
-    indices = sources.spread(len(data), count)
+    indices = spread(len(data), count)
     channels = data.image_shape[-1]
     histogram, gray, progress = np.zeros((channels, 256), np.int64), 0, Progress(len(indices))
     for start in range(0, len(indices), _CHUNK):
@@ -116,7 +116,7 @@ def pipeline_rate(config, data):
 def class_rows(data, labels, seed):
     """Return (rows of images, a name for each row) for `grids.grid`: random images of up to ten classes."""
     present = np.unique(labels)
-    shown = present[sources.spread(len(present), _SHOWN_CLASSES)]
+    shown = present[spread(len(present), _SHOWN_CLASSES)]
     rows_each = max(_SHOWN_CLASSES // len(shown), 1)
     rows, names, rng = [], [], np.random.default_rng(seed)
     for label in shown:

@@ -1,8 +1,6 @@
 """The job of --mode=laboratory: guidance on mixtures of Gaussians, where every answer is known exactly."""
 
-import csv
 import functools
-import io
 import time
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 from cfg_jax import build, diffusion, files, losses, mixtures, schedules
 from cfg_jax.checks import check_config
 from cfg_jax.errors import printable
-from cfg_jax.evaluation import experiments, laboratory, style
+from cfg_jax.evaluation import experiments, laboratory, results, style
 from cfg_jax.models.mlp import MLP
 from cfg_jax.progress import shown
 from cfg_jax.training.fit import fit
@@ -54,14 +52,9 @@ def run(config, workdir):
         found, picture = draw_antisymmetry(bench, networks, config.laboratory.weights)
         write('antisymmetry', picture, found)
 
-    table = io.StringIO()
-    writer = csv.DictWriter(table, _COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows({key: f'{value:.6g}' if isinstance(value, float) else value for key, value in row.items()}
-                     for row in rows)  # fmt: skip
     settings = {name: config[name].to_dict() for name in ('laboratory', 'diffusion')}
     files.write_json(workdir / 'laboratory.json', {**settings, 'seed': config.seed, 'rows': rows})
-    files.write(workdir / 'laboratory.csv', table.getvalue().encode())
+    files.write(workdir / 'laboratory.csv', results.as_csv(rows, _COLUMNS).encode())
     print(f'wrote 7 figures, laboratory.csv and laboratory.json in {printable(str(workdir))}', flush=True)
     return rows
 

@@ -12,7 +12,7 @@ from clu import parameter_overview
 from cfg_jax import build, files, trained
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import default
-from cfg_jax.data.sources import spread
+from cfg_jax.data import spread
 from cfg_jax.distributed import processes
 from cfg_jax.distributed.job import the_job
 from cfg_jax.evaluation import grids

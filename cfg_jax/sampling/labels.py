@@ -89,11 +89,6 @@ def check_labels(labels, num_classes):
             raise UserError(f'label {label} is not a class; allowed: 0 to {num_classes - 1} (config.sample.labels).')
 
 
-def spread_labels(num_classes, count):
-    """Return all label ids or, if there are fewer images than classes, `count` of them, evenly spread; increasing."""
-    return np.linspace(0, num_classes - 1, min(count, num_classes)).round().astype(int).tolist()
-
-
 def make_labels(ids, count, *, order, seed):
     """Return the label of each of `count` images, int32; image i has the same label for any count.
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from cfg_jax import files, trained
 from cfg_jax.checks import check_config, check_judge
+from cfg_jax.data import spread
 from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns
 from cfg_jax.jobs.evaluate import bound, curves, given, judging, means, pages
 from cfg_jax.sampling import sample_sets
-from cfg_jax.sampling.labels import spread_labels
 
 
 def run(config, workdir):
@@ -64,7 +64,7 @@ def draw_curve(model, workdir):
     Sets that this call has drawn are deleted after use unless config.eval.keep_samples.
     """
     config, (points, _) = model.config, curves.sweep(model.config)
-    ids = tuple(spread_labels(config.data.num_classes, config.eval.num_samples))
+    ids = tuple(spread(config.data.num_classes, config.eval.num_samples).tolist())
     sets = []
     for point in points:
         wanted = trained.Wanted(ids, config.eval.num_samples, point.guidance_weight, point.classifier_weight)

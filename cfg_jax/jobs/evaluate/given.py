@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg_jax import build
-from cfg_jax.data.sources import spread
+from cfg_jax.data import spread
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns, grids, references, results, scoring
 from cfg_jax.jobs.evaluate import judging, pages

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfg_jax import build, diffusion, files, samplers
+from cfg_jax.data import spread
 from cfg_jax.evaluation import mean_images, results, style
-from cfg_jax.sampling.labels import spread_labels
 from cfg_jax.training import sharding
 
 _LOGSNRS = (-8.0, -6.0, -4.0, -3.0)  # besides the model's least λ
@@ -21,7 +21,7 @@ def write_means(model, source, folder):
     """
     config = model.config
     of_data = mean_images.data_means(source, config.eval.reference_images)
-    labels = [label for label in spread_labels(config.data.num_classes, _ROWS) if label in of_data]
+    labels = [label for label in spread(config.data.num_classes, _ROWS).tolist() if label in of_data]
     labels = {'null': [None, *labels], 'classes': labels, 'none': [None]}[config.model.labels]
     lowest = float(build.sampling_logsnrs(config)[0])
     logsnrs = [lowest, *(logsnr for logsnr in _LOGSNRS if logsnr > lowest)]
