@@ -70,18 +70,18 @@ def draw_curve(model, workdir):
         wanted = trained.Wanted(ids, config.eval.num_samples, point.guidance_weight, point.classifier_weight)
         sets.append(trained.open_set(model, workdir, wanted))
     labels, batch_size, seed = sets[0].labels, sets[0].batch_size, config.sample.seed
-    batches = trained.image_batches(config, model.classifier, batch_size=batch_size)
+    batches = trained.image_batches(config, model.classifier, model.weak, batch_size=batch_size)
 
     @functools.cache
-    def compile_sampler():
+    def compile_sampler(guided):
         """Draw one unit, so that the time of the first weight is like that of the others."""
-        next(batches(model.params, labels[:batch_size], 0.0, seed))
+        next(batches(model.params, labels[:batch_size], float(guided), seed))
 
     # asked at once: later the first process judges, and the others would wait for its answer
     for point, images, missing in zip(points, sets, sample_sets.all_missing(sets)):
 
         def draw(units, point=point):
-            compile_sampler()
+            compile_sampler(trained.is_guided(config, point.guidance_weight))
             return batches(model.params, labels, point.guidance_weight, seed, point.classifier_weight, units=units)
 
         is_new = not images.folder.exists()

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from cfg_jax import build
+from cfg_jax import build_sampling
 from cfg_jax.checks import check_config
 from cfg_jax.config import changed
 from cfg_jax.evaluation import columns
@@ -20,7 +20,7 @@ class Point:
 def sweep(config):
     """Return the `Point`s of a curve by increasing weight, and the name of the weight that varies."""
     if config.eval.classifier_weights:
-        over, weight = 'classifier_weight', build.guidance_weight(config)
+        over, weight = 'classifier_weight', build_sampling.guidance_weight(config)
         pairs = [(weight, each) for each in sorted(set(config.eval.classifier_weights))]
     else:
         over, weight = 'guidance_weight', config.guidance.classifier_weight
@@ -43,4 +43,4 @@ def curves(config):
 def curve_suffix(config):
     """Return the part of a file name that tells one of several curves from the others; '' if there is only one."""
     several = len(config.eval.samplers) > 1 or len(config.eval.num_steps) > 1
-    return f'_{config.sample.sampler}{len(build.sampling_logsnrs(config))}' if several else ''
+    return f'_{config.sample.sampler}{len(build_sampling.sampling_logsnrs(config))}' if several else ''
