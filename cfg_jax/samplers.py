@@ -68,10 +68,11 @@ class _Seen(NamedTuple):
 def _see(prediction, z, logsnr, clip_x):
     """Return what a sampler sees of a prediction, `_Seen`."""
     x = diffusion.limit_x(diffusion.predict_x(z, prediction.eps, logsnr), clip_x)
-    if prediction.renoise_eps is not None:
-        eps = prediction.renoise_eps
-        return _Seen(diffusion.q_sample(x, eps, logsnr), x, eps, prediction.v)
-    eps = diffusion.predict_eps(z, x, logsnr) if clip_x else prediction.eps
+    eps, renoise = diffusion.predict_eps(z, x, logsnr) if clip_x else prediction.eps, prediction.renoise_eps
+    if renoise is not None:  # an image whose own eps is added back is stepped like any other, clipping included
+        own = (renoise == prediction.eps).all(axis=tuple(range(1, z.ndim)), keepdims=True)
+        z = jnp.where(own, z, diffusion.q_sample(x, renoise, logsnr))
+        eps = jnp.where(own, eps, renoise)
     return _Seen(z, x, eps, prediction.v)
 
 

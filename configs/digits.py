@@ -34,6 +34,7 @@ def get_config():
     config.train.num_steps = 2500
     config.train.log_every = 100
     config.train.checkpoint_every = 500
+    config.train.keep_every = 500  # earlier checkpoints are weak models: config.guidance.weak_step
     config.train.grid_every = 500
 
     config.sample.num_steps = 32
