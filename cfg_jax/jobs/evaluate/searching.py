@@ -1,0 +1,94 @@
+"""The search for a curve's best weight and interval, with few images at each point."""
+
+import dataclasses
+
+from cfg_jax import build
+from cfg_jax.checks import check_config
+from cfg_jax.config import changed
+from cfg_jax.distributed import processes
+from cfg_jax.errors import UserError
+from cfg_jax.evaluation import scoring, search, values
+from cfg_jax.jobs.evaluate import curves
+
+COLUMNS = (
+    *('variant', 'round', 'guidance_weight', 'classifier_weight', 'interval', 'fid', 'fid_error'),
+    *('num_samples', 'seed', 'sampler', 'num_steps', 'samples_sha256'),
+)
+
+
+def check_enough(config, scorer):
+    """Raise UserError if FID of config.eval.search_samples images cannot be measured."""
+    try:
+        scorer.check_enough(config.eval.search_samples, allow_few=config.eval.allow_few_samples)
+    except UserError as error:
+        raise UserError(str(error).replace('config.eval.num_samples', 'config.eval.search_samples')) from None
+
+
+def intervals(config):
+    """Return the intervals that the search of a curve begins with."""
+    own = (tuple(config.guidance.interval),)
+    return tuple(dict.fromkeys(map(tuple, config.eval.search_intervals))) or own
+
+
+def check_curve(curve):
+    """Raise UserError if the curve's config does not allow one of the intervals of its search."""
+    for interval in intervals(curve.config):
+        try:
+            check_config(changed(curve.config, {'guidance.interval': interval}))
+        except UserError as error:
+            name = f'variant {curve.variant!r}, ' if curve.variant else ''
+            raise UserError(f'{name}guidance.interval={interval}: {error} (config.eval.search_intervals)') from None
+
+
+def search_curve(model, curve, measuring, open_drawing):
+    """Return (the `search.Tried` of least FID, rows of search.csv). All processes call it; the first one judges.
+
+    measuring: None in the other processes, which get no rows. open_drawing(model, count) -> (points -> iterator of
+    (`Point`, `SampleSet`)) is called once for each interval, since each is a program of its own.
+    """
+    count, drawings, rows = curve.config.eval.search_samples, {}, []
+
+    def evaluate(weight, interval):
+        config = changed(curve.config, {'guidance.interval': interval})
+        if interval not in drawings:
+            drawings[interval] = open_drawing(dataclasses.replace(model, config=config), count)
+        place = curves.point(config, weight)
+        for _, images in drawings[interval]([place]):  # a loop of one: it deletes a set that is not kept
+            fid = processes.first_alone(lambda images=images: judge(config, place, images))
+        return processes.of_first(fid)
+
+    def judge(config, place, images):
+        features = scoring.judged(measuring.scorer.judge, images.shards(), len(images), place.name).features
+        row = {
+            'variant': curve.variant,
+            'guidance_weight': place.guidance_weight,
+            'classifier_weight': place.classifier_weight,
+            'interval': curves.interval_text(config),
+            **measuring.scorer.measure_fid(features),
+            'num_samples': len(images),
+            'seed': config.sample.seed,
+            'sampler': config.sample.sampler,
+            'num_steps': len(build.sampling_logsnrs(config)),
+            'samples_sha256': images.sha256,
+        }
+        rows.append(row)
+        limits = f' λ {row["interval"]} ' if row['interval'] else ''
+        print(f'{place.name:<6}{limits} {values.show_named(row, "fid")} in the search', flush=True)
+        return float(row['fid'])
+
+    _, weights = curves.swept(curve.config)
+    best, tried = search.search(evaluate, weights, intervals(curve.config), rounds=curve.config.eval.search_rounds)
+    if (end := search.at_end(best, tried)) and processes.is_first():
+        print(f'the best weight, {best.weight:g}, is the {end} of those given: wider ones may hold a better one', flush=True)
+    return best, [{**row, 'round': each.round} for row, each in zip(rows, tried)]
+
+
+def confirming(curve, best):
+    """Return the `Curve` of one point that measures the best of a search again, with the next seed."""
+    over, _ = curves.swept(curve.config)
+    changes = {
+        'sample.seed': (curve.config.sample.seed + 1) % 2**32,
+        'guidance.interval': best.interval,
+        f'eval.{over}s': (best.weight,),
+    }
+    return dataclasses.replace(curve, config=changed(curve.config, changes))
