@@ -184,7 +184,9 @@ def _check_search(config):
         is_pair = isinstance(ends, (tuple, list)) and len(ends) in (0, 2)
         numbers = is_pair and all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends)
         _require(numbers and (not ends or ends[0] < ends[1]), config, 'eval.search_intervals', allowed)
-    _require(config.eval.search or not intervals, config, 'eval.search_intervals', '() unless config.eval.search is set')
+    _require(
+        config.eval.search or not intervals, config, 'eval.search_intervals', '() unless config.eval.search is set'
+    )
 
 
 def _check_network(config):

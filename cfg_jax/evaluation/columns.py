@@ -96,7 +96,7 @@ _TABLE = (  # in the order of results.csv
     # after all others, since users read the files by place
     Column('interval', 'interval', '', meaning='config.guidance.interval, in λ', identity=True),
     Column('variant', 'variant', '', meaning='name in config.eval.variants', tradeoff=11, costs=True, identity=True),
-    Column('overrides', 'overrides', '', meaning='what the variant changes in the config', report=False, identity=True),
+    Column('overrides', 'changes', '', meaning='what the variant changes in the config', report=False, identity=True),
 )
 # fmt: on
 _BY_NAME = {each.name: each for each in _TABLE}

@@ -171,20 +171,42 @@ def _draw(axis, curves, x, y, *, best=None, real=None):
     real = {name: float(real[name]) for name in (x, y) if values.has(real or {}, name)}
     for dimension, (name, set_limits) in enumerate(((x, axis.set_xlim), (y, axis.set_ylim))):
         ends = places[:, dimension] + np.outer([-1, 1], errors[:, dimension])
+        if name == y and len(curves) > _CROWD and _spans_factors(places[:, dimension]):
+            _make_logarithmic(axis, places[:, dimension])
+            continue
         set_limits(_limits(ends[np.isfinite(ends)], real.get(name)))
         room = axis.get_window_extent().size[dimension] / (60, 40)[dimension]
         locator = MaxNLocator(int(np.clip(room, 3, 8)), steps=[1, 2, 2.5, 5, 10])
         (axis.xaxis, axis.yaxis)[dimension].set_major_locator(locator)
     axis.set_xlabel(column(x).axis, loc='right')
-    axis.set_title(column(y).axis)  # above the axis, where it needs no turned letters
+    axis.set_title(
+        column(y).axis + ', logarithmic' * (axis.get_yscale() == 'log')
+    )  # above the axis, where it needs no turned letters
     together, alone = _draw_real(axis, real, x), []
     for curve, ids, at, error in drawn:
         labels, marks = _draw_points(axis, curve, ids, at, best, x, y)
         own = _Labels(axis, labels, _draw_line(axis, curve, at, error), marks)
-        first = [label for label in labels if not label[0]] if len(curves) > _CROWD else labels
-        together = together.joined(dataclasses.replace(own, labels=first))
-        alone.append(dataclasses.replace(own, labels=[label for label in labels if label not in first]))
-    return [together, *alone] if len(curves) > _CROWD else [together]
+        if len(curves) > _CROWD:
+            alone.append(dataclasses.replace(own, labels=[label for label in labels if label[0]]))
+            own = dataclasses.replace(own, labels=[label for label in labels if not label[0]])
+        together = together.joined(own)
+    return [together, *alone]
+
+
+def _spans_factors(shown):
+    """Return True if the values are positive, and the largest more than four times the least."""
+    return np.nanmin(shown, initial=np.inf) > 0 and np.nanmax(shown) > 4 * np.nanmin(shown)
+
+
+def _make_logarithmic(axis, shown):
+    """Make the y axis logarithmic, so that among many curves the few good values are not squeezed by the bad ones."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_yscale('log', nonpositive='clip')
+    axis.set_ylim(np.nanmin(shown) / 1.15, np.nanmax(shown) * 1.15)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _limits(shown, line):

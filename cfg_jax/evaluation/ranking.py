@@ -12,6 +12,7 @@ COLUMNS = (
     *('search_fid', 'precision', 'recall', 'network_evaluations', 'classifier_gradients', 'seconds_per_image'),
     *('num_samples', 'sampler', 'num_steps', 'overrides'),
 )
+IN_REPORT = tuple(name for name in COLUMNS if name not in ('rank', 'fid_error', 'num_samples', 'sampler', 'num_steps'))
 MEANING = (
     f'tie: the FID is less than {SIGMAS} standard errors of the difference above the first, sqrt(e1² + e2²) '
     'with the errors of both'
@@ -49,10 +50,10 @@ def _tie(first, row, number):
     return 'yes' if row['fid'] - first['fid'] <= SIGMAS * combined else 'no'
 
 
-def columns_of(ranked):
-    """Return the columns of a ranking, without those of searches and of settings that no row has."""
+def columns_of(ranked, columns=COLUMNS):
+    """Return those of these columns that some row needs: not, say, those of searches where there was none."""
     optional = ('classifier_weight', 'classifier_gradients', 'interval', 'search_fid', 'overrides')
-    return [name for name in COLUMNS if name not in optional or any(row.get(name) for row in ranked)]
+    return [name for name in columns if name not in optional or any(row.get(name) for row in ranked)]
 
 
 def note(ranked, *, searched=False):
@@ -60,9 +61,11 @@ def note(ranked, *, searched=False):
     if len(ranked) < 2:
         return ''
     tied = sum(row['tie'] == 'yes' for row in ranked)
-    text = f'By the least FID of each. Tied with the first, within {SIGMAS} standard errors of the difference: {tied}.'
-    chosen = '' if searched else ' The least of several weights is too low on average, the more so the more there are.'
-    return text + chosen
+    text = (
+        f'By the least FID of each. tie: yes where it is within {SIGMAS} standard errors of the difference to the first, '
+        f'so that these samples cannot tell the two apart ({tied or "none"} of {len(ranked) - 1}).'
+    )
+    return text if searched else f'{text} The least of several values is too low on average: more weights, lower FID.'
 
 
 def where(row):

@@ -157,7 +157,9 @@ class Scorer:
     def measure_fid(self, features):
         """Return FID alone of features [N, D], with its error. Raises UserError if one of them is not finite."""
         row = {
-            'fid': metrics.gaussian_distance(*metrics.feature_statistics(features), self.real.mean, self.real.covariance),
+            'fid': metrics.gaussian_distance(
+                *metrics.feature_statistics(features), self.real.mean, self.real.covariance
+            ),
             'fid_error': metrics.frechet_distance_error(features, self.real.mean, self.real.covariance),
         }
         _check_finite(row, len(features))

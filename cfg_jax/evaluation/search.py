@@ -16,23 +16,25 @@ class Tried(NamedTuple):
     round: int
 
 
-def search(evaluate, weights, intervals=((),), *, rounds=2):
+def search(evaluate, weights, intervals=((),), *, rounds=2, off=None):
     """Return (the `Tried` of least FID, all of them in order).
 
     evaluate(weight, interval) -> FID is called once for every weight with every interval and, in each round, for the
     points halfway between the best one and its neighbours: first in the weight, then in either end of the interval.
-    Neighbours are the nearest values that were tried with any other setting; beyond the outermost nothing is tried.
+    Neighbours are the nearest values that were tried with any other setting; beyond the outermost nothing is tried. off:
+    the weight at which intervals change nothing, so that it is tried with the first one alone.
     """
-    tried = {}
+    tried, intervals = {}, [tuple(interval) for interval in intervals]
 
     def attempt(points, number):
         """Try the points that are new; return the best of all."""
         for weight, interval in points:
+            interval = intervals[0] if weight == off else interval
             if (weight, interval) not in tried:
                 tried[weight, interval] = Tried(weight, interval, evaluate(weight, interval), number)
         return min(tried.values(), key=lambda each: each.fid)
 
-    best = attempt(product(weights, map(tuple, intervals)), 0)
+    best = attempt(product(weights, intervals), 0)
     for number in range(1, rounds + 1):
         near = _halfway(best.weight, {weight for weight, _ in tried})
         best = attempt([(weight, best.interval) for weight in near], number)

@@ -31,7 +31,9 @@ class Sweep:
         self._apart = [name for name in varying[1:] if name != 'num_steps']  # steps are named in any case
         order = sorted(
             range(len(rows)),
-            key=lambda index: [rows[index][name] if has(rows[index], name) else 0 for name in (self.over, *self._apart)],
+            key=lambda index: [
+                rows[index][name] if has(rows[index], name) else 0 for name in (self.over, *self._apart)
+            ],
         )
         names = dict.fromkeys(map(self.name, rows))
         self.curves = {name: [index for index in order if self.name(rows[index]) == name] for name in names}

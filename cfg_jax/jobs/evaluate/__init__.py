@@ -25,6 +25,7 @@ def run(config, workdir):
     curve alone, measured again with the next seed. With config.eval.bits_per_dim: bits_per_dim.json alone.
     """
     check_config(config)
+    every = curves.curves(config)
     folder = Path(workdir) / config.eval.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f'{folder} is not a folder (config.eval.folder).')
@@ -35,7 +36,6 @@ def run(config, workdir):
         class_names = trained.saved_class_names(workdir)
         return processes.first_alone(lambda: given.judge_given_samples(config, workdir, folder, class_names))
 
-    every = curves.curves(config)
     for curve in every if config.eval.search else ():
         searching.check_curve(curve)
     model = trained.load(config, workdir)
@@ -50,7 +50,9 @@ def run(config, workdir):
             print(f'variant {number} of {len(every)}: {curve.variant}', flush=True)
         best = None
         if config.eval.search:
-            best, found = searching.search_curve(model, curve, measuring, functools.partial(open_drawing, workdir=workdir))
+            best, found = searching.search_curve(
+                model, curve, measuring, functools.partial(open_drawing, workdir=workdir)
+            )
             tried += found
             processes.first_alone(lambda: pages.write_search(folder, tried))
             curve = searching.confirming(curve, best)

@@ -66,7 +66,9 @@ def curves(config):
     """
     if config.eval.variants:
         return [
-            Curve(varied, f'_{name}', name, ', '.join(f'{field}={value}' for field, value in changes.items()))
+            Curve(
+                varied, variants.suffix(name), name, ', '.join(f'{field}={value}' for field, value in changes.items())
+            )
             for name, (varied, changes) in variants.read_variants(config).items()
         ]
     configs = []

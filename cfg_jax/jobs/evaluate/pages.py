@@ -133,7 +133,7 @@ def report_page(config, rows, pictures, measuring, ranked=()):
         grids=pictures,
         notes=notes,
         ranking=ranked,
-        ranking_columns=[name for name in ranking.columns_of(ranked) if name != 'rank'],
+        ranking_columns=ranking.columns_of(ranked, ranking.IN_REPORT),
         ranking_note=ranking.note(ranked, searched=config.eval.search),
         real={'inception_score': real_score[0]} if real_score else None,
     )

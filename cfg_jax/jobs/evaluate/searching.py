@@ -43,7 +43,7 @@ def check_curve(curve):
 def search_curve(model, curve, measuring, open_drawing):
     """Return (the `search.Tried` of least FID, rows of search.csv). All processes call it; the first one judges.
 
-    measuring: None in the other processes, which get no rows. open_drawing(model, count) -> (points -> iterator of
+    measuring: None in the other processes, which get no rows. open_drawing(model, count=) -> (points -> iterator of
     (`Point`, `SampleSet`)) is called once for each interval, since each is a program of its own.
     """
     count, drawings, rows = curve.config.eval.search_samples, {}, []
@@ -51,7 +51,7 @@ def search_curve(model, curve, measuring, open_drawing):
     def evaluate(weight, interval):
         config = changed(curve.config, {'guidance.interval': interval})
         if interval not in drawings:
-            drawings[interval] = open_drawing(dataclasses.replace(model, config=config), count)
+            drawings[interval] = open_drawing(dataclasses.replace(model, config=config), count=count)
         place = curves.point(config, weight)
         for _, images in drawings[interval]([place]):  # a loop of one: it deletes a set that is not kept
             fid = processes.first_alone(lambda images=images: judge(config, place, images))
@@ -76,10 +76,14 @@ def search_curve(model, curve, measuring, open_drawing):
         print(f'{place.name:<6}{limits} {values.show_named(row, "fid")} in the search', flush=True)
         return float(row['fid'])
 
-    _, weights = curves.swept(curve.config)
-    best, tried = search.search(evaluate, weights, intervals(curve.config), rounds=curve.config.eval.search_rounds)
+    over, weights = curves.swept(curve.config)
+    options = {'rounds': curve.config.eval.search_rounds, 'off': 0.0 if over == 'guidance_weight' else None}
+    best, tried = search.search(evaluate, weights, intervals(curve.config), **options)
     if (end := search.at_end(best, tried)) and processes.is_first():
-        print(f'the best weight, {best.weight:g}, is the {end} of those given: wider ones may hold a better one', flush=True)
+        print(
+            f'the best weight, {best.weight:g}, is the {end} of those given: wider ones may hold a better one',
+            flush=True,
+        )
     return best, [{**row, 'round': each.round} for row, each in zip(rows, tried)]
 
 

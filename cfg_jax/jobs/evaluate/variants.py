@@ -35,8 +35,8 @@ def read_variants(config):
     for key, unset in _ALONE.items():
         if config.eval[key] != unset:
             raise UserError(
-                f'config.eval.variants and config.eval.{key} ({config.eval[key]!r}) are both set, but each variant is '
-                f'a curve of its own; leave config.eval.{key} at {unset!r} or config.eval.variants at {"''"}.'
+                f'config.eval.variants and config.eval.{key} ({config.eval[key]!r}) are both set; leave '
+                f"config.eval.{key} at {unset!r} (a variant's own changes say it) or config.eval.variants at ''."
             )
     return {name: (_with(config, name, changes), changes) for name, changes in _load(path).items()}
 
@@ -60,15 +60,20 @@ def _load(path):
     taken = {}
     for name, changes in variants.items():
         _check_name(name)
-        if name.casefold() in taken:  # some file systems would hold one of the two
-            raise UserError(f'variants {taken[name.casefold()]!r} and {name!r} differ in case alone; rename one {_FIELD}.')
-        taken[name.casefold()] = name
+        other = taken.setdefault(suffix(name).casefold(), name)
+        if other != name:  # some file systems would hold one of the two
+            raise UserError(f'the variants {other!r} and {name!r} would have the same file names; rename one {_FIELD}.')
         if not isinstance(changes, dict):
             raise UserError(
                 f"variant {name!r} is {changes!r}; it must be a dict {{'section.key': value}}, {{}} for the config as "
                 f'it is {_FIELD}.'
             )
     return variants
+
+
+def suffix(name):
+    """Return the part of file names that a variant's name makes: '_ddim_32' of 'ddim 32'."""
+    return f'_{name.replace(" ", "_")}'
 
 
 def _check_name(name):
