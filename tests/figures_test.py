@@ -38,7 +38,7 @@ def test_a_chart_is_the_same_text_each_time():
     )
     assert first == second != other
     assert '<metadata' not in first and '>w = 0, FID 1.000</text>' in first
-    assert [f'id="point {index}"' in first for index in range(4)] == [True, True, True, False]
+    assert [f'id="point {index} curve7"' in first for index in range(4)] == [True, True, True, False]
 
 
 @pytest.mark.parametrize(

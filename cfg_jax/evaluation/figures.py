@@ -161,8 +161,8 @@ def _title(text):
 def _draw(axis, curves, x, y, *, best=None, real=None):
     """Draw the column y over the column x: lines, error bars, points and the values of real images, each with a gid.
 
-    Returns what `_write_labels` needs, a list of `_Labels`: all of them or, of more than _CROWD curves, the best point's
-    and those of each curve alone.
+    Returns a list of `_Labels`, which `_write_labels` needs: all of them or, of more than _CROWD curves, the best
+    point's, and then those of each curve alone.
     """
     from matplotlib.ticker import MaxNLocator
 

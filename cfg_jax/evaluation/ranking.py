@@ -62,8 +62,8 @@ def note(ranked, *, searched=False):
         return ''
     tied = sum(row['tie'] == 'yes' for row in ranked)
     text = (
-        f'By the least FID of each. tie: yes where it is within {SIGMAS} standard errors of the difference to the first, '
-        f'so that these samples cannot tell the two apart ({tied or "none"} of {len(ranked) - 1}).'
+        f'By the least FID of each. A tie is within {SIGMAS} standard errors of the difference to the first, so that '
+        f'these samples cannot tell the two apart: {tied or "none"} of {len(ranked) - 1}.'
     )
     return text if searched else f'{text} The least of several values is too low on average: more weights, lower FID.'
 

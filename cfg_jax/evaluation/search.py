@@ -1,4 +1,4 @@
-"""A search for the weight and the interval of guidance with the least FID: a grid, and then halved steps around its best.
+"""A search for the weight and interval of guidance with the least FID: a grid, then halved steps around its best.
 
 Each value of FID has noise, and the least of several is too low on average: measure the best again, on other images.
 """
@@ -21,8 +21,8 @@ def search(evaluate, weights, intervals=((),), *, rounds=2, off=None):
 
     evaluate(weight, interval) -> FID is called once for every weight with every interval and, in each round, for the
     points halfway between the best one and its neighbours: first in the weight, then in either end of the interval.
-    Neighbours are the nearest values that were tried with any other setting; beyond the outermost nothing is tried. off:
-    the weight at which intervals change nothing, so that it is tried with the first one alone.
+    Neighbours are the nearest values that were tried with any other setting; beyond the outermost nothing is tried.
+    off: the weight at which intervals change nothing, so that it is tried with the first one alone.
     """
     tried, intervals = {}, [tuple(interval) for interval in intervals]
 
@@ -43,7 +43,7 @@ def search(evaluate, weights, intervals=((),), *, rounds=2, off=None):
 
 
 def at_end(best, tried):
-    """Return 'lowest' or 'highest' if the best weight is an outermost one of several, beyond which may be better; or ''."""
+    """Return 'lowest' or 'highest' if the best weight is an outermost one of several, else ''."""
     weights = {each.weight for each in tried}
     if len(weights) == 1 or min(weights) < best.weight < max(weights):
         return ''

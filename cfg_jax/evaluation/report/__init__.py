@@ -290,7 +290,8 @@ def _table_section(rows, columns, sweep):
     best = {key: values.best_value(rows, key) for key in shown}
     head = ''.join(_head(rows, key, sweep) for key in shown)
     body = [
-        f'<tr data-row="{index}" data-curve="{sweep.styles[sweep.name(row)]}" data-name="{_text(sweep.full_name(row))}">'
+        f'<tr data-row="{index}" data-curve="{sweep.styles[sweep.name(row)]}" '
+        f'data-name="{_text(sweep.full_name(row))}">'
         + ''.join(_cell(rows, row, key, best[key], _swatch_of(sweep, row) if key == shown[0] else '') for key in shown)
         + '</tr>'
         for index, row in enumerate(rows)

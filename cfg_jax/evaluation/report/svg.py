@@ -12,8 +12,8 @@ _DROPPED = ('clip-path', 'font-family', 'font-size', 'transform')  # the only tr
 def as_html(svg, *, name, css, texts):
     """Return the SVG text of `figures.chart` as an <svg> of these classes that a screen reader calls by this name.
 
-    The artist with gid 'point 3 curve1' becomes <g class="point" data-row="3" data-curve="1"> with texts[3] as its title.
-    The Tab key reaches the first point, from which the script moves on.
+    The artist with gid 'point 3 curve1' becomes <g class="point" data-row="3" data-curve="1">, with texts[3] as its
+    title. The Tab key reaches the first point, from which the script moves on.
     """
     (root,) = _converted(ElementTree.fromstring(svg))
     root.attrib = {'class': f'chart {css}'.strip(), 'viewBox': root.get('viewBox'), 'role': 'group', 'aria-label': name}

@@ -29,12 +29,9 @@ class Sweep:
         self.over = varying[0] if varying else OVER[0]
         self.symbol = column(self.over).symbol
         self._apart = [name for name in varying[1:] if name != 'num_steps']  # steps are named in any case
-        order = sorted(
-            range(len(rows)),
-            key=lambda index: [
-                rows[index][name] if has(rows[index], name) else 0 for name in (self.over, *self._apart)
-            ],
-        )
+        columns = (self.over, *self._apart)
+        places = [[row[name] if has(row, name) else 0 for name in columns] for row in rows]
+        order = sorted(range(len(rows)), key=places.__getitem__)
         names = dict.fromkeys(map(self.name, rows))
         self.curves = {name: [index for index in order if self.name(rows[index]) == name] for name in names}
         self.styles = {name: style for style, name in enumerate(self.curves)}
@@ -55,7 +52,7 @@ class Sweep:
         return next((name for name in (self.over, *self._apart) if _varies(rows, name)), self.over)
 
     def weight(self, row):
-        """Return 'w = 0.3', or '' for images of unknown weight; of a variant, both weights if both vary: 'w = 0, c = 2'."""
+        """Return 'w = 0.3', or '' for images of unknown weight; of variants 'w = 0, c = 2' if both weights vary."""
         shown = [self.over, *(self._apart if self._named else ())]
         return ', '.join(f'{column(name).symbol} = {show(row, name)[0]}' for name in shown if has(row, name))
 

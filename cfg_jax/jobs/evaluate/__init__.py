@@ -50,10 +50,9 @@ def run(config, workdir):
             print(f'variant {number} of {len(every)}: {curve.variant}', flush=True)
         best = None
         if config.eval.search:
-            best, found = searching.search_curve(
-                model, curve, measuring, functools.partial(open_drawing, workdir=workdir)
-            )
-            tried += found
+            open_here = functools.partial(open_drawing, workdir=workdir)
+            best, found = searching.search_curve(model, curve, measuring, open_here)
+            tried.extend(found)
             processes.first_alone(lambda: pages.write_search(folder, tried))
             curve = searching.confirming(curve, best)
             model = dataclasses.replace(model, config=curve.config)

@@ -81,7 +81,7 @@ def search_curve(model, curve, measuring, open_drawing):
     best, tried = search.search(evaluate, weights, intervals(curve.config), **options)
     if (end := search.at_end(best, tried)) and processes.is_first():
         print(
-            f'the best weight, {best.weight:g}, is the {end} of those given: wider ones may hold a better one',
+            f'the best weight, {best.weight:g}, is the {end} of those given; others may be better still',
             flush=True,
         )
     return best, [{**row, 'round': each.round} for row, each in zip(rows, tried)]
