@@ -20,10 +20,12 @@ class Prediction(NamedTuple):
 
     eps: the predicted noise, shape of z.
     v: learned interpolation of the log-variance in [0, 1] (shape of z), or None to use the sampler's constant.
+    renoise_eps: the noise that a sampler adds back to x in place of eps (CFG++), shape of z, or None for eps itself.
     """
 
     eps: Float[Array, ' B *D']
     v: Float[Array, ' B *D'] | None = None
+    renoise_eps: Float[Array, ' B *D'] | None = None
 
 
 Schedule = Callable[[Scalar | Float[Array, '*S']], Float[Array, '*S']]  # u -> λ
@@ -88,6 +90,21 @@ def to_uint8(x: Float[Array, '*S']) -> UInt8[Array, '*S']:
 def clip_to_range(x: Float[Array, '*S']) -> Float[Array, '*S']:
     """Clip a predicted x to [-1, 1]; infinity becomes NaN, so that an overflow never looks like a black pixel."""
     return jnp.where(jnp.isinf(x), jnp.nan, jnp.clip(x, -1.0, 1.0))
+
+
+# ---------------------------------------------------------------- dynamic thresholding (Imagen, section 2.3)
+
+
+def dynamic_threshold(x: Float[Array, ' B *D'], *, percentile: Scalar = 99.5) -> Float[Array, ' B *D']:
+    """Return clip(x, -s, s) / s, s the percentile (in 0 to 100) of an image's |x|, at least 1. Infinity becomes NaN."""
+    size = jnp.percentile(jnp.abs(x).reshape(len(x), -1), percentile, axis=1)
+    size = broadcast_to_images(jnp.maximum(size, 1.0), x)
+    return clip_to_range(jnp.where(jnp.isinf(size), jnp.nan, x / size))
+
+
+def limit_x(x: Float[Array, ' B *D'], clip_x: bool | Callable[[Array], Array]) -> Float[Array, ' B *D']:
+    """Return x clipped to [-1, 1] if clip_x is True, as it is if False; a function's result if it is a function."""
+    return clip_x(x) if callable(clip_x) else clip_to_range(x) if clip_x else x
 
 
 # ---------------------------------------------------------------- eq. 1: alpha² = sigmoid(λ), sigma² = sigmoid(-λ)

@@ -1,16 +1,25 @@
 """Samplers: a denoiser, a start and a grid of λ to images. They know nothing of labels, weights or classifiers.
 
-`logsnrs` increases; each of its entries is one call of the denoiser, all within one `lax.scan`. The last call's x is
-returned, without noise. A grid that does not increase and a denoiser that returns no `Prediction` are a ValueError; a
-grid that jit traces cannot be checked (`diffusion.check_logsnrs`, before it is given to the jitted function, can).
+`logsnrs` increases; each of its entries is one call of the denoiser (Heun: two, but for the last), all within one
+`lax.scan`, or one for each part of the grid if the denoiser switches (`denoisers.Switched`). The last call's x is
+returned, without noise. clip_x: keep the predicted x within [-1, 1], or a function that limits it, such as
+`diffusion.dynamic_threshold`. A grid that does not increase and a denoiser that returns no `Prediction` are a
+ValueError; a grid that jit traces cannot be checked (`diffusion.check_logsnrs`, before it is given to the jitted
+function, can).
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cfg_jax import diffusion
+from cfg_jax import denoisers, diffusion
 from cfg_jax.diffusion import Denoiser, MeanShift
 from cfg_jax.typing import Array, Float, Int, Integer, Key, Scalar
+
+Clipping = bool | Callable[[Float[Array, ' B *D']], Float[Array, ' B *D']]
 
 # ---------------------------------------------------------------- CFG paper, Algorithm 2: z_1 ~ N(0, I)
 
@@ -31,22 +40,63 @@ def image_keys(seed: int | Integer[Array, ''], indices: Integer[Array, ' B']) ->
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
-def _walk(denoise, z, logsnrs, clip_x, step_to):
-    """Scan over the grid; `step_to(step, z, x, prediction, λ_t, λ_s)` makes z at the next λ."""
-    diffusion.check_logsnrs(logsnrs)
+# ---------------------------------------------------------------- the walk that all samplers share
+
+
+class _Step(NamedTuple):
+    """A step from λ_t, where the denoiser is called, to λ_s. number: 1, 2, ...; options: the sampler's own numbers."""
+
+    number: Any
+    logsnr_t: Any
+    logsnr_s: Any
+    options: Any = ()
+
+
+class _Seen(NamedTuple):
+    """The denoiser's prediction at z: x (clipped), the eps that goes with it, v or None.
+
+    Where a prediction has its own renoise_eps, eps is that, and z is alpha x + sigma eps: every solver then adds that
+    noise back.
+    """
+
+    z: Any
+    x: Any
+    eps: Any
+    v: Any
+
+
+def _see(prediction, z, logsnr, clip_x):
+    """Return what a sampler sees of a prediction, `_Seen`."""
+    x = diffusion.limit_x(diffusion.predict_x(z, prediction.eps, logsnr), clip_x)
+    if prediction.renoise_eps is not None:
+        eps = prediction.renoise_eps
+        return _Seen(diffusion.q_sample(x, eps, logsnr), x, eps, prediction.v)
+    eps = diffusion.predict_eps(z, x, logsnr) if clip_x else prediction.eps
+    return _Seen(z, x, eps, prediction.v)
+
+
+def _walk(denoise, z, logsnrs, clip_x, step_to, *, memory=(), targets=None, options=()):
+    """Scan over the calls of the denoiser, at `logsnrs`; return the last call's x.
+
+    step_to(step, seen, memory) -> (z at the next call, memory): `_Step`, `_Seen`, and any tree of arrays that a solver
+    of several steps carries along. targets: λ_s of each step. options: arrays with an entry for each step.
+    """
     # The last step takes x in place of z_s, so any finite λ_s will do there.
-    targets = jnp.append(logsnrs[1:], logsnrs[-1] + 1.0)
-    steps = jnp.arange(1, len(logsnrs) + 1)
+    targets = jnp.append(logsnrs[1:], logsnrs[-1] + 1.0) if targets is None else targets
+    steps = _Step(jnp.arange(1, len(logsnrs) + 1), jnp.asarray(logsnrs), jnp.asarray(targets), options)
+    start, parts = denoisers.parts(denoise, logsnrs)
+    carry = z, memory, start(z)
+    for part, call in parts:
 
-    def body(z, inputs):
-        step, logsnr_t, logsnr_s = inputs
-        prediction = diffusion.check_prediction(denoise(z, jnp.full(z.shape[:1], logsnr_t)), z)
-        x = diffusion.predict_x(z, prediction.eps, logsnr_t)
-        x = diffusion.clip_to_range(x) if clip_x else x
-        z_s = step_to(step, z, x, prediction, logsnr_t, logsnr_s)
-        return jnp.where(step == len(logsnrs), x, z_s), None
+        def body(carry, step, call=call):
+            z, memory, state = carry
+            prediction, state = call(z, jnp.full(z.shape[:1], step.logsnr_t), state)
+            seen = _see(diffusion.check_prediction(prediction, z), z, step.logsnr_t, clip_x)
+            z_s, memory = step_to(step, seen, memory)
+            return (jnp.where(step.number == len(logsnrs), seen.x, z_s), memory, state), None
 
-    return jax.lax.scan(body, z, (steps, logsnrs, targets))[0]
+        carry, _ = jax.lax.scan(body, carry, jax.tree.map(lambda values, part=part: values[part], steps))
+    return carry[0]
 
 
 # ---------------------------------------------------------------- CFG paper, Algorithm 2, with eq. 3 and 4
@@ -59,7 +109,7 @@ def ancestral(
     keys: Key[Array, ' B'],
     *,
     v: Scalar = 0.3,
-    clip_x: bool = True,
+    clip_x: Clipping = True,
     mean_shift: MeanShift | None = None,
 ) -> Float[Array, ' B *D']:
     """Sample each step z_s ~ N(mean of q(z_s | z_t, x), (σ~²)^{1-v} (σ²_{t|s})^v).
@@ -68,13 +118,14 @@ def ancestral(
     mean_shift(z, logsnr_t, variance) -> shape of z is added to the mean of every step but the last. ADM's
     Algorithm 1 shifts the last step too, which changes the reference's images by 2e-6.
     """
+    diffusion.check_logsnrs(logsnrs)
 
-    def step_to(step, z, x, prediction, logsnr_t, logsnr_s):
-        mean, _ = diffusion.q_posterior(x, z, logsnr_t, logsnr_s)
-        variance = diffusion.reverse_variance(logsnr_t, logsnr_s, v if prediction.v is None else prediction.v)
+    def step_to(step, seen, memory):
+        mean, _ = diffusion.q_posterior(seen.x, seen.z, step.logsnr_t, step.logsnr_s)
+        variance = diffusion.reverse_variance(step.logsnr_t, step.logsnr_s, v if seen.v is None else seen.v)
         if mean_shift is not None:
-            mean = mean + mean_shift(z, jnp.full(z.shape[:1], logsnr_t), variance)
-        return mean + jnp.sqrt(variance) * step_noise(keys, step, z.shape[1:])
+            mean = mean + mean_shift(seen.z, jnp.full(z.shape[:1], step.logsnr_t), variance)
+        return mean + jnp.sqrt(variance) * step_noise(keys, step.number, z.shape[1:]), memory
 
     return _walk(denoise, z, logsnrs, clip_x, step_to)
 
@@ -89,24 +140,231 @@ def ddim(
     keys: Key[Array, ' B'] | None = None,
     *,
     eta: float = 0.0,
-    clip_x: bool = True,
+    clip_x: Clipping = True,
 ) -> Float[Array, ' B *D']:
     """Sample each step z_s = alpha_s x + sqrt(sigma_s² - c²) eps + c noise, c² = eta² σ~².
 
     eta=0 is deterministic and needs no keys; eta=1 has the posterior's variance. keys: one per image. eps is the one
     that fits the clipped x, as in ADM (which clips before guidance: `diffusion.clip_prediction`).
     """
-    if eta and keys is None:
-        raise ValueError('ddim with eta > 0 adds noise and needs keys, one per image')
+    diffusion.check_logsnrs(logsnrs)
+    if eta:
+        _require_keys(keys, 'ddim with eta > 0')
 
-    def step_to(step, z, x, prediction, logsnr_t, logsnr_s):
-        eps = diffusion.predict_eps(z, x, logsnr_t) if clip_x else prediction.eps
-        alpha_s, sigma_s = diffusion.alpha_sigma(logsnr_s)
+    def step_to(step, seen, memory):
+        alpha_s, sigma_s = diffusion.alpha_sigma(step.logsnr_s)
         if not eta:
-            return alpha_s * x + sigma_s * eps
+            return alpha_s * seen.x + sigma_s * seen.eps, memory
         # c² = η² (1 - e^{λt-λs}) sigma_s²: factored, so that the rest of sigma_s² never rounds below zero
-        share = eta**2 * diffusion.one_minus_ratio(logsnr_t, logsnr_s)
-        noise = step_noise(keys, step, z.shape[1:])
-        return alpha_s * x + sigma_s * (jnp.sqrt(1.0 - share) * eps + jnp.sqrt(share) * noise)
+        share = eta**2 * diffusion.one_minus_ratio(step.logsnr_t, step.logsnr_s)
+        noise = step_noise(keys, step.number, z.shape[1:])
+        z_s = alpha_s * seen.x + sigma_s * (jnp.sqrt(1.0 - share) * seen.eps + jnp.sqrt(share) * noise)
+        return z_s, memory
 
     return _walk(denoise, z, logsnrs, clip_x, step_to)
+
+
+def _require_keys(keys, name):
+    if keys is None:
+        raise ValueError(f'{name} adds noise and needs keys, one per image')
+
+
+# ---------------------------------------------------------------- DPM-Solver++(2M), Algorithm 2 (Lu et al. 2022)
+
+
+def dpmpp_2m(
+    denoise: Denoiser,
+    z: Float[Array, ' B *D'],
+    logsnrs: Float[Array, ' T'],
+    keys: Key[Array, ' B'] | None = None,
+    *,
+    clip_x: Clipping = True,
+) -> Float[Array, ' B *D']:
+    """Sample each step z_s = (sigma_s / sigma_t) z_t + alpha_s (1 - e^{-h}) D, h = (λ_s - λ_t) / 2.
+
+    D = x + (x - x_before) h / (2 h_before) extrapolates x from the last two steps; the first step has D = x. It is
+    deterministic: keys are not used. The error falls as 1/T².
+    """
+    diffusion.check_logsnrs(logsnrs)
+
+    def step_to(step, seen, x_before):
+        h = 0.5 * (step.logsnr_s - step.logsnr_t)
+        x = seen.x + 0.5 * step.options * (seen.x - x_before)
+        return _exponential_step(step, seen.z, -jnp.expm1(-h) * x), seen.x
+
+    return _walk(denoise, z, logsnrs, clip_x, step_to, memory=z, options=_step_ratios(logsnrs))
+
+
+def _exponential_step(step, z, displacement, *, decay=1.0):
+    """Return (sigma_s / sigma_t) decay z + alpha_s displacement."""
+    (_, sigma_t), (alpha_s, sigma_s) = diffusion.alpha_sigma(step.logsnr_t), diffusion.alpha_sigma(step.logsnr_s)
+    return sigma_s / sigma_t * decay * z + alpha_s * displacement
+
+
+def _step_ratios(logsnrs):
+    """Return h / h_before of each step, 0 for the first; the last step is not taken."""
+    h = jnp.diff(logsnrs)
+    return jnp.concatenate([jnp.zeros(1), h[1:] / h[:-1], jnp.zeros(1)])[: len(logsnrs)]
+
+
+# ---------------------------------------------------------------- SDE-DPM-Solver++(2M) (Lu et al. 2022, appendix B.5)
+
+
+def dpmpp_2m_sde(
+    denoise: Denoiser,
+    z: Float[Array, ' B *D'],
+    logsnrs: Float[Array, ' T'],
+    keys: Key[Array, ' B'],
+    *,
+    clip_x: Clipping = True,
+) -> Float[Array, ' B *D']:
+    """Sample z_s = (sigma_s / sigma_t) e^{-h} z_t + alpha_s (1 - e^{-2h}) D + sigma_s sqrt(1 - e^{-2h}) noise.
+
+    h and D are those of `dpmpp_2m`. keys: one per image.
+    """
+    diffusion.check_logsnrs(logsnrs)
+    _require_keys(keys, 'dpmpp_2m_sde')
+
+    def step_to(step, seen, x_before):
+        rest = diffusion.one_minus_ratio(step.logsnr_t, step.logsnr_s)  # 1 - e^{-2h}
+        x = seen.x + 0.5 * step.options * (seen.x - x_before)
+        decay = jnp.exp(0.5 * (step.logsnr_t - step.logsnr_s))
+        _, sigma_s = diffusion.alpha_sigma(step.logsnr_s)
+        noise = step_noise(keys, step.number, z.shape[1:])
+        return _exponential_step(step, seen.z, rest * x, decay=decay) + sigma_s * jnp.sqrt(rest) * noise, seen.x
+
+    return _walk(denoise, z, logsnrs, clip_x, step_to, memory=z, options=_step_ratios(logsnrs))
+
+
+# ---------------------------------------------------------------- UniPC-2, B_2(h) (Zhao et al. 2023, Algorithm 1)
+
+
+class _Remembered(NamedTuple):
+    """The two steps before: z at the last, x at the last and at the one before."""
+
+    z: Any
+    x: Any
+    x_before: Any
+
+
+def unipc_2(
+    denoise: Denoiser,
+    z: Float[Array, ' B *D'],
+    logsnrs: Float[Array, ' T'],
+    keys: Key[Array, ' B'] | None = None,
+    *,
+    clip_x: Clipping = True,
+) -> Float[Array, ' B *D']:
+    """Sample with the predictor and the corrector of order 2: the x found at a step also corrects the step to it.
+
+    Deterministic: keys are not used. It calls the denoiser as often as `dpmpp_2m`; its error falls as 1/T³.
+    """
+    diffusion.check_logsnrs(logsnrs)
+
+    def step_to(step, seen, kept):
+        first, before, ratio, weights = step.options
+        arrived = _Step(step.number, before, step.logsnr_t)
+        h = 0.5 * (step.logsnr_t - before)
+        # corrector: once more from the step before, with the x that was found here
+        slope = (kept.x_before - kept.x) * weights[0] + (seen.x - kept.x) * weights[1]
+        corrected = _exponential_step(arrived, kept.z, -jnp.expm1(-h) * (kept.x + slope))
+        z_t = jnp.where(first, seen.z, corrected)
+        # predictor: as 2M, from there
+        h = 0.5 * (step.logsnr_s - step.logsnr_t)
+        x = seen.x + 0.5 * ratio * (seen.x - kept.x)
+        z_s = _exponential_step(step, z_t, -jnp.expm1(-h) * x)
+        return z_s, _Remembered(z_t, seen.x, kept.x)
+
+    options = _unipc_options(logsnrs)
+    return _walk(denoise, z, logsnrs, clip_x, step_to, memory=_Remembered(z, z, z), options=options)
+
+
+def _unipc_options(logsnrs):
+    """Return (is first, λ of the step before, h / h_before, weights [T, 2] of the corrector's two differences).
+
+    The weights solve the paper's order conditions R rho = b for B_2(h) = e^{-h} - 1; the first corrector has order 1.
+    """
+    traced = isinstance(logsnrs, jax.core.Tracer)
+    xp = jnp if traced else np  # in float64 where the values are known: phi_3 loses digits at small h
+    number, half = len(logsnrs), 0.5 * (logsnrs if traced else np.asarray(logsnrs, np.float64))
+    before = xp.concatenate([half[:1] - 1.0, half[:-1]])
+    h = half - before
+    r = -xp.concatenate([xp.ones(2), h[1:-1] / h[2:]])[:number]  # (λ two steps before - λ before) / h
+    phi_1 = xp.expm1(-h)
+    phi_2 = phi_1 / -h - 1.0
+    phi_3 = phi_2 / -h - 0.5
+    b_1, b_2 = phi_2 / phi_1, 2.0 * phi_3 / phi_1
+    far = (b_1 - b_2) / (1.0 - r)
+    order_1 = np.arange(number) < 2
+    near = xp.where(order_1, 0.5, b_1 - far)
+    # the far difference is (x two steps before - x before) / r
+    weights = xp.stack([xp.where(order_1, 0.0, far / r), near], axis=1)
+    return np.arange(number) == 0, jnp.float32(2.0 * before), _step_ratios(logsnrs), jnp.float32(weights)
+
+
+# ---------------------------------------------------------------- EDM, Algorithms 1 and 2 (Karras et al. 2022)
+
+
+class _Half(NamedTuple):
+    """The first half of a step of Heun's: z where it began, and its eps there."""
+
+    z: Any
+    eps: Any
+
+
+def heun(
+    denoise: Denoiser,
+    z: Float[Array, ' B *D'],
+    logsnrs: Float[Array, ' T'],
+    keys: Key[Array, ' B'] | None = None,
+    *,
+    clip_x: Clipping = True,
+    churn: float = 0.0,
+    churn_interval: tuple[float, float] = (-np.inf, np.inf),
+    churn_noise: float = 1.0,
+) -> Float[Array, ' B *D']:
+    """Sample by Heun's method on d(z/alpha) / d(sigma/alpha) = eps: 2T - 1 calls of the denoiser, error as 1/T².
+
+    churn: EDM's S_churn: before a step, noise is added that raises sigma/alpha by min(churn / T, sqrt(2) - 1) of itself,
+    where λ is in churn_interval (S_max and S_min in terms of λ = -2 log sigma); churn_noise: S_noise, its standard
+    deviation. With churn it needs keys, one per image.
+    """
+    diffusion.check_logsnrs(logsnrs)
+    if churn:
+        _require_keys(keys, 'heun with churn > 0')
+    logsnrs = np.asarray(logsnrs) if not isinstance(logsnrs, jax.core.Tracer) else logsnrs
+    low, high = churn_interval
+    xp = jnp if isinstance(logsnrs, jax.core.Tracer) else np
+    raised = 2.0 * np.log1p(min(churn / len(logsnrs), np.sqrt(2.0) - 1.0))
+    noisier = logsnrs - xp.where((logsnrs >= low) & (logsnrs <= high), raised, 0.0)  # λ after the noise is added
+    noisier = xp.append(noisier[:-1], logsnrs[-1]).astype(np.float32)  # the last x is returned: no noise before it
+
+    def add_noise(z, number, logsnr, to):
+        """Return z at the lower λ `to`, noise added; numbers of noise are those of the step that begins there."""
+        if not churn:
+            return z
+        (alpha, sigma), (alpha_to, sigma_to) = diffusion.alpha_sigma(logsnr), diffusion.alpha_sigma(to)
+        added = jnp.maximum((sigma_to / alpha_to) ** 2 - (sigma / alpha) ** 2, 0.0)
+        noise = step_noise(keys, number, z.shape[1:])
+        return alpha_to * (z / alpha + churn_noise * jnp.sqrt(added) * noise)
+
+    def step_to(step, seen, half):
+        predicts, begun, number, after = step.options
+        alpha_s, sigma_s = diffusion.alpha_sigma(step.logsnr_s)
+        alpha_t, sigma_t = diffusion.alpha_sigma(begun)
+        base = jnp.where(predicts, seen.z, half.z)
+        eps = jnp.where(predicts, seen.eps, 0.5 * (half.eps + seen.eps))
+        z_s = alpha_s / alpha_t * base + (sigma_s - alpha_s * sigma_t / alpha_t) * eps
+        return jnp.where(predicts, z_s, add_noise(z_s, number, step.logsnr_s, after)), _Half(base, seen.eps)
+
+    # calls: at λ_0, then at λ_1 to correct and at λ_1 (or noisier) to go on, and so on to the last
+    number = len(logsnrs)
+    predicts = np.arange(2 * number - 1) % 2 == 0
+    step = np.arange(2 * number - 1) // 2
+    following = np.minimum(step + 1, number - 1)
+    calls = xp.where(predicts, noisier[step], logsnrs[following]).astype(np.float32)
+    options = predicts, jnp.asarray(noisier)[step], jnp.asarray(step + 2), jnp.asarray(noisier)[following]
+    targets = jnp.asarray(logsnrs)[following]
+    z = add_noise(z, 1, jnp.float32(logsnrs[0]), jnp.float32(noisier[0]))
+    memory = _Half(z, jnp.zeros_like(z))
+    return _walk(denoise, z, calls, clip_x, step_to, memory=memory, targets=targets, options=options)

@@ -64,6 +64,34 @@ def logsnr_grid(schedule: Schedule, num_steps: int) -> Float[Array, ' {num_steps
     return schedule(jnp.linspace(1.0, 0.0, num_steps))
 
 
+# ---------------------------------------------------------------- uniform λ (DPM-Solver, section 3)
+
+
+def uniform_logsnr_grid(
+    num_steps: int, *, logsnr_min: float = -20.0, logsnr_max: float = 20.0
+) -> Float32[Array, ' {num_steps}']:
+    """Return `num_steps` uniformly spaced λ, from λ_min up to λ_max."""
+    return jnp.linspace(logsnr_min, logsnr_max, num_steps, dtype=jnp.float32)
+
+
+# ---------------------------------------------------------------- EDM, eq. 5: sigma_i; λ = -2 log sigma
+
+
+def karras_grid(
+    num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+) -> Float32[Array, ' {num_steps}']:
+    """Return λ = -2 log sigma of EDM's steps, increasing: sigma^(1/rho) is uniform from sigma_max to sigma_min.
+
+    sigma is EDM's, sigma / alpha here. Raises ValueError unless 0 < sigma_min < sigma_max and rho > 0.
+    """
+    if not (0.0 < sigma_min < sigma_max < math.inf and 0.0 < rho < math.inf):
+        raise ValueError(
+            f'sigma_min {sigma_min:g} must be above 0 and below sigma_max {sigma_max:g}, and rho {rho:g} above 0'
+        )
+    sigmas = np.linspace(sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho), num_steps) ** rho
+    return jnp.asarray(-2.0 * np.log(sigmas), jnp.float32)
+
+
 # ---------------------------------------------------------------- the network's time (the authors' ddpm_w_distillation)
 
 
