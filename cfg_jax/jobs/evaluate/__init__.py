@@ -36,8 +36,8 @@ def run(config, workdir):
         class_names = trained.saved_class_names(workdir)
         return processes.first_alone(lambda: given.judge_given_samples(config, workdir, folder, class_names))
 
-    for curve in every if config.eval.search else ():
-        searching.check_curve(curve)
+    if config.eval.search:
+        searching.check_curves(every)
     model = trained.load(config, workdir)
     models = curves.models(every, model, workdir)
     # Every process draws. The first one also judges, while the others draw on.

@@ -85,17 +85,13 @@ def curves(config):
 
 
 def models(every, model, workdir):
-    """Return a `Trained` for each curve: `model`, or loaded again where the curve's guidance names something else.
+    """Return a `Trained` for each curve: `model`, or loaded again where the curve's guidance is another.
 
-    A text in config.guidance may name another network, such as a classifier. All are loaded before any image is drawn.
+    Guidance may name other networks, such as a classifier. All are loaded before any image is drawn.
     """
-
-    def names(config):
-        return tuple((key, value) for key, value in config.guidance.to_dict().items() if isinstance(value, str))
-
-    loaded, found = {names(model.config): model}, []
+    loaded, found = {str(model.config.guidance): model}, []
     for curve in every:
-        key = names(curve.config)
+        key = str(curve.config.guidance)
         if key not in loaded:
             again = trained.load(curve.config, workdir)
             loaded[key] = dataclasses.replace(again, params=model.params) if again.digest == model.digest else again

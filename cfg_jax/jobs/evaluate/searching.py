@@ -25,19 +25,33 @@ def check_enough(config, scorer):
 
 
 def intervals(config):
-    """Return the intervals that the search of a curve begins with."""
-    own = (tuple(config.guidance.interval),)
-    return tuple(dict.fromkeys(map(tuple, config.eval.search_intervals))) or own
+    """Return (the intervals that the search of a curve begins with, the `UserError` of those given or None).
 
-
-def check_curve(curve):
-    """Raise UserError if the curve's config does not allow one of the intervals of its search."""
-    for interval in intervals(curve.config):
+    A curve whose config refuses every interval, say because it has no guidance, keeps its own. Raises UserError if it
+    refuses some of them.
+    """
+    given, refused = tuple(dict.fromkeys(map(tuple, config.eval.search_intervals))), []
+    for interval in given:
         try:
-            check_config(changed(curve.config, {'guidance.interval': interval}))
+            check_config(changed(config, {'guidance.interval': interval}))
         except UserError as error:
-            name = f'variant {curve.variant!r}, ' if curve.variant else ''
-            raise UserError(f'{name}guidance.interval={interval}: {error} (config.eval.search_intervals)') from None
+            refused.append(error)
+    if refused and len(refused) < len(list(filter(None, given))):
+        raise refused[0]
+    return (given if given and not refused else (tuple(config.guidance.interval),)), next(iter(refused), None)
+
+
+def check_curves(every):
+    """Raise UserError if the intervals of config.eval.search_intervals cannot be, before anything is drawn."""
+    refused = []
+    for curve in every:
+        name = f'variant {curve.variant!r}: ' if curve.variant else ''
+        try:
+            refused.append(intervals(curve.config)[1])
+        except UserError as error:
+            raise UserError(f'{name}{error} It is one of config.eval.search_intervals.') from None
+    if all(refused):
+        raise UserError(f'{refused[0]} It is one of config.eval.search_intervals.')
 
 
 def search_curve(model, curve, measuring, open_drawing):
@@ -78,12 +92,12 @@ def search_curve(model, curve, measuring, open_drawing):
 
     over, weights = curves.swept(curve.config)
     options = {'rounds': curve.config.eval.search_rounds, 'off': 0.0 if over == 'guidance_weight' else None}
-    best, tried = search.search(evaluate, weights, intervals(curve.config), **options)
+    first, refusal = intervals(curve.config)
+    if refusal and processes.is_first():
+        print(f'no interval is searched: {refusal}', flush=True)
+    best, tried = search.search(evaluate, weights, first, **options)
     if (end := search.at_end(best, tried)) and processes.is_first():
-        print(
-            f'the best weight, {best.weight:g}, is the {end} of those given; others may be better still',
-            flush=True,
-        )
+        print(f'the best weight, {best.weight:g}, is the {end} of those given: others may be better', flush=True)
     return best, [{**row, 'round': each.round} for row, each in zip(rows, tried)]
 
 
