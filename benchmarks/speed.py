@@ -54,7 +54,7 @@ def measure(model, variant):
     import jax.numpy as jnp
     import numpy as np
 
-    from cfg_jax import build
+    from cfg_jax import build, build_sampling
     from cfg_jax.models import blocks
     from cfg_jax.training.train_state import TrainState
 
@@ -99,7 +99,7 @@ def measure(model, variant):
     train_once()
     figures['train_step'] = seconds(train_once, 100 if model == 'digits' else 3)
     start = time.perf_counter()
-    sample = jax.jit(build.sampler(config))
+    sample = jax.jit(build_sampling.sampler(config))
     arguments = state.ema_params, np.uint32(0), indices, indices % 10, np.float32(1.0)
     sample = sample.lower(*arguments).compile()
     figures['sample_compile'] = time.perf_counter() - start

@@ -23,7 +23,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 
-from cfg_jax import build, config_files, trained  # noqa: E402
+from cfg_jax import build, build_sampling, config_files, trained  # noqa: E402
 from cfg_jax.data import spread  # noqa: E402
 from cfg_jax.distributed.job import the_job  # noqa: E402
 from cfg_jax.errors import UserError, disk_errors  # noqa: E402
@@ -57,16 +57,19 @@ class Model(trained.Trained):
         self._require('classifier')
         return build.log_prob(self.config, self.params)
 
-    def denoiser(self, labels, weight=0.0, *, guidance=None, classifier_weight=0.0) -> Callable:
+    def denoiser(self, labels, weight=0.0, *, guidance=None, classifier_weight=0.0, changes=None) -> Callable:
         """Return the guided denoiser (z [B, H, W, C], logsnr [B]) -> `Prediction` for a label per image.
 
-        labels: ids or names, [B]. weight: the paper's w, a scalar or one per image. guidance: see `sample`.
+        labels: ids or names, [B]. weight: the paper's w, a scalar or one per image. guidance, changes: see `sample`.
         """
         self._require('unet')
-        config = self._with({'guidance.function': _name_of(guidance)})
-        of_label = self.classifier and build.log_prob(self.classifier.config, self.classifier.params)
+        config = self._with({'guidance.function': guidance}, changes)
+        model = trained.with_helpers(dataclasses.replace(self, config=config), former=self)
+        of_label = model.classifier and build.log_prob(model.classifier.config, model.classifier.params)
+        weak_model = model.weak and build.model(model.weak.config, model.weak.params)
         ids = np.array(self._ids(labels), np.int32)
-        return build.denoiser(config, self.params, ids, weight, of_label, classifier_weight)
+        others = {'of_label': of_label, 'classifier_weight': classifier_weight, 'weak_model': weak_model}
+        return build_sampling.denoiser(config, self.params, ids, weight, **others)
 
     def sample(
         self,
@@ -82,12 +85,14 @@ class Model(trained.Trained):
         clip_x=None,
         guidance=None,
         classifier_weight=None,
+        changes=None,
     ) -> np.ndarray:
         """Return images, uint8 [N, H, W, C]: those of --mode=sample at the same seed, to the bit.
 
         labels: label ids or class names, taken in turn until there are `num_images`; by default one image for each.
         None means all classes. weight: the paper's w. guidance: 'classifier_free', 'conditional', 'unconditional',
-        'module:function', or a function (model, labels, weight, *, null_label) -> denoiser. What is None is as in the
+        'module:function', or a function (model, labels, weight, *, null_label) -> denoiser. changes: {'section.key':
+        value}, such as {'guidance.rule': 'apg'}; a rule and a schedule may be functions too. What is None is as in the
         config. Another seed or weight does not compile again. Raises UserError for anything that is wrong.
         """
         self._require('unet')
@@ -106,9 +111,10 @@ class Model(trained.Trained):
                 'sample.v': v,
                 'sample.eta': eta,
                 'sample.clip_x': clip_x,
-                'guidance.function': _name_of(guidance),
+                'guidance.function': guidance,
                 'guidance.classifier_weight': classifier_weight,
-            }
+            },
+            changes,
         )
         for name, value in (('weight', weight), ('classifier_weight', config.guidance.classifier_weight)):
             if not (np.ndim(value) == 0 and math.isfinite(value)):
@@ -129,20 +135,23 @@ class Model(trained.Trained):
         for key in ('num_images', 'seed', 'guidance_weight', 'guidance_scale', 'labels', 'label_order'):
             del drawing[key]  # traced, or not the program's business
         guided = {k: v for k, v in config.guidance.to_dict().items() if k != 'classifier_weight'}
-        key = (size, str(drawing), str(guided), build.guidance_function(config))
+        own = tuple(build_sampling.own_functions(config).items())
+        key = (size, str(drawing), str(guided), own)
         if key not in self._programs:
-            self._programs[key] = trained.image_batches(config, self.classifier, batch_size=size)
+            model = trained.with_helpers(dataclasses.replace(self, config=config), former=self)
+            self._programs[key] = trained.image_batches(config, model.classifier, model.weak, batch_size=size)
         return self._programs[key]
 
     @functools.cached_property
     def _programs(self):
         return {}
 
-    def _with(self, changes):
-        """Return the config with the changes that are not None, checked."""
+    def _with(self, arguments, changes):
+        """Return the config with the changes, and the arguments that are not None, checked."""
         from cfg_jax.checks import check_config
 
-        changes = {name: value for name, value in changes.items() if value is not None}
+        given = {name: value for name, value in arguments.items() if value is not None}
+        changes = _named({**given, **(changes or {})})
         config = config_files.with_changes(self.config, changes)
         check_config(config)
         return config
@@ -192,9 +201,12 @@ class Model(trained.Trained):
         return self._picture
 
 
-def _name_of(guidance):
-    """Return the value of config.guidance.function for a name or a function; None for None."""
-    return build.given_guidance(guidance) if callable(guidance) else guidance
+def _named(changes):
+    """Return the changes with names in place of the functions that are values of config.guidance."""
+    return {
+        name: build_sampling.given_function(value, name.removeprefix('guidance.')) if callable(value) else value
+        for name, value in changes.items()
+    }
 
 
 def load(workdir, *, step=None, ema=True, classifier=None) -> Model:
@@ -261,12 +273,12 @@ def evaluate(workdir, changes=None, *, guidance=None) -> list[dict]:
     """
     changes = dict(changes or {})
     if guidance is not None:
-        changes['guidance.function'] = _name_of(guidance)
+        changes['guidance.function'] = guidance
     from cfg_jax.jobs import evaluate as job
 
     workdir = Path(config_files.expanded(str(workdir), 'workdir'))
     with _at_work(workdir):
-        return job.run(config_files.with_changes(trained.saved_config(workdir), changes), workdir)
+        return job.run(config_files.with_changes(trained.saved_config(workdir), _named(changes)), workdir)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,15 @@
-"""Building the parts that a config names: data, schedule, network, loss, optimizer, training step, sampler."""
+"""Building the parts that a config names: data, schedule, network, loss, optimizer, training step.
 
-import hashlib
-import importlib
-import inspect
+`build_sampling` builds guidance and samplers.
+"""
+
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import diffusion, guidance, losses, samplers, schedules
+from cfg_jax import diffusion, losses, schedules
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
@@ -19,11 +18,6 @@ from cfg_jax.training.train_state import TrainState
 
 # ADM's schedules: λ of each of 1000 timesteps
 TABLES = {'adm_linear': schedules.linear_beta_logsnr, 'adm_cosine': schedules.iddpm_cosine_logsnr}
-
-# config.sample.sampler: its function, and the fields of config.sample that it takes besides clip_x
-SAMPLERS = {'ancestral': (samplers.ancestral, ('v',)), 'ddim': (samplers.ddim, ('eta',))}
-_GIVEN = 'python:'  # how config.guidance.function begins for a function that a program has handed over
-_given = {}  # such functions, by the name
 
 
 def model_identity(config):
@@ -58,19 +52,6 @@ def run_identity(config):
 def training_key(config):
     """Return the key of all randomness in training; it differs from every image's fold_in(seed, index)."""
     return jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
-
-
-def guidance_weight(config):
-    """Return the paper's w, from config.sample.guidance_weight or guidance_scale = 1 + w; at most one may be set."""
-    weight, scale = config.sample.guidance_weight, config.sample.guidance_scale
-    if weight is not None and scale is not None:
-        raise UserError(
-            f'both config.sample.guidance_weight ({weight:g}) and config.sample.guidance_scale ({scale:g}) are set; '
-            'set one of them: scale = 1 + weight.'
-        )
-    if scale is not None:
-        return scale - 1.0
-    return 0.0 if weight is None else weight
 
 
 def image_shape(config):
@@ -150,14 +131,6 @@ def schedule(config):
     return partial(
         schedules.cosine_logsnr, logsnr_min=config.diffusion.logsnr_min, logsnr_max=config.diffusion.logsnr_max
     )
-
-
-def sampling_logsnrs(config):
-    """Return the grid of λ that a sampler walks, float32 [T], increasing."""
-    tabulated = table(config)
-    if tabulated is not None:
-        return schedules.spaced_grid(tabulated, config.sample.spacing or str(config.sample.num_steps))
-    return schedules.logsnr_grid(schedule(config), config.sample.num_steps)
 
 
 def network(config):
@@ -298,76 +271,35 @@ def sharded_training(config, mesh):
     return step.sharded(init, train_step(config, mesh), mesh, fsdp=config.train.fsdp)
 
 
-def given_guidance(function):
-    """Return the value of config.guidance.function that means this Python function, in this process.
-
-    It has the signature of `guidance.classifier_free`. Raises UserError if it cannot be called like that.
-    """
-    try:
-        inspect.signature(function).bind(None, None, None, null_label=0)
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f'guidance is {function!r}; it must be (model, labels, weight, *, null_label) -> denoiser ({error}).'
-        ) from None
-    name = f'{_GIVEN}{getattr(function, "__name__", "own")}'
-    _given[name] = function
-    return name
+def logsnr_range(config):
+    """Return (λ_min, λ_max) of the schedule."""
+    tabulated = table(config)
+    if tabulated is None:
+        return config.diffusion.logsnr_min, config.diffusion.logsnr_max
+    return float(tabulated[-1]), float(tabulated[0])
 
 
-def guidance_function(config):
-    """Return the function that config.guidance.function names: of cfg_jax.guidance, or a user's 'module:function'.
-
-    It has the signature of `guidance.classifier_free`. Raises UserError if there is no such function.
-    """
-    name = config.guidance.function
-    if name in _given:
-        return _given[name]
-    known = {f.__name__: f for f in (guidance.classifier_free, guidance.conditional, guidance.unconditional)}
-    allowed = f"allowed: {', '.join(map(repr, known))} or 'module:function' of your own"
-    if ':' not in name:
-        if name not in known:
-            raise UserError(f'config.guidance.function is {name!r}; {allowed}.')
-        return known[name]
-    module_name, _, function_name = name.rpartition(':')
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        inspect.signature(function).bind(None, None, None, null_label=0)
-        return function
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f'config.guidance.function is {name!r}; {allowed} ({error}).') from None
-
-
-def guidance_digest(config):
-    """Return text that changes with a guidance of the user's own; '' for those of cfg_jax.
-
-    It is the hash of its module's file (modules that it imports are not looked at) or, for a `given_guidance`, of what
-    it computes, with all constants that it holds.
-    """
-    name = config.guidance.function
-    if ':' not in name:
-        return ''
-    if name not in _given:
-        module = importlib.import_module(name.rpartition(':')[0])
-        return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
-
-    def guided(z, logsnr, labels, weight):
-        def stand_in(z, logsnr, labels):
-            eps = jnp.cos(z + diffusion.broadcast_to_images(logsnr + 2.0 * labels, z))
-            return diffusion.Prediction(eps, z if config.model.learn_variance else None)
-
-        return _given[name](stand_in, labels, weight, null_label=null_label(config))(z, logsnr)
-
-    shapes = [((2, *image_shape(config)), jnp.float32), ((2,), jnp.float32), ((2,), jnp.int32), ((), jnp.float32)]
-    lowered = jax.jit(guided).lower(*(jax.ShapeDtypeStruct(*each) for each in shapes))
-    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
+def attention_sizes(config):
+    """Return the image sizes at which the network has attention: those that the config names, and the lowest."""
+    lowest = config.data.image_size // 2 ** (len(config.model.channel_mult) - 1)
+    return tuple(sorted({*config.model.attention_resolutions, lowest}, reverse=True))
 
 
 def model(config, params):
-    """Return the trained network as guidance sees it: (z, λ, labels) -> Prediction."""
-    module = network(config)
+    """Return the trained network as guidance sees it: (z, λ, labels) -> Prediction.
 
-    def predict(z, logsnr, labels):
-        output, v = module.apply({'params': params}, z, logsnr, labels), None
+    Keywords: network_logsnr [B], λ that the network is told in place of its own; identity_attention [B], bool, the
+    images whose attention is the identity, at config.guidance.attention_resolutions (all by default).
+    """
+    module = network(config)
+    resolutions = tuple(config.guidance.attention_resolutions) or attention_sizes(config)
+
+    def predict(z, logsnr, labels, *, network_logsnr=None, identity_attention=None):
+        told = logsnr if network_logsnr is None else network_logsnr
+        options = {}
+        if identity_attention is not None:
+            options = {'identity_attention': identity_attention, 'identity_resolutions': resolutions}
+        output, v = module.apply({'params': params}, z, told, labels, **options), None
         if config.model.learn_variance:
             output, v = diffusion.split_variance(output)
         return diffusion.Prediction(diffusion.network_eps(output, z, logsnr, config.diffusion.prediction), v)
@@ -383,100 +315,3 @@ def log_prob(config, params):
         return losses.label_log_prob(module.apply({'params': params}, z, logsnr), labels)
 
     return predict
-
-
-def denoiser(config, params, labels, weight, of_label=None, classifier_weight=0.0):
-    """Return the guided denoiser (z, λ) -> Prediction of labels [B] at a guidance weight.
-
-    of_label: the `log_prob` of a classifier that guides too (ADM, Algorithm 2), or None.
-    """
-    denoise = guidance_function(config)(model(config, params), labels, weight, null_label=null_label(config))
-    if of_label is None:
-        return denoise
-
-    def clipped(z, logsnr):
-        return diffusion.clip_prediction(denoise(z, logsnr), z, logsnr)
-
-    clip_first = config.sample.clip_x and config.guidance.clip_first
-    return guidance.classifier(clipped if clip_first else denoise, of_label, labels, classifier_weight)
-
-
-def sampler(config, classifier_config=None):
-    """Return the function (params, seed, image indices [B], labels [B], weight) -> x [B, H, W, C] in [-1, 1].
-
-    All arguments are traced. With a classifier's config it takes two more: the classifier's parameters and weight.
-    """
-    shape, logsnrs = image_shape(config), sampling_logsnrs(config)
-    walk, options = SAMPLERS[config.sample.sampler]
-    by_mean = config.guidance.classifier_form == 'mean'
-
-    def sample(params, seed, indices, labels, weight, classifier_params=None, classifier_weight=0.0):
-        keys = samplers.image_keys(seed, indices)
-        z = samplers.step_noise(keys, 0, shape)
-        settings = {key: config.sample[key] for key in ('clip_x', *options)}
-        of_label = classifier_config and log_prob(classifier_config, classifier_params)
-        if of_label and by_mean:
-            settings['mean_shift'] = guidance.classifier_mean_shift(of_label, labels, classifier_weight)
-            of_label = None
-        elif of_label:
-            settings['clip_x'] = config.sample.clip_x and not config.guidance.clip_first  # `denoiser` has clipped
-        denoise = denoiser(config, params, labels, weight, of_label, classifier_weight)
-        return walk(denoise, z, logsnrs, keys, **settings)
-
-    return sample
-
-
-def count_evaluations(config):
-    """Return the cost of one image, {'network_evaluations', 'classifier_gradients'}; calls the guidance once."""
-    steps, images = len(sampling_logsnrs(config)), []
-
-    def counting(z, logsnr, labels):
-        images.append(len(z))
-        return diffusion.Prediction(z)
-
-    denoise = guidance_function(config)(counting, jnp.zeros(1, jnp.int32), 1.0, null_label=null_label(config))
-    denoise(jnp.zeros((1, *image_shape(config))), jnp.zeros(1))
-    gradients = steps if config.guidance.classifier_workdir else 0
-    return {'network_evaluations': steps * sum(images), 'classifier_gradients': gradients}
-
-
-def bound_range(config):
-    """Return (number of λ, λ of the noisiest, λ of the cleanest) at which `bits_per_dim` evaluates the network."""
-    if table(config) is not None:
-        logsnrs = sampling_logsnrs(config)
-        if len(logsnrs) < 2:
-            raise UserError(
-                'bits per dimension need at least 2 timesteps (config.sample.num_steps, config.sample.spacing).'
-            )
-        return len(logsnrs), float(logsnrs[0]), float(logsnrs[-1])
-    highest = min(config.eval.bound_logsnr_max, config.diffusion.logsnr_max)  # the network knows no λ above the latter
-    return config.eval.bound_evaluations, config.diffusion.logsnr_min, highest
-
-
-def bits_per_dim(config):
-    """Return the jitted function (params, uint8 images, labels, image indices, seed) -> the bound's parts, each [B].
-
-    They are 'total', 'prior', 'diffusion' and 'reconstruction', in bits per dimension: `losses.continuous_bound`'s, or,
-    for a model on one of ADM's tables, `losses.bits_per_dim_terms`' over the sampler's timesteps.
-    """
-    clip_x = config.sample.clip_x
-    number, lowest, highest = bound_range(config)
-
-    def discrete(denoise, x, keys):
-        logsnrs = sampling_logsnrs(config)[::-1]
-        found = losses.bits_per_dim_terms(denoise, x, keys, logsnrs=logsnrs, v=config.sample.v, clip_x=clip_x)
-        rest, last = found['terms'][:, 1:].sum(axis=1), found['terms'][:, 0]
-        return {'total': found['total'], 'prior': found['prior'], 'diffusion': rest, 'reconstruction': last}
-
-    def continuous(denoise, x, keys):
-        ends = {'logsnr_min': lowest, 'logsnr_max': highest, 'num_evaluations': number}
-        return losses.continuous_bound(denoise, x, keys, **ends, clip_x=clip_x)
-
-    @jax.jit
-    def bound(params, images, labels, indices, seed):
-        keys = samplers.image_keys(seed, indices)
-        denoise = guidance.conditional(model(config, params), labels, 0.0, null_label=null_label(config))
-        of_images = continuous if table(config) is None else discrete
-        return of_images(denoise, diffusion.to_unit_range(images), keys)
-
-    return bound

@@ -4,7 +4,8 @@ import math
 import pkgutil
 from itertools import pairwise
 
-from cfg_jax import build
+from cfg_jax import build, build_sampling
+from cfg_jax.config import default
 from cfg_jax.data import images
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import judges
@@ -22,7 +23,9 @@ _CHOICES = {
     'optim.name': ('adam', 'adamw'),
     'optim.decay': ('constant', 'cosine'),
     'guidance.classifier_form': ('eps', 'mean'),
-    'sample.sampler': tuple(build.SAMPLERS),
+    'guidance.weak': build_sampling.WEAK,
+    'sample.grid': build_sampling.GRIDS,
+    'sample.sampler': tuple(build_sampling.SAMPLERS),
     'sample.label_order': ('balanced', 'random'),
     'eval.judge': ('', *JUDGES),
 }
@@ -46,6 +49,7 @@ _LEAST = {
     'train.log_every': 1,
     'train.checkpoint_every': 1,
     'train.keep_checkpoints': 1,
+    'train.keep_every': 0,
     'train.grid_every': 0,
     'train.grid_images': 1,
     'sample.num_steps': 1,
@@ -53,6 +57,11 @@ _LEAST = {
     'sample.batch_size': 1,
     'sample.shard_images': 1,
     'sample.seed': 0,
+    'guidance.time_scale': 0,
+    'guidance.apg_norm_threshold': 0,
+    'guidance.schedule_power': 0,
+    'sample.churn': 0,
+    'sample.churn_noise': 0,
     'eval.nearest_k': 1,
     'eval.bound_evaluations': 1,
     'eval.judge_steps': 1,
@@ -69,7 +78,11 @@ _LEAST = {
     'laboratory.batch_size': 1,
     'laboratory.width': 1,
 }
-_BETWEEN_0_AND_1 = ('loss.p_uncond', 'sample.v', 'sample.eta')
+_BETWEEN_0_AND_1 = ('loss.p_uncond', 'sample.v', 'sample.eta', 'guidance.rescale_factor')
+_FINITE = (
+    'guidance.time_scale', 'guidance.apg_norm_threshold', 'guidance.apg_eta', 'guidance.momentum',
+    'guidance.schedule_power', 'sample.churn', 'sample.churn_noise',
+)  # fmt: skip
 _BELOW_1 = ('model.dropout', 'optim.b1', 'optim.b2', 'optim.ema_decay')
 
 
@@ -78,11 +91,10 @@ def check_config(config):
     _check_values(config)
     _check_combinations(config)
     _check_search(config)
-    if config.diffusion.schedule in build.TABLES:
-        build.sampling_logsnrs(config)
     _check_network(config)
-    build.guidance_weight(config)
-    build.guidance_function(config)
+    _check_guidance(config)
+    _check_grid(config)
+    build_sampling.guidance_weight(config)
 
 
 def check_judge(config):
@@ -114,12 +126,16 @@ def _check_values(config):
         _require(_get(config, name) < 2**32, config, name, f'below {2**32}')
     for name in _BETWEEN_0_AND_1:
         _require(0 <= _get(config, name) <= 1, config, name, 'between 0 and 1')
+    for name in _FINITE:
+        _require(math.isfinite(_get(config, name)), config, name, 'a finite number')
+    for name in ('sample.clip_percentile', 'guidance.dynamic_percentile'):
+        _require(0 <= _get(config, name) <= 100, config, name, 'between 0 and 100')
     for name in _BELOW_1:
         _require(0 <= _get(config, name) < 1, config, name, 'at least 0 and below 1')
     for name in ('guidance_weights', 'classifier_weights'):
         finite = all(map(math.isfinite, config.eval[name]))
         _require(finite, config, f'eval.{name}', 'a tuple of finite numbers')
-    _require(math.isfinite(build.guidance_weight(config)), config, 'sample.guidance_weight', 'a finite number')
+    _require(math.isfinite(build_sampling.guidance_weight(config)), config, 'sample.guidance_weight', 'a finite number')
     for name in ('radius', 'std'):
         _require(0 < config.laboratory[name] < math.inf, config, f'laboratory.{name}', 'above 0')
     weights = config.laboratory.weights
@@ -159,10 +175,8 @@ def _check_combinations(config):
     learned = "'eps' because config.model.learn_variance is set"
     _require(eps or not config.model.learn_variance, config, 'diffusion.prediction', learned)
 
-    null, free = config.model.labels == 'null', config.guidance.function == 'classifier_free'
+    null = config.model.labels == 'null'
     _require(null or not config.loss.p_uncond, config, 'loss.p_uncond', "0 unless config.model.labels is 'null'")
-    unguided = "'conditional', 'unconditional' or 'module:function' because config.model.labels is not 'null'"
-    _require(null or not free or config.model.kind != 'unet', config, 'guidance.function', unguided)
     form = config.guidance.classifier_form == 'eps' or config.sample.sampler == 'ancestral'
     _require(form, config, 'guidance.classifier_form', "'eps' unless config.sample.sampler is 'ancestral'")
     weights = config.guidance.classifier_weight or len(config.eval.classifier_weights)
@@ -187,6 +201,73 @@ def _check_search(config):
     _require(
         config.eval.search or not intervals, config, 'eval.search_intervals', '() unless config.eval.search is set'
     )
+
+
+def _check_guidance(config):
+    """Check what guidance moves away from, by which rule and when."""
+    settings, usual = config.guidance, default().guidance
+    own = build_sampling.own_function(config, 'function') is not None
+    build_sampling.own_functions(config)  # raises for a name that is not known
+    if config.model.kind == 'unet':
+        _check_weak(config)
+    reason = ''
+    if own:
+        reason = 'because config.guidance.function is your own'
+        _require(settings.weak in ('', 'checkpoint'), config, 'guidance.weak', f"'' or 'checkpoint' {reason}")
+    elif not build_sampling.weak_name(config):
+        reason = 'because there is nothing to move away from (config.guidance.weak)'
+    for field in ('rule', 'schedule', 'interval', 'momentum') if reason else ():
+        _require(settings[field] == usual[field], config, f'guidance.{field}', f'{usual[field]!r} {reason}')
+    low, high = build.logsnr_range(config)
+    for name in ('guidance.interval', 'sample.churn_interval'):
+        ends = _get(config, name)
+        within = not len(ends) or (len(ends) == 2 and low - _CLOSE <= ends[0] < ends[1] <= high + _CLOSE)
+        allowed = f'() or (λ_low, λ_high) with λ_low below λ_high, both from {low:.4g} to {high:.4g}'
+        _require(within, config, name, allowed)
+
+
+def _check_weak(config):
+    """Check that the network can give the weak prediction."""
+    settings, labels = config.guidance, config.model.labels
+    function, weak = settings.function, build_sampling.weak_name(config)
+    unguided = "'conditional', 'unconditional' or 'module:function' because config.model.labels is not 'null'"
+    null = labels == 'null' or bool(settings.weak) or function != 'classifier_free'
+    _require(null, config, 'guidance.function', unguided)
+    unlabelled = "'time', 'attention' or 'checkpoint'"
+    reasons = (  # (if, names that cannot be, what can, why)
+        (labels != 'null', ('null',), f"'random_label', {unlabelled}", "config.model.labels is not 'null'"),
+        (labels == 'none', ('random_label',), unlabelled, "config.model.labels is 'none'"),
+        (function == 'unconditional', ('null', 'random_label'), unlabelled, "the function is 'unconditional'"),
+    )
+    for applies, names, allowed, reason in reasons:
+        _require(not (applies and weak in names), config, 'guidance.weak', f'{allowed} because {reason}')
+    sizes = build.attention_sizes(config)
+    of_sizes = f'a tuple of image sizes that have attention: {", ".join(map(str, sizes))}'
+    _require(set(settings.attention_resolutions) <= set(sizes), config, 'guidance.attention_resolutions', of_sizes)
+
+
+_CLOSE = 0.01  # λ are given to few digits
+
+
+def _check_grid(config):
+    """Check the steps of the sampler."""
+    sample, uniform, (low, high) = config.sample, config.sample.grid == 'u', build.logsnr_range(config)
+    _require(uniform or not sample.spacing, config, 'sample.spacing', "'' unless config.sample.grid is 'u'")
+    _require(0 < sample.rho < math.inf, config, 'sample.rho', 'a finite number above 0')
+    for name in ('logsnr_min', 'logsnr_max'):
+        value = sample[name]
+        unused = "unset unless config.sample.grid is 'logsnr' or 'karras'"
+        _require(value is None or not uniform, config, f'sample.{name}', unused)
+        within = value is None or low - _CLOSE <= value <= high + _CLOSE
+        _require(within, config, f'sample.{name}', f'from {low:.4g} to {high:.4g}, λ of config.diffusion')
+    if not uniform:
+        first, last = build_sampling.grid_ends(config)
+        _require(first < last, config, 'sample.logsnr_min', f'below the last λ, {last:.4g}')
+    calls, ends = build_sampling.call_logsnrs(config), config.guidance.interval
+    if len(ends):
+        inside = (calls >= ends[0] - _CLOSE) & (calls <= ends[1] + _CLOSE)
+        steps = f'an interval with a step in it: there are {len(calls)} from λ = {calls[0]:.4g} to {calls[-1]:.4g}'
+        _require(bool(inside.any()), config, 'guidance.interval', steps)
 
 
 def _check_network(config):

@@ -84,24 +84,52 @@ def default():
     train.log_every = 100  # steps
     train.checkpoint_every = 1000  # steps; also at the end
     train.keep_checkpoints = 2
+    train.keep_every = 0  # keep each checkpoint of a multiple of so many steps too, as weak models; 0: none
     train.grid_every = 1000  # steps between sample grids; 0: none
     train.grid_images = 100  # images per grid
 
     config.guidance = guidance = ConfigDict()
     guidance.function = 'classifier_free'  # | 'conditional' | 'unconditional' | 'my_module:my_function'
+    # what to move away from: 'null' (the null label) | 'checkpoint' (a weaker model) | 'random_label' | 'time' (a wrong
+    # λ) | 'attention' (maps that are the identity); '' is 'null' for classifier_free and nothing for the others
+    guidance.weak = ''
+    guidance.weak_workdir = ''  # checkpoint: the weak model's workdir; '' is the model's own, with another step or EMA
+    guidance.weak_step = placeholder(int)  # checkpoint: its training step; the newest if unset
+    guidance.weak_ema = True  # checkpoint: its EMA, not its parameters themselves
+    guidance.weak_conditional = True  # checkpoint: with the labels; else with the null label
+    guidance.time_scale = 1.0  # time: standard deviation of the noise in λ
+    guidance.attention_resolutions = ()  # attention: image sizes (pixels) at which maps are the identity; (): all
+    # how the difference is used: 'linear' (the paper) | 'rescale' | 'apg' | 'zero_star' | 'tangential'
+    # | 'dynamic_threshold' | 'cfgpp' | 'my_module:my_function'
+    guidance.rule = 'linear'
+    guidance.rescale_factor = 0.7  # rescale: part of the result that gets the conditional's standard deviation
+    guidance.apg_norm_threshold = 0.0  # apg: largest L2 norm of the difference in x; 0: no limit
+    guidance.apg_eta = 0.0  # apg: factor of the difference's part along x
+    guidance.dynamic_percentile = 99.5  # dynamic_threshold: of |x|, from which x is clipped and divided by it
+    guidance.momentum = 0.0  # of a running sum of the differences over the steps; APG uses -0.5
+    guidance.interval = ()  # (λ_low, λ_high) in which guidance acts; () is everywhere
+    guidance.schedule = 'constant'  # w over u, from noise to data: | 'linear' | 'cosine' | 'power' | 'module:function'
+    guidance.schedule_power = 2.0  # power: w (p + 1) (1 - u)^p; the mean over u is w for every schedule
     guidance.classifier_workdir = ''  # workdir of a trained classifier, to guide with its gradient too
     guidance.classifier_weight = 0.0  # factor of that gradient
     guidance.clip_first = False  # clip the predicted x before the classifier's gradient moves it (ADM), not after
     guidance.classifier_form = 'eps'  # 'eps' (ADM's Algorithm 2) | 'mean' (its Algorithm 1; ancestral only)
-    guidance.interval = ()  # (λ_low, λ_high) in which guidance acts; () is everywhere
 
     config.sample = sample = ConfigDict()
-    sample.sampler = 'ancestral'  # 'ancestral' | 'ddim'
+    sample.sampler = 'ancestral'  # | 'ddim' | 'dpmpp_2m' | 'dpmpp_2m_sde' | 'unipc_2' | 'heun' (two calls a step)
     sample.num_steps = 256  # T, steps per image; classifier-free guidance evaluates the network twice per step
     sample.spacing = ''  # ADM's tables: 'ddim25' or '10,15,20', instead of num_steps evenly spaced timesteps
+    sample.grid = 'u'  # the steps: 'u' (the schedule's time, evenly) | 'logsnr' (λ, evenly) | 'karras' (EDM's)
+    sample.logsnr_min = placeholder(float)  # logsnr and karras: λ of the first step, the schedule's or EDM's if unset
+    sample.logsnr_max = placeholder(float)  # logsnr and karras: λ of the last step
+    sample.rho = 7.0  # karras: its exponent
     sample.v = 0.3  # ancestral, unless the variance is learned: (σ~²)^(1-v) (σ²_{t|s})^v (CFG paper, eq. 4)
     sample.eta = 0.0  # ddim: 0 is deterministic, 1 adds the posterior's variance
+    sample.churn = 0.0  # heun: EDM's S_churn, noise added before steps
+    sample.churn_interval = ()  # heun: (λ_low, λ_high) of the steps that get it; () is all
+    sample.churn_noise = 1.0  # heun: EDM's S_noise
     sample.clip_x = True  # clip the predicted x to [-1, 1]
+    sample.clip_percentile = 0.0  # with clip_x: first divide x by this percentile of |x| (Imagen: 99.5); 0: do not
     sample.guidance_weight = placeholder(float)  # the paper's w; 0 (also if unset) is no guidance
     sample.guidance_scale = placeholder(float)  # 1 + w, instead of guidance_weight
     sample.labels = ''  # ids ('0,1,2') or names ('cat,dog'; 'id:2', 'name:2' where 2 is both); '' is all classes

@@ -11,6 +11,7 @@ from cfg_jax.errors import UserError, first_line
 PATHS = (  # the fields of a config that are files or folders
     'data.data_dir',
     'guidance.classifier_workdir',
+    'guidance.weak_workdir',
     'eval.inception_weights',
     'eval.samples',
     'eval.reference',

@@ -6,6 +6,7 @@ their scan where a denoiser switches, so that the part that is not used is not c
 
 import dataclasses
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -123,5 +124,5 @@ def parts(
 
         return step
 
-    pieces = [slice(a, b) for a, b in zip(bounds, bounds[1:])]
+    pieces = [slice(a, b) for a, b in pairwise(bounds)]
     return whole.start, [(piece, step_of(0 if within[piece.start] else 1)) for piece in pieces]

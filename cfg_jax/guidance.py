@@ -38,7 +38,7 @@ Weight = PerImage | Callable[[Float[Array, ' B']], Float[Array, ' B']]
 class Rule:
     """A rule: called as function(strong, weak, weight, **parameters), with arrays [B, ...] and a weight, scalar or [B].
 
-    on_x: the arrays are predictions of x, not of eps. renoises_with_weak: samplers add the weak eps back to the guided x.
+    on_x: the arrays are predictions of x, not of eps. renoises_with_weak: samplers add the weak eps back to x.
     """
 
     function: Callable[..., Array]
@@ -59,7 +59,7 @@ def _linear(strong, weak, weight):
     return (1.0 + w) * strong - w * weak
 
 
-# ---------------------------------------------------------------- Lin et al. 2024, section 3.4: the strong one's deviation
+# ---------------------------------------------------------------- Lin et al. 2024, section 3.4
 
 
 def _rescale(strong, weak, weight, *, factor=0.7):
@@ -155,8 +155,8 @@ def extrapolate(
 ) -> Denoiser:
     """Return the denoiser that moves away from `weak`: eps~ = strong + w(λ) rule(strong, weak).
 
-    With two models it is autoguidance (Karras et al. 2024a). rule: one of `RULES`, a `functools.partial` of one with its
-    parameters, or a function of one's own, rule(strong eps, weak eps, weight) -> guided eps. momentum: see
+    With two models it is autoguidance (Karras et al. 2024a). rule: one of `RULES`, a `functools.partial` of one with
+    its parameters, or a function of one's own, rule(strong eps, weak eps, weight) -> guided eps. momentum: see
     `extrapolate_pair`. A learned variance is the strong one's. Both denoisers may have a state.
     """
     if not any(isinstance(each, Stateful | Switched) for each in (strong, weak)):
@@ -247,7 +247,7 @@ def _halves(both, z):
     return jax.tree.map(lambda a: a[first], both), jax.tree.map(lambda a: a[second], both)
 
 
-# ---------------------------------------------------------------- ICG (Sadat et al. 2025b, section 4): a label at random
+# ---------------------------------------------------------------- ICG (Sadat et al. 2025b, sec. 4): a random label
 
 
 def with_random_label(model: Model, labels: Int[Array, ' B'], keys: Key[Array, ' B'], *, num_classes: int) -> Pair:
@@ -271,7 +271,7 @@ def _at(keys, logsnr):
 _WEAK_DRAWS = 2**32 - 1  # no step of a sampler has this number, so its noise is another
 
 
-# ---------------------------------------------------------------- TSG (Sadat et al. 2025b, section 5): a wrong time
+# ---------------------------------------------------------------- TSG (Sadat et al. 2025b, sec. 5): a wrong time
 
 
 def with_perturbed_time(model: Model, labels: Int[Array, ' B'], keys: Key[Array, ' B'], *, scale: Scalar) -> Pair:
@@ -289,7 +289,7 @@ def with_perturbed_time(model: Model, labels: Int[Array, ' B'], keys: Key[Array,
     return pair
 
 
-# ---------------------------------------------------------------- PAG (Ahn et al. 2024): attention maps are the identity
+# ---------------------------------------------------------------- PAG (Ahn et al. 2024): identity as attention
 
 
 def with_identity_attention(model: Model, labels: Int[Array, ' B']) -> Pair:
@@ -335,9 +335,10 @@ def scheduled(weight: PerImage, multiplier: Callable[[Float[Array, ' B']], Float
 
 
 def classifier_free(model: Model, labels: Int[Array, ' B'], weight: Weight, *, null_label: int) -> Denoiser:
-    """Return the guided denoiser: eps~ = (1 + w) eps(z, λ, c) - w eps(z, λ, null), eq. 6. w = 0 is the conditional model.
+    """Return the guided denoiser of eq. 6: eps~ = (1 + w) eps(z, λ, c) - w eps(z, λ, null).
 
-    One forward of 2B: labels first, then the null label. A learned variance is that of the conditional half.
+    w = 0 is the conditional model. One forward of 2B: labels first, then the null label. A learned variance is that of
+    the conditional half.
     """
     return extrapolate_pair(with_null(model, labels, null_label=null_label), weight)
 

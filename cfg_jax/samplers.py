@@ -325,8 +325,8 @@ def heun(
 ) -> Float[Array, ' B *D']:
     """Sample by Heun's method on d(z/alpha) / d(sigma/alpha) = eps: 2T - 1 calls of the denoiser, error as 1/T².
 
-    churn: EDM's S_churn: before a step, noise is added that raises sigma/alpha by min(churn / T, sqrt(2) - 1) of itself,
-    where λ is in churn_interval (S_max and S_min in terms of λ = -2 log sigma); churn_noise: S_noise, its standard
+    churn: EDM's S_churn: before a step, noise is added that raises sigma/alpha by min(churn / T, sqrt(2) - 1) of
+    itself, where λ is in churn_interval (S_max and S_min, as λ = -2 log sigma); churn_noise: S_noise, its standard
     deviation. With churn it needs keys, one per image.
     """
     diffusion.check_logsnrs(logsnrs)

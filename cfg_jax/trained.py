@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from cfg_jax import build, diffusion, guidance, samplers, schedules
+from cfg_jax import build, build_sampling, denoisers, diffusion, guidance, samplers, schedules
 from cfg_jax.config import default
 from cfg_jax.data import spread
 from cfg_jax.errors import UserError
@@ -32,6 +33,7 @@ class Trained:
     config: that of the run. params: the EMA parameters, whole on every device. step: training steps done.
     class_names: by label id. digest: text that is the same for the same parameters. classifier: the trained noisy
     classifier of config.guidance.classifier_workdir, or None. workdir: the folder that the checkpoint was read from.
+    weak: the weak model of config.guidance.weak='checkpoint', or None.
     """
 
     config: ConfigDict
@@ -41,33 +43,53 @@ class Trained:
     digest: str
     classifier: 'Trained | None' = None
     workdir: Path | None = None
+    weak: 'Trained | None' = None
 
 
 # ---------------------------------------------------------------- reading
 
 
 def load(config, workdir, mesh=None, *, step=None, ema=True):
-    """Return a checkpoint of `workdir` as `Trained`, with the classifier that the config names.
+    """Return a checkpoint of `workdir` as `Trained`, with the classifier and the weak model that the config names.
 
     mesh: where the parameters are put; all devices by default. step: the checkpoint's; the newest by default. ema: take
     the average of the parameters, not the parameters themselves. Raises UserError if there is no checkpoint, or if it
     does not belong to the config.
     """
     mesh = mesh or sharding.make_mesh()
-    model = _load(config, workdir, mesh, load_classifier(config, mesh), step=step, ema=ema)
-    if model.classifier:
-        check_same_order(model.class_names, model.classifier.class_names, config.guidance.classifier_workdir)
-    return model
+    return with_helpers(_load(config, workdir, mesh, step=step, ema=ema), mesh)
 
 
-def check_same_order(class_names, others, workdir):
-    """Raise UserError if the classifier in `workdir` knows the model's classes, `class_names`, in another order."""
+def with_helpers(model, mesh=None, *, former=None):
+    """Return the `Trained` model with the classifier and the weak model that its config names.
+
+    former: a model with helpers of its own, which are taken over if the config names the same ones.
+    """
+    mesh, settings = mesh or sharding.make_mesh(), model.config.guidance
+    classifier = weak = None
+    if former and former.config.guidance.classifier_workdir == settings.classifier_workdir:
+        classifier = former.classifier
+    classifier = classifier or load_classifier(model.config, mesh)
+    if former and _weak_place(former.config) == _weak_place(model.config):
+        weak = former.weak
+    weak = weak or load_weak(model.config, model.workdir, mesh)
+    for other, field in ((classifier, 'classifier_workdir'), (weak, 'weak_workdir')):
+        if other:
+            check_same_order(model.class_names, other.class_names, other.workdir, field)
+    return dataclasses.replace(model, classifier=classifier, weak=weak)
+
+
+def check_same_order(class_names, others, workdir, field):
+    """Raise UserError if the other network, in `workdir`, knows the model's classes, `class_names`, in another order.
+
+    field: that of config.guidance that names the workdir.
+    """
     names, others = list(map(composed, class_names)), list(map(composed, others))
     if names != others and sorted(names) == sorted(others):
         label = next(label for label, name in enumerate(names) if name != others[label])
         raise UserError(
-            f'label {label} is {names[label]!r} to the model but {others[label]!r} to the classifier in {workdir}; '
-            'both must be trained with the classes in one order (config.guidance.classifier_workdir).'
+            f'label {label} is {names[label]!r} to the model but {others[label]!r} to that in {workdir}; both must be '
+            f'trained with the classes in one order (config.guidance.{field}).'
         )
 
 
@@ -83,13 +105,50 @@ def load_classifier(config, mesh=None):
     saved = saved_config(workdir)
     if saved.model.kind != 'classifier':
         raise UserError(f'{workdir} holds a {saved.model.kind}, not a classifier {field}.')
+    _check_same_data(saved, config, f'the classifier in {workdir}', field)
+    return _load(saved, workdir, mesh or sharding.make_mesh())
+
+
+def _check_same_data(saved, config, name, field):
     for key in ('image_size', 'image_channels', 'num_classes'):
         if saved.data[key] != config.data[key]:
             raise UserError(
-                f'the classifier in {workdir} has config.data.{key} {saved.data[key]}, the model has '
-                f'{config.data[key]} {field}.'
+                f'{name} has config.data.{key} {saved.data[key]}, the model has {config.data[key]} {field}.'
             )
-    return _load(saved, workdir, mesh or sharding.make_mesh(), None)
+
+
+def _weak_place(config):
+    """Return what tells which parameters config.guidance.weak='checkpoint' means; None without it."""
+    settings = config.guidance
+    if build_sampling.weak_name(config) != 'checkpoint':
+        return None
+    return settings.weak_workdir, settings.weak_step, settings.weak_ema, settings.weak_conditional
+
+
+def load_weak(config, workdir, mesh=None):
+    """Return the weak model of config.guidance.weak='checkpoint' as `Trained`; None for any other guidance.
+
+    workdir: the model's own. Raises UserError if the checkpoint cannot be the weak model of the config's model.
+    """
+    settings, field = config.guidance, '(config.guidance.weak_workdir)'
+    if build_sampling.weak_name(config) != 'checkpoint':
+        return None
+    if settings.weak_workdir:
+        check_folder(settings.weak_workdir, 'config.guidance.weak_workdir')
+    elif settings.weak_step is None and settings.weak_ema:
+        raise UserError(
+            "config.guidance.weak is 'checkpoint', but no weaker model is named: set config.guidance.weak_workdir, or "
+            'an earlier config.guidance.weak_step of this workdir, or config.guidance.weak_ema=False.'
+        )
+    place = settings.weak_workdir or workdir
+    saved = saved_config(place)
+    if saved.model.kind != 'unet':
+        raise UserError(f'{place} holds a {saved.model.kind}, not a diffusion model {field}.')
+    _check_same_data(saved, config, f'the weak model in {place}', field)
+    if saved.model.labels == 'classes' and not settings.weak_conditional:
+        raise UserError(f'the weak model in {place} has no null label (config.guidance.weak_conditional).')
+    mesh = mesh or sharding.make_mesh()
+    return _load(saved, place, mesh, step=settings.weak_step, ema=settings.weak_ema)
 
 
 def saved_config(workdir):
@@ -103,7 +162,7 @@ def saved_config(workdir):
     return config
 
 
-def _load(config, workdir, mesh, classifier, *, step=None, ema=True):
+def _load(config, workdir, mesh, *, step=None, ema=True):
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     with _open_checkpoints(workdir, build.model_identity(config)) as checkpoints:
         restored = checkpoints.restore_params(sharding.abstract(shapes, sharding.replicated(mesh)), step=step, ema=ema)
@@ -113,7 +172,7 @@ def _load(config, workdir, mesh, classifier, *, step=None, ema=True):
         raise UserError(f'{path}: {problems[0]}; import or train these weights again, in another --workdir.')
     print(f'loaded {path}', flush=True)
     digest = params_digest(host)
-    return Trained(config, restored.tree, restored.step, restored.class_names, digest, classifier, Path(workdir))
+    return Trained(config, restored.tree, restored.step, restored.class_names, digest, workdir=Path(workdir))
 
 
 def saved_class_names(workdir):
@@ -139,28 +198,43 @@ def _open_checkpoints(workdir, identity):
 # ---------------------------------------------------------------- drawing
 
 
-def image_batches(config, guide=None, *, batch_size=None):
+def image_batches(config, guide=None, weak=None, *, batch_size=None):
     """Return (params, labels, weight, seed[, classifier_weight]) -> units of images, as `generate.image_batches` does.
 
-    guide: the classifier that guides too, a `Trained`, or None. params: on every device. batch_size: images that a
-    device draws at once. classifier_weight and batch_size are the config's by default.
+    guide: the classifier that guides too, a `Trained`, or None. weak: the weak model, likewise. params: on every device.
+    batch_size: images that a device draws at once. classifier_weight and batch_size are the config's by default. It
+    compiles once for all weights, and once for w = 0, where no guidance is computed.
     """
     mesh = sharding.local_mesh()
-    draw = generate.image_batches(
-        build.sampler(config, guide and guide.config),
-        mesh,
-        batch_size=batch_size or config.sample.batch_size,
-        num_classes=config.data.num_classes,
-    )
+
+    @functools.cache
+    def drawing(guided):
+        """Return (the function that draws, the parameters of the weak model) at w = 0 or at any other weight."""
+        at_weight = build_sampling.at_weight(config, float(guided))
+        needs_weak = weak if guided or at_weight is config else None
+        draw = generate.image_batches(
+            build_sampling.sampler(at_weight, guide and guide.config, needs_weak and needs_weak.config),
+            mesh,
+            batch_size=batch_size or config.sample.batch_size,
+            num_classes=config.data.num_classes,
+        )
+        return draw, needs_weak and sharding.to_local(needs_weak.params, mesh)
+
     guide_params = guide and sharding.to_local(guide.params, mesh)
 
     def batches(params, labels, weight, seed, classifier_weight=None, *, units=None):
         if classifier_weight is None:
             classifier_weight = config.guidance.classifier_weight
+        draw, weak_params = drawing(is_guided(config, weight))
         params = sharding.to_local(params, mesh)
-        return draw(params, labels, weight, seed, guide_params, classifier_weight, units=units)
+        return draw(params, labels, weight, seed, guide_params, classifier_weight, weak_params, units=units)
 
     return batches
+
+
+def is_guided(config, weight):
+    """Return False where `image_batches` draws with the program of w = 0, which computes no guidance."""
+    return build_sampling.at_weight(config, weight) is config
 
 
 def unit_size(config, count):
@@ -191,7 +265,7 @@ def wanted(config, class_names):
     ids, count = parse_labels(config.sample.labels, class_names), config.sample.num_images
     if not config.sample.labels.strip():
         ids = spread(len(ids), count).tolist()
-    return Wanted(tuple(ids), count, build.guidance_weight(config), config.guidance.classifier_weight)
+    return Wanted(tuple(ids), count, build_sampling.guidance_weight(config), config.guidance.classifier_weight)
 
 
 def open_set(model, workdir, wanted):
@@ -207,17 +281,26 @@ def open_set(model, workdir, wanted):
     )
 
 
+_DRAWING = (
+    'sampler', 'num_steps', 'spacing', 'grid', 'logsnr_min', 'logsnr_max', 'rho', 'clip_x', 'clip_percentile', 'seed',
+)  # fmt: skip
+_CODE = (schedules, diffusion, denoisers, guidance, samplers, blocks, unet, classifier, build, build_sampling)
+
+
 def identity(model, wanted):
     """Return what the images of a set depend on, apart from their number: a nested dict of plain values."""
-    plain = model.config.to_dict()
-    options = {option for _, options in build.SAMPLERS.values() for option in options}
-    drawing = {key: plain['sample'][key] for key in ('sampler', 'num_steps', 'spacing', 'clip_x', 'seed', *options)}
+    config = build_sampling.at_weight(model.config, wanted.weight)
+    plain, weak = config.to_dict(), model.weak if is_guided(model.config, wanted.weight) else None
+    options = {option for _, options in build_sampling.SAMPLERS.values() for option in options}
+    drawing = {key: plain['sample'][key] for key in (*_DRAWING, *options)}
     weights = {'guidance_weight': wanted.weight, 'classifier_weight': wanted.classifier_weight}
     guide = model.classifier
     return {
         'params': model.digest,
-        'code': code_digest(model.config),
+        'code': code_digest(config),
         'classifier_params': guide and guide.digest,
+        'weak_params': weak and weak.digest,
+        'weak': weak and {**build.model_identity(weak.config), 'dtype': weak.config.model.dtype},
         'classifier': guide and {**build.model_identity(guide.config), 'dtype': guide.config.model.dtype},
         'model': build.model_identity(model.config)['model'],
         'dtype': plain['model']['dtype'],
@@ -226,14 +309,14 @@ def identity(model, wanted):
         'guidance': plain['guidance'] | weights,
         'classes': list(wanted.ids),
         'label_order': plain['sample']['label_order'],
-        'batch_size': unit_size(model.config, wanted.count),  # of the program that draws them
+        'batch_size': unit_size(config, wanted.count),  # of the program that draws them
     }
 
 
 def code_digest(config):
     """Return text that changes with the code that draws: this project's, and a user's own guidance."""
-    digest = hashlib.sha256(build.guidance_digest(config).encode())
-    for module in (schedules, diffusion, guidance, samplers, blocks, unet, classifier, build, generate):
+    digest = hashlib.sha256(build_sampling.guidance_digest(config).encode())
+    for module in (*_CODE, generate):
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()
 
@@ -241,32 +324,74 @@ def code_digest(config):
 def drawn_with(config, weight, classifier_weight):
     """Return the guidance of a picture's images for its title: 'w = 0.3', 'w = 0, c = 2', 'unconditional, c = 2'."""
     function = config.guidance.function
-    parts = [function] if function in ('conditional', 'unconditional') else [f'w = {weight:g}']
+    if function in ('conditional', 'unconditional') and not build_sampling.weak_name(config):
+        parts = [function]
+    else:
+        parts = [f'w = {weight:g}']
     if ':' in function:
         parts.append(function.rpartition(':')[2])
+    parts += guidance_words(config, weight)
     if config.guidance.classifier_workdir:
         parts.append(f'c = {classifier_weight:g}')
     return ', '.join(parts)
 
 
+def guidance_words(config, weight=1.0, *, between=' '):
+    """Return the choices of config.guidance that differ from the paper's: ['apg', 'interval -1 3']; [] at w = 0."""
+    usual, settings = default().guidance, build_sampling.at_weight(config, weight).guidance
+    if ':' in settings.function:
+        return []
+    words = []
+    for field in ('weak', 'rule', 'schedule'):
+        if settings[field] != usual[field]:
+            words.append(settings[field].rpartition(':')[2])
+    for word, fields in _WORDS.items():
+        values = [f'{settings[field]:g}' for field in fields if settings[field] != usual[field]]
+        words += [between.join([word, *values])] if values else []
+    for field in ('attention_resolutions', 'interval'):
+        if settings[field]:
+            words.append(between.join([field.partition('_')[0], *(f'{value:g}' for value in settings[field])]))
+    return words
+
+
+# numbers of config.guidance in the names of files and in titles
+_WORDS = {
+    'step': ('weak_step',), 'scale': ('time_scale',), 'factor': ('rescale_factor',), 'norm': ('apg_norm_threshold',),
+    'eta': ('apg_eta',), 'percentile': ('dynamic_percentile',), 'momentum': ('momentum',), 'power': ('schedule_power',),
+}  # fmt: skip
+
+
+def grid_words(config):
+    """Return config.sample.grid with its ends in λ and rho: 'karras -8.764 12.43 7', or 'u'."""
+    sample = config.sample
+    if sample.grid == 'u':
+        return 'u'
+    numbers = (*build_sampling.grid_ends(config), *([sample.rho] if sample.grid == 'karras' else []))
+    return ' '.join([sample.grid, *(f'{number:.4g}' for number in numbers)])
+
+
 def guidance_identity(config):
-    """Return config.guidance.function, with a hash if it is the user's own and may be edited."""
-    name, digest = config.guidance.function, build.guidance_digest(config)
+    """Return config.guidance.function and the other choices of guidance, with a hash if any of it is the user's own."""
+    digest = build_sampling.guidance_digest(config)
+    name = ' '.join([config.guidance.function, *guidance_words(config)])
     return f'{name}, sha256 {digest[:16]}' if digest else name
 
 
 def describe(config, wanted):
     """Return a short name for files such as 'ancestral256_w0.3_seed0'.
 
-    It tells the guidance function, v and eta where they differ from the defaults.
+    It tells the guidance, v and eta where they differ from the defaults.
     """
     usual, sample = default(), config.sample
-    name = f'{sample.sampler}{len(build.sampling_logsnrs(config))}'
+    name = f'{sample.sampler}{len(build_sampling.sampling_logsnrs(config))}'
+    if sample.grid != usual.sample.grid:
+        name += f'_{sample.grid}'
     if config.guidance.function != usual.guidance.function:
         name += f'_{config.guidance.function.rpartition(":")[2]}'
-    for option in build.SAMPLERS[sample.sampler][1]:
-        if sample[option] != usual.sample[option]:
+    for option in build_sampling.SAMPLERS[sample.sampler][1]:
+        if sample[option] != usual.sample[option] and option != 'churn_interval':
             name += f'_{option}{sample[option]:g}'
+    name += ''.join(f'_{word}' for word in guidance_words(config, wanted.weight, between='_'))
     name += f'_w{wanted.weight:g}'
     if config.guidance.classifier_workdir:
         name += f'_classifier{wanted.classifier_weight:g}'

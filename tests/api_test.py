@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import cfg_jax
-from cfg_jax import build, guidance
+from cfg_jax import build_sampling, guidance
 from cfg_jax.distributed.job import INTERRUPTED, Stopped
 from cfg_jax.jobs import sample as sample_job
 from tests import tiny
@@ -188,7 +188,7 @@ def test_evaluating_returns_the_rows(workdir):
 
 
 def digest_of(function):
-    return build.guidance_digest(tiny.config(guidance__function=build.given_guidance(function)))
+    return build_sampling.guidance_digest(tiny.config(guidance__function=build_sampling.given_function(function)))
 
 
 def test_a_given_function_is_known_by_what_it_computes():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax import build
+from cfg_jax import build, build_sampling
 from cfg_jax.checks import check_config
 from cfg_jax.config import default
 from cfg_jax.errors import UserError
@@ -97,9 +97,9 @@ def test_a_shrunk_config_trains_a_step_and_samples(name):
         return
     arguments = after.ema_params, 0, jnp.arange(2), jnp.arange(2), 1.0
     if not name.endswith(('digits', '64')):  # the larger ones, so shrunk, sample as the 64s do: only traced
-        assert jax.eval_shape(build.sampler(config), *arguments).shape == (2, *shape)
+        assert jax.eval_shape(build_sampling.sampler(config), *arguments).shape == (2, *shape)
         return
-    x = jax.jit(build.sampler(config))(*arguments)
+    x = jax.jit(build_sampling.sampler(config))(*arguments)
     assert x.shape == (2, *shape) and float(jnp.abs(x).max()) <= 1
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax import build, diffusion, losses, samplers
+from cfg_jax import build, build_sampling, diffusion, losses, samplers
 from cfg_jax.diffusion import Prediction
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import likelihood
@@ -61,9 +61,9 @@ def test_a_model_on_a_table_keeps_the_bound_over_its_timesteps(monkeypatch):
     monkeypatch.setattr(build, 'model', lambda config, params: model)
     config = tiny.config(diffusion__schedule='adm_linear', sample__spacing='10')
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
-    labels, indices, logsnrs = jnp.arange(3), jnp.arange(3), build.sampling_logsnrs(config)[::-1]
-    got = build.bits_per_dim(config)(None, images, labels, indices, 0)
-    assert build.bound_range(config) == (10, float(logsnrs[-1]), float(logsnrs[0]))
+    labels, indices, logsnrs = jnp.arange(3), jnp.arange(3), build_sampling.sampling_logsnrs(config)[::-1]
+    got = build_sampling.bits_per_dim(config)(None, images, labels, indices, 0)
+    assert build_sampling.bound_range(config) == (10, float(logsnrs[-1]), float(logsnrs[0]))
     x, keys = diffusion.to_unit_range(images), samplers.image_keys(0, indices)
     exact = losses.bits_per_dim_terms(lambda z, logsnr: model(z, logsnr, labels), x, keys, logsnrs=logsnrs)
     np.testing.assert_allclose(got['total'], exact['total'], rtol=1e-3)
@@ -73,10 +73,10 @@ def test_a_model_on_a_table_keeps_the_bound_over_its_timesteps(monkeypatch):
 
 def test_one_timestep_is_too_few():
     with pytest.raises(UserError, match='at least 2 timesteps'):
-        build.bound_range(tiny.config(diffusion__schedule='adm_linear', sample__num_steps=1))
+        build_sampling.bound_range(tiny.config(diffusion__schedule='adm_linear', sample__num_steps=1))
 
 
 def test_the_bound_reads_values_where_the_network_was_trained():
     config = tiny.config(diffusion__logsnr_max=10.0, diffusion__logsnr_min=-15.0, eval__bound_evaluations=7)
-    assert build.bound_range(config) == (7, -15.0, 10.0)
-    assert build.bound_range(tiny.config()) == (100, -20.0, 13.3)
+    assert build_sampling.bound_range(config) == (7, -15.0, 10.0)
+    assert build_sampling.bound_range(tiny.config()) == (100, -20.0, 13.3)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfg_jax import build, samplers, trained
+from cfg_jax import build, build_sampling, samplers, trained
 from cfg_jax.diffusion import Prediction
 from cfg_jax.errors import UserError
 from cfg_jax.training import sharding
@@ -35,7 +35,7 @@ def draw(indices):
         keys = samplers.image_keys(7, indices)
         return samplers.step_noise(keys, 0, (8, 8, 1)), samplers.step_noise(keys, 3, (8, 8, 1))
 
-    images = jax.jit(build.sampler(config))(random_params(config), 7, indices, jnp.int32(indices % 10), 2.0)
+    images = jax.jit(build_sampling.sampler(config))(random_params(config), 7, indices, jnp.int32(indices % 10), 2.0)
     return [np.asarray(a) for a in (*noise(indices), images)]
 
 
@@ -68,7 +68,7 @@ def test_an_image_is_the_same_on_eight_devices(whole, tmp_path):
 
 def test_weights_labels_and_seeds_share_one_compilation(monkeypatch):
     traces = []
-    original = build.sampler
+    original = build_sampling.sampler
 
     def counting(*arguments):
         sample = original(*arguments)

@@ -85,7 +85,7 @@ _TABLE = (  # in the order of results.csv
           ('spacing', '', 'config.sample.spacing'),
           ('v', 'g', 'config.sample.v, if the sampler is ancestral and the variance not learned'),
           ('eta', 'g', 'config.sample.eta, if the sampler is ddim'),
-          ('clip_x', '', 'config.sample.clip_x'),
+          ('clip_x', '', 'config.sample.clip_x, or clip_percentile'),
           ('label_order', '', 'config.sample.label_order'),
           ('dtype', '', 'config.model.dtype'),
           ('ema_decay', 'g', 'config.optim.ema_decay'),
@@ -97,6 +97,9 @@ _TABLE = (  # in the order of results.csv
     Column('interval', 'interval', '', meaning='config.guidance.interval, in λ', identity=True),
     Column('variant', 'variant', '', meaning='name in config.eval.variants', tradeoff=11, costs=True, identity=True),
     Column('overrides', 'changes', '', meaning='what the variant changes in the config', report=False, identity=True),
+    Column('grid', 'grid', '', meaning='config.sample.grid, with its ends and rho', report=False, identity=True),
+    Column('churn', 'churn', '', meaning='config.sample.churn, churn_interval and churn_noise, if the sampler is heun',
+           report=False, identity=True),
 )
 # fmt: on
 _BY_NAME = {each.name: each for each in _TABLE}

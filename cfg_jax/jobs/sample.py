@@ -20,7 +20,7 @@ def run(config, workdir):
     model = trained.load(config, workdir)
     wanted = trained.wanted(config, model.class_names)
     images = trained.open_set(model, workdir, wanted)
-    batches = trained.image_batches(config, model.classifier, batch_size=images.batch_size)
+    batches = trained.image_batches(config, model.classifier, model.weak, batch_size=images.batch_size)
 
     def draw(units):
         weights = {'weight': wanted.weight, 'classifier_weight': wanted.classifier_weight}

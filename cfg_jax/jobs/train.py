@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from cfg_jax import build, files, trained
+from cfg_jax import build, build_sampling, files, trained
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.config import default
 from cfg_jax.data import spread
@@ -59,6 +59,7 @@ def _train(config, workdir, mesh, source, report):
             build.run_identity(config),
             defaults=default().to_dict(),
             keep=config.train.keep_checkpoints,
+            keep_every=config.train.keep_every,
         ) as checkpoints:
             state = _train_steps(config, workdir, mesh, source, checkpoints, stack, report)
         stopped = the_job.stopped(int(state.step)) if the_job.stopping else None
@@ -233,13 +234,15 @@ def grid_drawer(config, class_names, workdir):
     Noise and labels are the same every time.
     """
     per_device = math.ceil(config.train.grid_images / sharding.local_mesh().size)
-    sample = trained.image_batches(config, trained.load_classifier(config), batch_size=per_device)
+    weight = build_sampling.guidance_weight(config)
+    # the weak model is not needed at w = 0, and may be a checkpoint that this run has yet to write
+    weak = trained.load_weak(config, workdir) if trained.is_guided(config, weight) else None
+    sample = trained.image_batches(config, trained.load_classifier(config), weak, batch_size=per_device)
     # all classes, or as many as make the picture square
     num_rows = max(math.isqrt(config.train.grid_images), 1)
     labels = np.resize(spread(len(class_names), num_rows).astype(np.int32), config.train.grid_images)
 
     def draw(step, ema_params):
-        weight = build.guidance_weight(config)
         images = np.concatenate(list(sample(ema_params, labels, weight, config.sample.seed)))
         title = f'step {step:,}, {trained.drawn_with(config, weight, config.guidance.classifier_weight)}'
         picture = grids.class_grid(images, labels, class_names, title=title)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cfg_jax.typing import Array, Float, Float32, Real
+from cfg_jax.typing import Array, Bool, Float, Float32, Real
 
 # ADM trains from PyTorch's default for convolutions and linear layers, U(±1/sqrt(fan_in)). Biases start at zero here.
 torch_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
@@ -113,16 +113,24 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Residual multi-head attention over all pixels. The output projection starts at zero."""
+    """Residual multi-head attention over all pixels. The output projection starts at zero.
+
+    identity: for which images each pixel attends to itself alone (PAG), or None for no image.
+    """
 
     num_heads: int
     num_groups: int = 32
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'B H W C']) -> Float[Array, 'B H W C']:
+    def __call__(
+        self, x: Float[Array, 'B H W C'], identity: Bool[Array, ' B'] | None = None
+    ) -> Float[Array, 'B H W C']:
         B, H, W, C = x.shape
         h = GroupNorm(self.num_groups, name='norm')(x).reshape(B, H * W, C)
         qkv = Dense(3 * C, dtype=self.dtype, name='qkv')(h).reshape(B, H * W, 3, self.num_heads, C // self.num_heads)
-        h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(B, H * W, C)
+        h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        if identity is not None:
+            h = jnp.where(identity[:, None, None, None], qkv[:, :, 2], h)
+        h = h.reshape(B, H * W, C)
         return x + Dense(C, dtype=self.dtype, kernel_init=zeros, name='out')(h).reshape(x.shape)

@@ -1,6 +1,7 @@
 """ADM's UNet (Dhariwal & Nichol 2021, section 3), and the encoder that it shares with the noisy classifier."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jax.typing import DTypeLike
 
 from cfg_jax import schedules
 from cfg_jax.models import blocks
-from cfg_jax.typing import Array, Float, Float32, Int
+from cfg_jax.typing import Array, Bool, Float, Float32, Int
 
 
 class Encoder(nn.Module):
@@ -55,9 +56,16 @@ class Encoder(nn.Module):
         return blocks.Dense(4 * self.channels, dtype=self.dtype, name='time_out')(embedding)
 
     def encode(
-        self, z: Float[Array, 'B H W C'], embedding: Float[Array, 'B E'], train: bool
+        self,
+        z: Float[Array, 'B H W C'],
+        embedding: Float[Array, 'B E'],
+        train: bool,
+        identity: Mapping[int, Bool[Array, ' B']] = types.MappingProxyType({}),
     ) -> tuple[Float[Array, 'B h w F'], list[Float[Array, 'B ...']]]:
-        """Return (the features at the lowest resolution, the list of skip features, first one first)."""
+        """Return (the features at the lowest resolution, the list of skip features, first one first).
+
+        identity: {image size: for which images attention at that size is the identity}.
+        """
         H, W = z.shape[1:3]
         reduction = 2 ** (len(self.channel_mult) - 1)
         if H % reduction or W % reduction:
@@ -68,13 +76,13 @@ class Encoder(nn.Module):
             for i in range(self.num_blocks):
                 h = self.block(self.channels * mult, f'down_{level}_block_{i}')(h, embedding, train)
                 if h.shape[1] in self.attention_resolutions:
-                    h = self.attention(h.shape[-1], f'down_{level}_attention_{i}')(h)
+                    h = self.attention(h.shape[-1], f'down_{level}_attention_{i}')(h, identity.get(h.shape[1]))
                 skips.append(h)
             if level + 1 < len(self.channel_mult):
                 h = self.block(h.shape[-1], f'down_{level}_resample', blocks.downsample)(h, embedding, train)
                 skips.append(h)
         h = self.block(h.shape[-1], 'middle_block_0')(h, embedding, train)
-        h = self.attention(h.shape[-1], 'middle_attention')(h)
+        h = self.attention(h.shape[-1], 'middle_attention')(h, identity.get(h.shape[1]))
         h = self.block(h.shape[-1], 'middle_block_1')(h, embedding, train)
         return h, skips
 
@@ -82,6 +90,7 @@ class Encoder(nn.Module):
 class UNet(Encoder):
     """ADM's UNet, called with z, λ and the labels.
 
+    identity_attention: for which images attention is the identity (PAG), at the image sizes of identity_resolutions.
     num_labels: rows of the label embedding, including the null label's; 0 for a network without labels.
     out_channels: the images', or twice as many if the variance is learned (its channels come last).
     """
@@ -97,6 +106,8 @@ class UNet(Encoder):
         labels: Int[Array, ' B'] | None = None,
         *,
         train: bool = False,
+        identity_attention: Bool[Array, ' B'] | None = None,
+        identity_resolutions: tuple[int, ...] = (),
     ) -> Float32[Array, 'B H W {self.out_channels}']:
         embedding = self.embed_time(logsnr)
         if self.num_labels:
@@ -109,13 +120,14 @@ class UNet(Encoder):
                 name='label',
             )
             embedding = embedding + label_embedding(labels)
-        h, skips = self.encode(z, embedding, train)
+        identity = {} if identity_attention is None else dict.fromkeys(identity_resolutions, identity_attention)
+        h, skips = self.encode(z, embedding, train, identity)
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             for i in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self.block(self.channels * mult, f'up_{level}_block_{i}')(h, embedding, train)
                 if h.shape[1] in self.attention_resolutions:
-                    h = self.attention(h.shape[-1], f'up_{level}_attention_{i}')(h)
+                    h = self.attention(h.shape[-1], f'up_{level}_attention_{i}')(h, identity.get(h.shape[1]))
             if level:
                 h = self.block(h.shape[-1], f'up_{level}_resample', blocks.upsample)(h, embedding, train)
         h = nn.silu(blocks.GroupNorm(self.num_groups, name='norm_out')(h)).astype(jnp.float32)

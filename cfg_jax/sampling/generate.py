@@ -14,9 +14,10 @@ from cfg_jax.sampling.labels import check_labels
 
 
 def image_batches(sample, mesh, *, batch_size, num_classes):
-    """Return the jitted function (params, labels, weight, seed, classifier_params, classifier_weight) -> units.
+    """Return the jitted function (params, labels, weight, seed, ...) -> units.
 
-    sample(params, seed, image indices [B], labels [B], weight, classifier_params, classifier_weight) -> x in [-1, 1].
+    sample(params, seed, image indices [B], labels [B], weight, classifier_params, classifier_weight, weak_params) -> x
+    in [-1, 1]. The last three are None, 0 and None by default.
     mesh: of this process's devices; all params lie on each of them (`sharding.to_local`). labels: int [N] on the host,
     checked here.
 
@@ -27,7 +28,7 @@ def image_batches(sample, mesh, *, batch_size, num_classes):
     whose numbers are not finite.
     """
     whole, split = PartitionSpec(), PartitionSpec('data')
-    specs = {'in_specs': (whole, whole, split, split, whole, whole, whole), 'out_specs': (split, split)}
+    specs = {'in_specs': (whole, whole, split, split, whole, whole, whole, whole), 'out_specs': (split, split)}
 
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, check_vma=False, **specs)
@@ -35,9 +36,11 @@ def image_batches(sample, mesh, *, batch_size, num_classes):
         x = sample(*arguments)
         return diffusion.to_uint8(x), jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
 
-    def batches(params, labels, weight, seed, classifier_params=None, classifier_weight=0.0, *, units=None):
+    def batches(
+        params, labels, weight, seed, classifier_params=None, classifier_weight=0.0, weak_params=None, *, units=None
+    ):
         check_labels(labels, num_classes)
-        guiding = np.float32(weight), classifier_params, np.float32(classifier_weight)
+        guiding = np.float32(weight), classifier_params, np.float32(classifier_weight), weak_params
         units = range(math.ceil(len(labels) / batch_size)) if units is None else units
 
         def fetched(units, of_devices):

@@ -39,7 +39,7 @@ def run(config, workdir):
     if config.eval.search:
         searching.check_curves(every)
     model = trained.load(config, workdir)
-    models = curves.models(every, model, workdir)
+    models = curves.models(every, model)
     # Every process draws. The first one also judges, while the others draw on.
     measuring = processes.first_alone(lambda: judging.open_measuring(config, workdir, model))
     if measuring:
@@ -89,12 +89,12 @@ def open_drawing(model, workdir, count):
     config, seed = model.config, model.config.sample.seed
     ids = tuple(spread(config.data.num_classes, count).tolist())
     batch_size = trained.unit_size(config, count)
-    batches = trained.image_batches(config, model.classifier, batch_size=batch_size)
+    batches = trained.image_batches(config, model.classifier, model.weak, batch_size=batch_size)
 
     @functools.cache
-    def compile_sampler():
+    def compile_sampler(guided):
         """Draw one unit, so that the time of the first weight is like that of the others."""
-        next(batches(model.params, np.resize(ids, batch_size), 0.0, seed))
+        next(batches(model.params, np.resize(ids, batch_size), float(guided), seed))
 
     def draw_points(points):
         wanted = [trained.Wanted(ids, count, point.guidance_weight, point.classifier_weight) for point in points]
@@ -103,7 +103,7 @@ def open_drawing(model, workdir, count):
         for point, images, missing in zip(points, sets, sample_sets.all_missing(sets)):
 
             def draw(units, point=point, labels=images.labels):
-                compile_sampler()
+                compile_sampler(trained.is_guided(config, point.guidance_weight))
                 return batches(model.params, labels, point.guidance_weight, seed, point.classifier_weight, units=units)
 
             is_new = not images.folder.exists()

@@ -2,7 +2,7 @@
 
 import functools
 
-from cfg_jax import build, files, trained
+from cfg_jax import build, build_sampling, files, trained
 from cfg_jax.distributed import processes
 from cfg_jax.evaluation import likelihood
 from cfg_jax.training import sharding
@@ -14,7 +14,7 @@ def bound_likelihood(config, workdir, folder):
     params = sharding.to_local(model.params, sharding.local_mesh())
 
     def measure():
-        bound, source = functools.partial(build.bits_per_dim(config), params), build.source(config)
+        bound, source = functools.partial(build_sampling.bits_per_dim(config), params), build.source(config)
         source.order_classes(model.class_names)
         means = likelihood.bits_per_dim(
             bound,
@@ -23,7 +23,7 @@ def bound_likelihood(config, workdir, folder):
             batch_size=config.sample.batch_size,
             seed=config.sample.seed,
         )
-        (number, lowest, highest), discrete = build.bound_range(config), build.table(config) is not None
+        (number, lowest, highest), discrete = build_sampling.bound_range(config), build.table(config) is not None
         ends = {'num_steps': number, 'logsnr_min': lowest, 'logsnr_max': highest}
         result = {**means, **ends, 'discrete': discrete, 'step': model.step}
         path = folder / 'bits_per_dim.json'

@@ -4,7 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from cfg_jax import build, trained
+from cfg_jax import build_sampling, trained
 from cfg_jax.checks import check_config
 from cfg_jax.config import changed
 from cfg_jax.evaluation import columns
@@ -43,8 +43,9 @@ def swept(config):
 def point(config, weight):
     """Return the `Point` of a curve at a value of the weight that varies."""
     over, _ = swept(config)
-    pair = {'guidance_weight': build.guidance_weight(config), 'classifier_weight': config.guidance.classifier_weight}
-    return Point(**pair | {over: weight}, name=f'{columns.SYMBOLS[over]}={weight:g}')
+    fixed = config.guidance.classifier_weight
+    pair = {'guidance_weight': build_sampling.guidance_weight(config), 'classifier_weight': fixed, over: weight}
+    return Point(**pair, name=f'{columns.SYMBOLS[over]}={weight:g}')
 
 
 def sweep(config):
@@ -79,21 +80,19 @@ def curves(config):
             configs.append(curve)
     several = len(config.eval.samplers) > 1 or len(config.eval.num_steps) > 1
     return [
-        Curve(curve, f'_{curve.sample.sampler}{len(build.sampling_logsnrs(curve))}' if several else '')
+        Curve(curve, f'_{curve.sample.sampler}{len(build_sampling.sampling_logsnrs(curve))}' if several else '')
         for curve in configs
     ]
 
 
-def models(every, model, workdir):
-    """Return a `Trained` for each curve: `model`, or loaded again where the curve's guidance is another.
+def models(every, model):
+    """Return `model` as each curve's `Trained`, with the networks that its guidance names, such as a classifier.
 
-    Guidance may name other networks, such as a classifier. All are loaded before any image is drawn.
+    All are loaded before any image is drawn.
     """
-    loaded, found = {str(model.config.guidance): model}, []
+    found, former = [], model
     for curve in every:
-        key = str(curve.config.guidance)
-        if key not in loaded:
-            again = trained.load(curve.config, workdir)
-            loaded[key] = dataclasses.replace(again, params=model.params) if again.digest == model.digest else again
-        found.append(dataclasses.replace(loaded[key], config=curve.config))
+        found.append(trained.with_helpers(dataclasses.replace(model, config=curve.config), former=former))
+        if found[-1].classifier or found[-1].weak:
+            former = found[-1]  # its networks serve the next curves that name the same ones
     return found

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import build, trained
+from cfg_jax import build, build_sampling, trained
 from cfg_jax.data.sources import Source
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import grids, results, scoring
@@ -97,12 +97,12 @@ def judge_set(model, curve, measuring, point, images):
         'classifier_weight': float(point.classifier_weight),
         **scorer.measure(outputs, labels),
         'num_samples': len(images),
-        'num_steps': len(build.sampling_logsnrs(config)),
+        'num_steps': len(build_sampling.sampling_logsnrs(config)),
         'sampler': config.sample.sampler,
         'seed': config.sample.seed,
         'seconds_per_image': images.seconds() / len(images),
         'samples_sha256': images.sha256,
-        **build.count_evaluations(config),
+        **build_sampling.count_evaluations(config, point.guidance_weight),
         **measuring.facts,
         **settings_of(config),
         'classifier': classifier_name(model),
@@ -143,15 +143,18 @@ def classifier_name(model):
 def settings_of(config):
     """Return the columns that tell how a curve's images are drawn, apart from the sampler, steps and weights."""
     sample, guided = config.sample, bool(config.guidance.classifier_workdir)
+    churns = sample.sampler == 'heun' and sample.churn
     constant_v = sample.sampler == 'ancestral' and not config.model.learn_variance
     return {
         'guidance': trained.guidance_identity(config),
         'classifier_form': config.guidance.classifier_form if guided else None,
         'clip_first': config.guidance.clip_first if guided else None,
         'spacing': sample.spacing,
+        'grid': trained.grid_words(config),
+        'churn': ' '.join(map(str, (sample.churn, *sample.churn_interval, sample.churn_noise))) if churns else None,
         'v': sample.v if constant_v else None,
         'eta': sample.eta if sample.sampler == 'ddim' else None,
-        'clip_x': sample.clip_x,
+        'clip_x': sample.clip_percentile if sample.clip_x and sample.clip_percentile else sample.clip_x,
         'label_order': sample.label_order,
         'dtype': config.model.dtype,
         'ema_decay': config.optim.ema_decay,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import build, diffusion, files, samplers
+from cfg_jax import build, build_sampling, diffusion, files, samplers
 from cfg_jax.data import spread
 from cfg_jax.evaluation import mean_images, results, style
 from cfg_jax.training import sharding
@@ -23,7 +23,7 @@ def write_means(model, source, folder):
     of_data = mean_images.data_means(source, config.eval.reference_images)
     labels = [label for label in spread(config.data.num_classes, _ROWS).tolist() if label in of_data]
     labels = {'null': [None, *labels], 'classes': labels, 'none': [None]}[config.model.labels]
-    lowest = float(build.sampling_logsnrs(config)[0])
+    lowest = float(build_sampling.sampling_logsnrs(config)[0])
     logsnrs = [lowest, *(logsnr for logsnr in _LOGSNRS if logsnr > lowest)]
     batch_size = min(config.sample.batch_size, _NOISES)
     params, null = sharding.to_local(model.params, sharding.local_mesh()), build.null_label(config)

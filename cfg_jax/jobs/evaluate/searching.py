@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from cfg_jax import build
+from cfg_jax import build_sampling
 from cfg_jax.checks import check_config
 from cfg_jax.config import changed
 from cfg_jax.distributed import processes
@@ -82,7 +82,7 @@ def search_curve(model, curve, measuring, open_drawing):
             'num_samples': len(images),
             'seed': config.sample.seed,
             'sampler': config.sample.sampler,
-            'num_steps': len(build.sampling_logsnrs(config)),
+            'num_steps': len(build_sampling.sampling_logsnrs(config)),
             'samples_sha256': images.sha256,
         }
         rows.append(row)
