@@ -29,7 +29,7 @@ def test_the_shipped_variants_fit_the_digits():
     config.eval.variants = str(SHIPPED)
     every = curves.curves(config)
     assert len(every) >= 6 and every[0].overrides == '' and every[0].suffix == '_as_configured'
-    assert {curve.config.sample.sampler for curve in every} == {'ancestral', 'ddim'}
+    assert {curve.config.sample.sampler for curve in every} >= {'ancestral', 'ddim'}
     assert 'python -m cfg_jax.main' in SHIPPED.read_text() and 'Cost:' in SHIPPED.read_text()
 
 
