@@ -195,7 +195,8 @@ def _draw(axis, curves, x, y, *, best=None, real=None):
 
 def _spans_factors(shown):
     """Return True if the values are positive, and the largest more than four times the least."""
-    return np.nanmin(shown, initial=np.inf) > 0 and np.nanmax(shown) > 4 * np.nanmin(shown)
+    known = np.array(shown)[np.isfinite(shown)]
+    return len(known) > 0 and known.min() > 0 and known.max() > 4 * known.min()
 
 
 def _make_logarithmic(axis, shown):
