@@ -63,11 +63,11 @@ def search_curve(model, curve, measuring, open_drawing):
     count, drawings, rows = curve.config.eval.search_samples, {}, []
 
     def evaluate(weight, interval):
-        config = changed(curve.config, {'guidance.interval': interval})
-        if interval not in drawings:
-            drawings[interval] = open_drawing(dataclasses.replace(model, config=config), count=count)
-        place = curves.point(config, weight)
-        for _, images in drawings[interval]([place]):  # a loop of one: it deletes a set that is not kept
+        config = limited(curve, weight, interval)
+        key, place = config.guidance.interval, curves.point(config, weight)
+        if key not in drawings:
+            drawings[key] = open_drawing(dataclasses.replace(model, config=config), count=count)
+        for _, images in drawings[key]([place]):  # a loop of one: it deletes a set that is not kept
             fid = processes.first_alone(lambda images=images: judge(config, place, images))
         return processes.of_first(fid)
 
@@ -96,9 +96,16 @@ def search_curve(model, curve, measuring, open_drawing):
     if refusal and processes.is_first():
         print(f'no interval is searched: {refusal}', flush=True)
     best, tried = search.search(evaluate, weights, first, **options)
-    if (end := search.at_end(best, tried)) and processes.is_first():
+    end = search.at_end(best, tried)
+    if (end == 'highest' or (end and best.weight)) and processes.is_first():
         print(f'the best weight, {best.weight:g}, is the {end} of those given: others may be better', flush=True)
     return best, [{**row, 'round': each.round} for row, each in zip(rows, tried)]
+
+
+def limited(curve, weight, interval):
+    """Return the curve's config with an interval, or as it is at w = 0, where there is no guidance to limit."""
+    off = curves.swept(curve.config)[0] == 'guidance_weight' and not weight
+    return curve.config if off else changed(curve.config, {'guidance.interval': interval})
 
 
 def confirming(curve, best):
@@ -106,7 +113,6 @@ def confirming(curve, best):
     over, _ = curves.swept(curve.config)
     changes = {
         'sample.seed': (curve.config.sample.seed + 1) % 2**32,
-        'guidance.interval': best.interval,
         f'eval.{over}s': (best.weight,),
     }
-    return dataclasses.replace(curve, config=changed(curve.config, changes))
+    return dataclasses.replace(curve, config=changed(limited(curve, best.weight, best.interval), changes))
