@@ -13,10 +13,7 @@ COLUMNS = (
     *('num_samples', 'sampler', 'num_steps', 'overrides'),
 )
 IN_REPORT = tuple(name for name in COLUMNS if name not in ('rank', 'fid_error', 'num_samples', 'sampler', 'num_steps'))
-MEANING = (
-    f'tie: the FID is less than {SIGMAS} standard errors of the difference above the first, sqrt(e1² + e2²) '
-    'with the errors of both'
-)
+MEANING = f'tie: no more than {SIGMAS} standard errors of the difference, sqrt(e1² + e2²), above the first'
 
 
 def rank(rows):

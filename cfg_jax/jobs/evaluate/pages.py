@@ -124,8 +124,12 @@ def report_page(config, rows, pictures, measuring, ranked=()):
         'cfg_jax': cfg_jax.__version__,
         'command': ' '.join(['python -m cfg_jax.main', *sys.argv[1:]]),
     }
+    title = title_of(config, rows)
+    if several_curves(config):
+        title = config.data.name or config.data.source
+        title += f': {len(ranked)} variants' if config.eval.variants else ''
     return report.render(
-        title=config.data.name or config.data.source if several_curves(config) else title_of(config, rows),
+        title=title,
         rows=rows,
         columns=columns.IN_REPORT,
         settings=config.to_dict(),
