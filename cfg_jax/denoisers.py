@@ -71,12 +71,18 @@ def stateful(denoise: Denoiser) -> Stateful:
         def select(a, b):
             return jnp.where(diffusion.broadcast_to_images(within, a), a, b)
 
+        def kept(used, new, old):
+            """Return the new state of the images of one side; a state that is not one per image, if any image is."""
+            of_images = jnp.ndim(new) and len(new) == len(z)
+            return jnp.where(diffusion.broadcast_to_images(used, new) if of_images else used.any(), new, old)
+
         renoise_eps = None
         if here.renoise_eps is not None or there.renoise_eps is not None:
             renoise_eps = select(_renoise(here), _renoise(there))
         v = None if here.v is None else select(here.v, there.v)
-        kept = tuple(jax.tree.map(select, *pair) for pair in ((state, states[0]), (states[1], other)))
-        return Prediction(select(here.eps, there.eps), v, renoise_eps), kept
+        sides = (within, state, states[0]), (~within, other, states[1])
+        states = tuple(jax.tree.map(lambda a, b, used=used: kept(used, a, b), new, old) for used, new, old in sides)
+        return Prediction(select(here.eps, there.eps), v, renoise_eps), states
 
     return Stateful(lambda z: (inside.start(z), outside.start(z)), step)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax.typing import Array, Float, Float32, Int, PerImage, Real, Scalar, UInt8
+from cfg_jax.typing import Array, Bool, Float, Float32, Int, PerImage, Real, Scalar, UInt8
 
 
 class Prediction(NamedTuple):
@@ -35,7 +35,9 @@ Model = Callable[[Float[Array, ' B *D'], Float[Array, ' B'], Int[Array, ' B']], 
 MeanShift = Callable[[Float[Array, ' B *D'], Float[Array, ' B'], Scalar | Float[Array, '...']], Float[Array, ' B *D']]
 
 
-def broadcast_to_images(value: Scalar | Real[Array, '...'], images: Real[Array, '...']) -> Real[Array, '...']:
+def broadcast_to_images(
+    value: Scalar | Real[Array, '...'] | Bool[Array, '...'], images: Real[Array, '...']
+) -> Real[Array, '...'] | Bool[Array, '...']:
     """Return `value`, a scalar or [B], with trailing axes so that it broadcasts against images [B, ...]."""
     value = jnp.asarray(value)
     return value.reshape(value.shape + (1,) * (images.ndim - value.ndim)) if value.ndim else value

@@ -201,9 +201,9 @@ def _open_checkpoints(workdir, identity):
 def image_batches(config, guide=None, weak=None, *, batch_size=None):
     """Return (params, labels, weight, seed[, classifier_weight]) -> units of images, as `generate.image_batches` does.
 
-    guide: the classifier that guides too, a `Trained`, or None. weak: the weak model, likewise. params: on every device.
-    batch_size: images that a device draws at once. classifier_weight and batch_size are the config's by default. It
-    compiles once for all weights, and once for w = 0, where no guidance is computed.
+    guide: the classifier that guides too, a `Trained`, or None. weak: the weak model, likewise. params: on every
+    device. batch_size: images that a device draws at once. classifier_weight and batch_size are the config's by
+    default. It compiles once for all weights, and once for w = 0, where no guidance is computed.
     """
     mesh = sharding.local_mesh()
 

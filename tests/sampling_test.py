@@ -67,6 +67,7 @@ def test_an_image_is_the_same_on_eight_devices(whole, tmp_path):
 
 
 def test_weights_labels_and_seeds_share_one_compilation(monkeypatch):
+    """And w = 0, which computes no guidance, has another."""
     traces = []
     original = build_sampling.sampler
 
@@ -74,14 +75,17 @@ def test_weights_labels_and_seeds_share_one_compilation(monkeypatch):
         sample = original(*arguments)
         return lambda *a: traces.append(1) or sample(*a)
 
-    monkeypatch.setattr(build, 'sampler', counting)
+    monkeypatch.setattr(build_sampling, 'sampler', counting)
     config = tiny.config()
     batches = trained.image_batches(config)
     params = random_params(config)
-    for labels, weight, seed in (([1] * 30, 0.0, 0), ([2, 3] * 10, 4.0, 1), ([5], 0.5, 2)):
+    for labels, weight, seed in (([1] * 30, 1.0, 0), ([2, 3] * 10, 4.0, 1), ([5], 0.5, 2)):
         images = np.concatenate(list(batches(params, np.array(labels), weight, seed)))
         assert images.shape == (len(labels), 8, 8, 1) and images.dtype == np.uint8
     assert len(traces) == 1
+    for seed in (0, 1):
+        next(batches(params, np.array([5]), 0.0, seed))
+    assert len(traces) == 2
 
 
 def overflowing(number):
@@ -102,10 +106,16 @@ def overflowing(number):
     ('number', 'sampler', 'clip_x'),
     [(np.nan, 'ancestral', True), (np.inf, 'ddim', True), (-np.inf, 'ancestral', False), (1e38, 'ddim', True)],
 )
-def test_a_guidance_that_is_not_finite_draws_no_pixel(monkeypatch, number, sampler, clip_x):
+def test_a_guidance_that_is_not_finite_draws_no_pixel(number, sampler, clip_x):
     """An infinite x that was clipped would be an ordinary black or white pixel."""
-    monkeypatch.setattr(build, 'guidance_function', lambda config: overflowing(np.float32(number)))
-    config = tiny.config(sample__sampler=sampler, sample__clip_x=clip_x, sample__num_steps=4, sample__batch_size=4)
+    name = build_sampling.given_function(overflowing(np.float32(number)))
+    config = tiny.config(
+        guidance__function=name,
+        sample__sampler=sampler,
+        sample__clip_x=clip_x,
+        sample__num_steps=4,
+        sample__batch_size=4,
+    )
     batches = trained.image_batches(config)
     params = random_params(config)
     if number == 1e38:  # large, but finite: it is clipped
