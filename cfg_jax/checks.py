@@ -66,6 +66,8 @@ _LEAST = {
     'eval.bound_evaluations': 1,
     'eval.judge_steps': 1,
     'eval.split_images': 1,
+    'eval.search_samples': 1,
+    'eval.search_rounds': 0,
     'prepare.num_workers': 0,
     'prepare.num_shards': 0,
     'inspect.num_images': 1,
@@ -88,6 +90,7 @@ def check_config(config):
     """Raise UserError for the first value that is not allowed, naming its field."""
     _check_values(config)
     _check_combinations(config)
+    _check_search(config)
     _check_network(config)
     _check_guidance(config)
     _check_grid(config)
@@ -183,6 +186,21 @@ def _check_combinations(config):
         'config.eval.classifier_weights are set'
     )
     _require(guided, config, 'guidance.classifier_workdir', workdir)
+
+
+def _check_search(config):
+    """Check the fields of config.eval that a search reads."""
+    samples, neighbours, intervals = config.eval.search_samples, config.eval.nearest_k, config.eval.search_intervals
+    enough = samples > neighbours or not config.eval.search
+    _require(enough, config, 'eval.search_samples', f'above config.eval.nearest_k, {neighbours}')
+    allowed = 'a tuple of pairs (λ_low, λ_high) of finite numbers, the lower first, or of () for no limits'
+    for ends in intervals:
+        is_pair = isinstance(ends, (tuple, list)) and len(ends) in (0, 2)
+        numbers = is_pair and all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends)
+        _require(numbers and (not ends or ends[0] < ends[1]), config, 'eval.search_intervals', allowed)
+    _require(
+        config.eval.search or not intervals, config, 'eval.search_intervals', '() unless config.eval.search is set'
+    )
 
 
 def _check_guidance(config):

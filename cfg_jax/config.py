@@ -152,6 +152,11 @@ def default():
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
     evaluate.samplers = ()  # one curve per sampler; (): config.sample.sampler
     evaluate.num_steps = ()  # one curve per number of steps; (): config.sample.num_steps
+    evaluate.variants = ''  # a file such as configs/variants/guidance.py: one curve per variant in it, and a ranking
+    evaluate.search = False  # look for each curve's weight (and interval) of least FID, instead of judging all weights
+    evaluate.search_samples = 500  # search: images at each point that it tries; num_samples confirm the best
+    evaluate.search_rounds = 2  # search: how often the steps around the best point are halved
+    evaluate.search_intervals = ()  # search: guidance.interval too, from ((low, high), ...); (): the curve's own
     evaluate.classifier_weights = ()  # sweep over these instead, at the guidance weight of config.sample
     evaluate.compare_with = ''  # another results folder of the workdir: draw both curves in comparison.png
     evaluate.bits_per_dim = False  # bound the data's likelihood under the conditional model, instead of sampling

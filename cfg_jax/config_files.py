@@ -15,6 +15,7 @@ PATHS = (  # the fields of a config that are files or folders
     'eval.inception_weights',
     'eval.samples',
     'eval.reference',
+    'eval.variants',
     'prepare.path',
     'convert.path',
     'convert.to',

@@ -94,21 +94,24 @@ class Browser:
         assert 'exceptionDetails' not in answer, answer['exceptionDetails']
         return answer['result'].get('value')
 
-    def point_at(self, selector, *, click=False):
-        """Scroll an element into view, move the mouse onto its middle and, if asked, click."""
+    def point_at(self, selector, *, click=False, shift=False):
+        """Scroll an element into view, move the mouse onto its middle and, if asked, click; 2 is a double click."""
         x, y = self.evaluate(
             f'(() => {{ const e = document.querySelector({json.dumps(selector)});'
             "e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
             'return [b.x + b.width / 2, b.y + b.height / 2] })()'
         )
         self.evaluate('new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))')
-        for kind in ('mouseMoved', *('mousePressed', 'mouseReleased') * click):
-            button = {'button': 'left', 'clickCount': 1} if kind != 'mouseMoved' else {}
-            self.send('Input.dispatchMouseEvent', type=kind, x=x, y=y, **button)
+        self.send('Input.dispatchMouseEvent', type='mouseMoved', x=x, y=y)
+        for number in range(1, click + 1):
+            for kind in ('mousePressed', 'mouseReleased'):
+                button = {'button': 'left', 'clickCount': number, 'modifiers': 8 * shift}
+                self.send('Input.dispatchMouseEvent', type=kind, x=x, y=y, **button)
 
-    def press(self, key):
+    def press(self, key, *, shift=False):
+        text = {'text': '\r', 'windowsVirtualKeyCode': 13} if key == 'Enter' else {}
         for kind in ('keyDown', 'keyUp'):
-            self.send('Input.dispatchKeyEvent', type=kind, key=key, code=key)
+            self.send('Input.dispatchKeyEvent', type=kind, key=key, code=key, modifiers=8 * shift, **text)
 
     def screenshot(self, path, *, whole=True):
         """Write a PNG of the whole page, or of what the window shows."""

@@ -7,11 +7,11 @@ from cfg_jax.evaluation import columns, results, values
 
 TRADEOFF = (
     *('guidance_weight', 'fid', 'inception_score', 'precision', 'recall', 'accuracy', 'spread', 'num_samples'),
-    *('num_steps', 'sampler', 'seed'),
+    *('num_steps', 'sampler', 'seed', 'variant'),
 )
 COSTS = (
     *('guidance_weight', 'classifier_weight', 'network_evaluations', 'classifier_gradients', 'seconds_per_image'),
-    *('judge', 'reference_sha256', 'guidance'),
+    *('judge', 'reference_sha256', 'guidance', 'variant'),
 )
 RESULTS = (
     *('date', 'samples', 'step', 'sampler', 'num_steps', 'guidance_weight', 'classifier_weight'),
@@ -21,6 +21,7 @@ RESULTS = (
     *('judge', 'reference', 'reference_sha256', 'samples_sha256'),
     *('guidance', 'folder', 'classifier', 'classifier_form', 'clip_first', 'spacing', 'v', 'eta', 'clip_x'),
     *('label_order', 'dtype', 'ema_decay', 'model_sha256', 'nearest_k', 'split_images'),
+    *('interval', 'variant', 'overrides', 'grid', 'churn'),
 )
 
 
@@ -30,10 +31,11 @@ def test_files_keep_their_columns_and_their_order():
 
 
 def test_the_report_has_what_varies_and_what_is_measured():
-    about = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', *RESULTS[-16:])
-    assert RESULTS[-16] == 'samples_sha256'
+    about = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', *RESULTS[-21:-5])
+    assert RESULTS[-21] == 'samples_sha256'
+    about += ('variant', 'overrides', 'grid', 'churn')
     expected = tuple(name for name in columns.RESULTS if not name.endswith('_error') and name not in about)
-    assert expected == columns.IN_REPORT
+    assert ('variant', *expected) == columns.IN_REPORT
 
 
 def test_the_summary_line():
@@ -89,6 +91,7 @@ def added(path, rows):
         {'clip_x': False}, {'classifier': 'runs/c, step 1, sha256 1'}, {'classifier_form': 'mean'},
         {'clip_first': True}, {'spacing': 'ddim25'}, {'seed': 4294967294}, {'model_sha256': 'd'}, {'nearest_k': 5},
         {'split_images': 100}, {'guidance_weight': 0.31}, {'samples': 'x.npz'}, {'num_samples': 999},
+        {'variant': 'mine'}, {'interval': 'from -3 to 2'}, {'overrides': 'sample.eta=1.0'},
     ],
     ids=lambda change: '-'.join(change),
 )  # fmt: skip

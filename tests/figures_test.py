@@ -38,7 +38,19 @@ def test_a_chart_is_the_same_text_each_time():
     )
     assert first == second != other
     assert '<metadata' not in first and '>w = 0, FID 1.000</text>' in first
-    assert [f'id="point {index}"' in first for index in range(4)] == [True, True, True, False]
+    assert [f'id="point {index} curve7"' in first for index in range(4)] == [True, True, True, False]
+
+
+def test_two_dozen_curves_can_be_told_apart():
+    looks = {(number % style.NUM_COLORS, figures.swatch(number)) for number in range(24)}
+    assert len(looks) == 24  # by colour and marker alone, without the dashes
+    assert len({figures.dash(number) for number in range(0, 24, 6)}) == 4
+
+
+def test_one_value_of_a_logarithmic_axis_is_enough():
+    assert figures._spans_factors([1.0, 5.0, float('nan')])
+    for values in ([1.0, 3.0], [0.0, 5.0], [-1.0, 5.0], [float('nan')] * 2, []):
+        assert not figures._spans_factors(values)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfg_jax.evaluation import report
+from cfg_jax.evaluation import ranking, report
 from cfg_jax.evaluation.report.sweep import Sweep
 from cfg_jax.evaluation.style import NUM_COLORS, PALETTE
 from tests import browser
@@ -50,6 +50,15 @@ def some_rows(samplers=('ancestral', 'ddim'), weights=WEIGHTS):
         }
         for index, sampler in enumerate(samplers)
         for w in weights
+    ]
+
+
+def variants(count, weights=(0.0, 0.5, 2.0)):
+    """Return rows of so many variants, as `some_rows` makes them."""
+    return [
+        {**row, 'variant': f'variant {index}', 'fid': row['fid'] + 0.2 * index}
+        for index in range(count)
+        for row in some_rows(('ddim',), weights)
     ]
 
 
@@ -314,6 +323,46 @@ def test_curves_are_drawn_over_what_varies(changes, names, heading):
     assert heading in the_charts(parse(page(rows)))
 
 
+def test_variants_are_curves_of_their_names_and_are_ranked_above_all():
+    rows = variants(3)
+    ranked = ranking.rank(rows)
+    given = {'ranking': ranked, 'ranking_columns': ranking.columns_of(ranked, ranking.IN_REPORT)}
+    text = page(bare(rows), columns=('variant', *COLUMNS), grids=(), **given, ranking_note='A note on ties.')
+    tree = parse(text)
+    assert [node.text() for node in tree.all('h2')][:2] == ['Ranking', 'Fidelity and variety']
+    (legend,) = tree.all('ul', 'legend')
+    assert [item.text()[1:] for item in legend.all('li')] == ['variant 0', 'variant 1', 'variant 2']
+    table = next(tree.all('table'))
+    head, *lines = ([cell.text() for kind in ('th', 'td') for cell in line.all(kind)] for line in table.all('tr'))
+    assert head[:4] == ['variant', 'FID ↓', 'tie', 'w'] and 'interval' not in head
+    assert [(line[0][1:], line[2]) for line in lines] == [
+        (f'variant {i}', t) for i, t in enumerate(('first', 'no', 'no'))
+    ]
+    # each line is marked with the point of its least FID
+    marked = [int(line.attributes['data-row']) for line in table.all('tr') if 'data-row' in line.attributes]
+    assert [rows[index]['fid'] for index in marked] == [row['fid'] for row in ranked]
+    assert next(iter(the_table(tree)[0])) == 'variant' and 'A note on ties.' in text
+    points = [point for chart in tree.all('svg', 'chart') for point in chart.all('g', 'point')]
+    assert {(p.attributes['data-row'], p.attributes['data-curve']) for p in points} == {
+        (str(index), str(index // 3)) for index in range(9)
+    }
+
+
+def test_many_curves_have_labels_for_each_one_alone_and_a_logarithmic_axis():
+    rows = bare(variants(8, WEIGHTS))
+    for row in rows[-7:]:
+        row['fid'] += 30
+    drawn = the_charts(parse(page(rows, grids=())))
+    (chart,), (wide, _) = (drawn[heading] for heading in ('FID over w', 'FID against Inception score'))
+    assert 'FID ↓, logarithmic' in [text.text() for text in chart.all('text')]
+    together = [group for group in wide.all('g', 'label') if 'alone' not in group.attributes['class']]
+    assert [group.text() for group in together] == ['w = 0.3, FID 1.080']
+    alone = [group.attributes['data-curve'] for group in wide.all('g', 'alone')]
+    assert set(alone) == set(map(str, range(8))) and len(alone) > 40  # most of 55 find a place
+    for line in wide.all('g', 'line'):
+        assert line.attributes['data-curve'] in alone
+
+
 def test_rows_in_any_order_give_the_curve_in_the_order_of_the_weight():
     rows = some_rows(('ddim',))
     (members,) = Sweep(rows[::-1]).curves.values()
@@ -520,6 +569,81 @@ def test_the_keyboard_reaches_every_point(chromium, file):
     assert chromium.evaluate('document.querySelectorAll(\'.chart.wide .point[tabindex="0"]\').length') == 1
     chromium.press('Escape')
     assert chromium.evaluate("document.getElementById('tip').hidden")
+    assert chromium.errors == []
+
+
+@pytest.fixture(scope='module')
+def many(tmp_path_factory):
+    """A page of eight variants of three points each."""
+    path, rows = tmp_path_factory.mktemp('many') / 'report.html', bare(variants(8))
+    ranked = ranking.rank(rows)
+    given = {'ranking': ranked, 'ranking_columns': ranking.columns_of(ranked, ranking.IN_REPORT)}
+    path.write_text(page(rows, columns=('variant', *COLUMNS), grids=(), **given))
+    return path
+
+
+VISIBLE = "filter(e => getComputedStyle(e).display !== 'none')"  # checkVisibility does not know hidden parts of SVG
+PRESSED = "[...document.querySelectorAll('.legend [aria-pressed]')].map(e => e.getAttribute('aria-pressed') === 'true')"
+SHOWN = f"[...document.querySelectorAll('.chart.wide .line')].{VISIBLE}.map(e => Number(e.dataset.curve))"
+GREY = "[...document.querySelectorAll('#results tr[data-row]')].filter(e => getComputedStyle(e).opacity < 1).length"
+LABELS = f"[...document.querySelectorAll('.chart.wide .alone')].{VISIBLE}.length"
+
+
+def button(number):
+    return f'.legend li:nth-child({number + 1}) button'
+
+
+@in_a_browser
+def test_the_legend_hides_and_shows_curves(chromium, many):
+    chromium.open(many, width=1400)
+    everything = list(range(8))
+    assert chromium.evaluate(SHOWN) == everything and chromium.evaluate(PRESSED) == [True] * 8
+    assert chromium.evaluate(f'[{GREY}, {LABELS}]') == [0, 0]
+    chromium.point_at(button(2), click=True)
+    assert chromium.evaluate(SHOWN) == [0, 1, 3, 4, 5, 6, 7] and chromium.evaluate(GREY) == 3
+    assert chromium.evaluate(PRESSED) == [number != 2 for number in everything]
+    for selector in ('.point', '.error', '.line'):
+        of_curve = f"""[...document.querySelectorAll('{selector}[data-curve="2"]')]"""
+        assert chromium.evaluate(f'[{of_curve}.length > 0, {of_curve}.{VISIBLE}.length]') == [True, 0], selector
+    chromium.point_at(button(2), click=True)
+    assert chromium.evaluate(SHOWN) == everything and chromium.evaluate(GREY) == 0
+    # one alone: a double click, or shift and a click; the same again, or the button, shows all
+    chromium.point_at(button(5), click=2)
+    assert chromium.evaluate(SHOWN) == [5] and chromium.evaluate(GREY) == 21 and chromium.evaluate(LABELS) > 1
+    chromium.point_at(button(3), click=True, shift=True)
+    assert chromium.evaluate(SHOWN) == [3]
+    chromium.point_at(button(3), click=True, shift=True)
+    assert chromium.evaluate(SHOWN) == everything
+    chromium.point_at(button(0), click=True)
+    chromium.point_at('.legend .all', click=True)
+    assert chromium.evaluate(SHOWN) == everything and chromium.evaluate("document.querySelector('.all').disabled")
+    assert chromium.errors == []
+
+
+@in_a_browser
+def test_the_legend_works_with_the_keyboard(chromium, many):
+    chromium.open(many, width=400)
+    chromium.evaluate(f"document.querySelector('{button(0)}').focus()")
+    chromium.press('Enter')
+    assert chromium.evaluate(PRESSED) == [False] + [True] * 7
+    # the Tab key and the arrows reach the points that are shown
+    first = "[...document.querySelectorAll('.chart')].map(c => c.querySelector('.point[tabindex=\"0\"]').dataset.curve)"
+    assert set(chromium.evaluate(first)) == {'1'}
+    chromium.evaluate('document.querySelector(\'.chart.narrow .point[tabindex="0"]\').focus()')
+    chromium.press('ArrowLeft')
+    assert chromium.evaluate('document.activeElement.dataset.row') == '3'
+    chromium.evaluate(f"document.querySelector('{button(4)}').focus()")
+    chromium.press('Enter', shift=True)
+    assert chromium.evaluate(PRESSED) == [number == 4 for number in range(8)]
+    assert chromium.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    assert chromium.errors == []
+
+
+@in_a_browser
+def test_a_line_of_the_ranking_marks_its_point(chromium, many):
+    chromium.open(many, width=1400)
+    chromium.point_at('[aria-labelledby="ranking"] tbody tr:nth-child(2) td')
+    assert chromium.evaluate("[...document.querySelectorAll('.point.active')].map(p => p.dataset.row)") == ['4'] * 4
     assert chromium.errors == []
 
 

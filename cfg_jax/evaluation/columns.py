@@ -83,8 +83,6 @@ _TABLE = (  # in the order of results.csv
           ('classifier_form', '', 'config.guidance.classifier_form, if a classifier guides'),
           ('clip_first', '', 'config.guidance.clip_first, if a classifier guides'),
           ('spacing', '', 'config.sample.spacing'),
-          ('grid', '', 'config.sample.grid, with its ends and rho'),
-          ('churn', '', 'config.sample.churn, churn_interval and churn_noise, if the sampler is heun'),
           ('v', 'g', 'config.sample.v, if the sampler is ancestral and the variance not learned'),
           ('eta', 'g', 'config.sample.eta, if the sampler is ddim'),
           ('clip_x', '', 'config.sample.clip_x, or clip_percentile'),
@@ -95,9 +93,24 @@ _TABLE = (  # in the order of results.csv
           ('nearest_k', '.0f', 'config.eval.nearest_k'),
           ('split_images', '.0f', 'config.eval.split_images'),
       )),
+    # after all others, since users read the files by place
+    Column('interval', 'interval', '', meaning='config.guidance.interval, in λ', identity=True),
+    Column('variant', 'variant', '', meaning='name in config.eval.variants', tradeoff=11, costs=True, identity=True),
+    Column('overrides', 'changes', '', meaning='what the variant changes in the config', report=False, identity=True),
+    Column('grid', 'grid', '', meaning='config.sample.grid, with its ends and rho', report=False, identity=True),
+    Column('churn', 'churn', '', meaning='config.sample.churn, churn_interval and churn_noise, if the sampler is heun',
+           report=False, identity=True),
 )
 # fmt: on
 _BY_NAME = {each.name: each for each in _TABLE}
+_OF_RANKINGS = {
+    each.name: each
+    for each in (
+        Column('rank', '#', '.0f', meaning='place by FID'),
+        Column('tie', 'tie', '', meaning='yes: it cannot be told from the first'),
+        Column('search_fid', 'FID in the search', 'z.3f', 'lower', 'FID that the search found, too low on average'),
+    )
+}
 
 TRADEOFF = tuple(
     each.name for each in sorted((each for each in _TABLE if each.tradeoff is not None), key=lambda each: each.tradeoff)
@@ -105,7 +118,7 @@ TRADEOFF = tuple(
 COSTS = tuple(each.name for each in _TABLE if each.costs)
 RESULTS = tuple(name for each in _TABLE for name in (each.name, *[f'{each.name}_error'] * each.error))
 IDENTITY = tuple(each.name for each in _TABLE if each.identity)
-IN_REPORT = tuple(each.name for each in _TABLE if each.report)
+IN_REPORT = tuple(sorted((each.name for each in _TABLE if each.report), key=lambda name: name != 'variant'))
 NUMERIC = frozenset(each.name for each in _TABLE if each.format)
 OVER = ('guidance_weight', 'classifier_weight', 'num_steps')  # what curves may be drawn over, the first that varies
 SYMBOLS = {name: _BY_NAME[name].symbol for name in OVER}
@@ -113,7 +126,7 @@ SYMBOLS = {name: _BY_NAME[name].symbol for name in OVER}
 
 def column(name):
     """Return the column of this name; one that is not in the table is shown as it is."""
-    return _BY_NAME.get(name) or Column(name, str(name).replace('_', ' '))
+    return _BY_NAME.get(name) or _OF_RANKINGS.get(name) or Column(name, str(name).replace('_', ' '))
 
 
 def summary_line(row):

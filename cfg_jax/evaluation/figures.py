@@ -11,8 +11,10 @@ from cfg_jax.evaluation import style, values
 from cfg_jax.evaluation.columns import SYMBOLS, column
 from cfg_jax.evaluation.style import NUM_COLORS, PALETTE
 
-# matplotlib's markers, one for each colour, and the same as letters: full, and hollow for the next six curves
+# matplotlib's markers, one for each colour, and the same as letters: full, and hollow
 _MARKERS = (('o', '●○'), ('s', '■□'), ('^', '▲△'), ('D', '◆◇'), ('v', '▼▽'), ('P', '✚✛'))
+DASHES = ('solid', 'dotted', 'dashed', 'dashdot')  # of the first six curves, the next six, ...
+_CROWD = 6  # more curves than these have no labels but the best point's
 # Distances of labels from their points, in pixels: the best point's, which has a ring; those of a curve's ends; others.
 _DISTANCES = ((11, 17, 26, 38), (7, 13, 22), (7, 13))
 
@@ -45,11 +47,26 @@ class Curve:
 
 def swatch(number):
     """Return the marker of curves of this style as a letter."""
-    return _MARKERS[number % NUM_COLORS][1][_is_hollow(number)]
+    return _marker(number)[1][_is_hollow(number)]
+
+
+def dash(number):
+    """Return the line of curves of this style, one of `DASHES`."""
+    return DASHES[number // NUM_COLORS % len(DASHES)]
+
+
+def _marker(number):
+    """Return the entry of _MARKERS of a style: the third and fourth six have other markers in the same colours."""
+    return _MARKERS[(number + 3 * (number // (2 * NUM_COLORS))) % NUM_COLORS]
 
 
 def _is_hollow(number):
     return number // NUM_COLORS % 2 == 1
+
+
+def _of(curve):
+    """Return the word of a gid that tells the curve."""
+    return f'curve{curve.style}'
 
 
 def _color(curve):
@@ -59,12 +76,15 @@ def _color(curve):
 def chart(curves, x, y, *, size, salt, best=None, real=None):
     """Draw the column y over the column x, as SVG text.
 
+    Every part of a curve has the word 'curve3' of its style in its gid. Of more than _CROWD curves, the labels have the
+    word 'alone': they are for a page that shows that curve alone.
+
     size: (width, height) in pixels, of which letters have 12. salt: makes the ids within the SVG its own. best: the id
     of the point that gets a ring. real: {column: value} of real images, drawn as lines.
     """
     with style.figure(size, salt=salt) as (figure, axis):
         figure.patch.set_visible(False), axis.patch.set_visible(False)
-        _write_labels(figure, [_draw(axis, curves, x, y, best=best, real=real)])
+        _write_labels(figure, [_draw(axis, curves, x, y, best=best, real=real)], alone=True)
         return style.svg(figure, fonts='letters')
 
 
@@ -97,7 +117,7 @@ def comparison(curves, *, title):
             cost += f', {rows[0]["classifier_gradients"]:.0f} classifier gradients'
         milliseconds = 1e3 * np.median([row['seconds_per_image'] for row in rows])
         drawn.append(Curve(rows, over, f'{style.drawable(name)}: {cost}, {milliseconds:.1f} ms per image', number))
-    with style.figure((680, 480)) as (figure, axis):
+    with style.figure((680, 440 + 20 * len(drawn))) as (figure, axis):
         labels = _draw(axis, drawn, 'inception_score', 'fid')
         figure.legend(loc='outside lower left')
         figure.suptitle(_title(title))
@@ -141,8 +161,8 @@ def _title(text):
 def _draw(axis, curves, x, y, *, best=None, real=None):
     """Draw the column y over the column x: lines, error bars, points and the values of real images, each with a gid.
 
-    Returns what `_write_labels` needs: (axis, labels, segments of all lines, marks), labels being (rank of _DISTANCES,
-    place, text, colour) and marks (place, radius in pixels).
+    Returns a list of `_Labels`, which `_write_labels` needs: all of them or, of more than _CROWD curves, the best
+    point's, and then those of each curve alone.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -151,19 +171,43 @@ def _draw(axis, curves, x, y, *, best=None, real=None):
     real = {name: float(real[name]) for name in (x, y) if values.has(real or {}, name)}
     for dimension, (name, set_limits) in enumerate(((x, axis.set_xlim), (y, axis.set_ylim))):
         ends = places[:, dimension] + np.outer([-1, 1], errors[:, dimension])
+        if name == y and len(curves) > _CROWD and _spans_factors(places[:, dimension]):
+            _make_logarithmic(axis, places[:, dimension])
+            continue
         set_limits(_limits(ends[np.isfinite(ends)], real.get(name)))
         room = axis.get_window_extent().size[dimension] / (60, 40)[dimension]
         locator = MaxNLocator(int(np.clip(room, 3, 8)), steps=[1, 2, 2.5, 5, 10])
         (axis.xaxis, axis.yaxis)[dimension].set_major_locator(locator)
     axis.set_xlabel(column(x).axis, loc='right')
-    axis.set_title(column(y).axis)  # above the axis, where it needs no turned letters
-    labels, segments = _draw_real(axis, real, x)
-    marks = []
+    axis.set_title(
+        column(y).axis + ', logarithmic' * (axis.get_yscale() == 'log')
+    )  # above the axis, where it needs no turned letters
+    together, alone = _draw_real(axis, real, x), []
     for curve, ids, at, error in drawn:
-        segments += _draw_line(axis, curve, at, error)
-        more_labels, more_marks = _draw_points(axis, curve, ids, at, best, x, y)
-        labels, marks = labels + more_labels, marks + more_marks
-    return axis, labels, segments, marks
+        labels, marks = _draw_points(axis, curve, ids, at, best, x, y)
+        own = _Labels(axis, labels, _draw_line(axis, curve, at, error), marks)
+        if len(curves) > _CROWD:
+            alone.append(dataclasses.replace(own, labels=[label for label in labels if label[0]]))
+            own = dataclasses.replace(own, labels=[label for label in labels if not label[0]])
+        together = together.joined(own)
+    return [together, *alone]
+
+
+def _spans_factors(shown):
+    """Return True if the values are positive, and the largest more than four times the least."""
+    known = np.array(shown)[np.isfinite(shown)]
+    return len(known) > 0 and known.min() > 0 and known.max() > 4 * known.min()
+
+
+def _make_logarithmic(axis, shown):
+    """Make the y axis logarithmic, so that among many curves the few good values are not squeezed by the bad ones."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_yscale('log', nonpositive='clip')
+    axis.set_ylim(np.nanmin(shown) / 1.15, np.nanmax(shown) * 1.15)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _limits(shown, line):
@@ -177,7 +221,7 @@ def _limits(shown, line):
 
 
 def _draw_real(axis, real, x):
-    """Draw a dashed line for each value of real images that lies within the axes; return (labels, segments)."""
+    """Draw a dashed line for each value of real images that lies within the axes; return their `_Labels`."""
     labels, segments = [], []
     (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
     for name, value in real.items():
@@ -186,22 +230,24 @@ def _draw_real(axis, real, x):
             draw(value, color=PALETTE['soft'], linewidth=1.25, linestyle=(0, (5, 4)), gid='real')
             ends = [(value, bottom), (value, top)] if name == x else [(left, value), (right, value)]
             segments.append(ends)
-            labels.append((1, ends[1], f'data {values.show(real, name)[0]}', PALETTE['soft']))
-    return labels, segments
+            labels.append((1, ends[1], f'data {values.show(real, name)[0]}', PALETTE['soft'], ''))
+    return _Labels(axis, labels, segments, [])
 
 
 def _draw_line(axis, curve, places, errors):
     """Draw a curve's line and error bars; return their segments."""
     from matplotlib.collections import LineCollection
 
-    color, line = _color(curve), '-:'[_is_hollow(curve.style)]
-    marker = {'marker': _MARKERS[curve.style % NUM_COLORS][0], 'markevery': []}  # for the legend
-    axis.plot(*places.T, line, color=color, label=curve.label, **marker, clip_on=False, gid='line')
+    color, look = _color(curve), {'linestyle': dash(curve.style), 'clip_on': False, 'gid': f'line {_of(curve)}'}
+    look |= {'marker': _marker(curve.style)[0], 'markevery': []}  # for the legend
+    if _is_hollow(curve.style):
+        look['markerfacecolor'] = PALETTE['paper']
+    axis.plot(*places.T, color=color, label=curve.label, **look)
     bars = [(at - error, at + error) for at, pair in zip(places, errors) for error in np.diag(pair) if any(error)]
     bars, parts = ([ends for ends in lines if np.isfinite(ends).all()] for lines in (bars, pairwise(places)))
     if bars:
         look = {'colors': color, 'alpha': 0.75, 'linewidths': 1.25}
-        axis.add_collection(LineCollection(bars, **look, clip_on=False, gid='error'), autolim=False)
+        axis.add_collection(LineCollection(bars, **look, clip_on=False, gid=f'error {_of(curve)}'), autolim=False)
     return bars + parts
 
 
@@ -210,49 +256,73 @@ def _draw_points(axis, curve, ids, places, best, x, y):
     color, paper, labels, marks = _color(curve), PALETTE['paper'], [], []
     look = {
         'linestyle': '',
-        'marker': _MARKERS[curve.style % NUM_COLORS][0],
+        'marker': _marker(curve.style)[0],
         'markersize': 8.4,
         'markeredgewidth': 1.5,
         'color': color,
     }
     look['markerfacecolor' if _is_hollow(curve.style) else 'markeredgecolor'] = paper
+    ring = {'clip_on': False, 'zorder': 4, 'gid': f'best {_of(curve)}'}
     for index, (number, at) in enumerate(zip(ids, places)):
         if not np.isfinite(at).all():
             continue
         marks.append((at, 10 if number == best else 6))
-        axis.plot(*at, **look, clip_on=False, zorder=3, gid=f'point {number}')
+        axis.plot(*at, **look, clip_on=False, zorder=3, gid=f'point {number} {_of(curve)}')
         text, is_end = '' if x in SYMBOLS else curve.tag(index), index in (0, len(ids) - 1)
         if number == best:
-            axis.plot(*at, 'o', ms=17, mew=1.75, mfc='none', color=PALETTE['ink'], clip_on=False, zorder=4, gid='best')
+            axis.plot(*at, 'o', ms=17, mew=1.75, mfc='none', color=PALETTE['ink'], **ring)
         if number == best and y == 'fid':
             text = f'{curve.tag(index, full=True)}, {values.show_named(curve.rows[index], "fid", with_error=False)}'
-            labels.append((0, at, text, PALETTE['ink']))
+            labels.append((0, at, text, PALETTE['ink'], _of(curve)))
         elif text:
-            labels.append((1 if is_end else 2, at, text, color))
+            labels.append((1 if is_end else 2, at, text, color, _of(curve)))
     return labels, marks
 
 
-def _write_labels(figure, drawn):
-    """Write the labels of each (axis, labels, segments, marks) of `drawn`, see `_draw`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Labels:
+    """Labels of an axis and what they must stay clear of.
+
+    labels: (rank of _DISTANCES, place, text, colour, word of the gid). segments: of lines. marks: (place, radius in
+    pixels).
+    """
+
+    axis: object
+    labels: list
+    segments: list
+    marks: list
+
+    def joined(self, other):
+        """Return both as one."""
+        parts = (getattr(self, name) + getattr(other, name) for name in ('labels', 'segments', 'marks'))
+        return _Labels(self.axis, *parts)
+
+
+def _write_labels(figure, drawn, *, alone=False):
+    """Write the `_Labels` of each axis in `drawn`, see `_draw`. alone: those of curves alone too.
 
     A label stands where it covers least of the lines, and no other label or mark; or not at all.
     """
     figure.get_layout_engine().execute(figure)  # once, for labels are placed in pixels
     figure.set_layout_engine(None)
-    for each in drawn:
-        _write_labels_of(*each)
+    for together, *of_curves in drawn:
+        boxes = _write_labels_of(together)
+        for each in of_curves if alone else ():
+            _write_labels_of(each, boxes, 'alone')
 
 
-def _write_labels_of(axis, labels, segments, marks):
+def _write_labels_of(given, boxes=(), word=''):
+    """Write `_Labels`, clear of the `boxes` of other labels too; return the boxes of those written."""
+    axis, segments, written = given.axis, given.segments, []
     to_pixels = axis.transData.transform
     ends = to_pixels(np.reshape(segments, (-1, 2))).reshape(-1, 2, 2)
     covered = [np.linspace(*pair, 2 + int(np.hypot(*np.subtract(*pair)) / 5)) for pair in ends]
     covered = np.concatenate([np.empty((0, 2)), *covered])
-    taken = [np.concatenate([to_pixels(at) - radius, to_pixels(at) + radius]) for at, radius in marks]
+    taken = [*boxes, *(np.concatenate([to_pixels(at) - radius, to_pixels(at) + radius]) for at, radius in given.marks)]
     left, bottom, right, top = np.add(axis.bbox.extents, [0, 2, 2, 0])
-    for rank, place, text, color in sorted(labels, key=lambda label: label[0]):
-        weight = 'normal' if rank else 'bold'
-        look = {'ha': 'center', 'va': 'center', 'color': color, 'weight': weight, 'gid': 'label'}
+    for rank, place, text, color, curve in sorted(given.labels, key=lambda label: label[0]):
+        weight, gid = 'normal' if rank else 'bold', ' '.join(filter(None, ('label', word, curve)))
+        look = {'ha': 'center', 'va': 'center', 'color': color, 'weight': weight, 'gid': gid}
         note = axis.annotate(text, place, (0, 0), textcoords='offset points', in_layout=False, **look)
         extent = note.get_window_extent()
         half = np.array([extent.width + 6, extent.height]) / 2
@@ -270,4 +340,6 @@ def _write_labels_of(axis, labels, segments, marks):
         turn = np.abs((angle - np.pi / 4 + np.pi) % (2 * np.pi) - np.pi)  # from the upper right, which is read first
         chosen = np.argmin(np.where(free, crossed + distance / 8 + turn / 20, np.inf))
         note.set_position(offsets[chosen])
-        taken.append(np.concatenate([low[chosen], high[chosen]]))
+        written.append(np.concatenate([low[chosen], high[chosen]]))
+        taken.append(written[-1])
+    return written

@@ -135,8 +135,7 @@ class Scorer:
         features, logits, spatial = outputs
         real, splits = self.real, num_splits(len(logits), self.split_images)
         row = {
-            'fid': metrics.gaussian_distance(*metrics.feature_statistics(features), real.mean, real.covariance),
-            'fid_error': metrics.frechet_distance_error(features, real.mean, real.covariance),
+            **self.measure_fid(features),
             'inception_score': metrics.inception_score(logits, num_splits=splits)[0],
             'inception_score_error': metrics.inception_score_error(logits, num_splits=splits),
         }
@@ -152,12 +151,18 @@ class Scorer:
             row['spread'] = metrics.within_class_spread(features, labels)
             if self.judge.classes_are_labels:
                 row['accuracy'] = metrics.class_accuracy(logits, labels)
-        for name, value in row.items():
-            if not np.isfinite(value):
-                raise UserError(
-                    f'{column(name).label} of these {len(features):,} samples is {value}, not a finite number: look at '
-                    'the samples, or judge them with another judge (config.eval.judge).'
-                )
+        _check_finite(row, len(features))
+        return row
+
+    def measure_fid(self, features):
+        """Return FID alone of features [N, D], with its error. Raises UserError if one of them is not finite."""
+        row = {
+            'fid': metrics.gaussian_distance(
+                *metrics.feature_statistics(features), self.real.mean, self.real.covariance
+            ),
+            'fid_error': metrics.frechet_distance_error(features, self.real.mean, self.real.covariance),
+        }
+        _check_finite(row, len(features))
         return row
 
     def check_enough(self, num_samples, *, allow_few):
@@ -180,6 +185,16 @@ class Scorer:
                 raise UserError(
                     f'{error}; draw more (config.eval.num_samples) or accept it (config.eval.allow_few_samples=True).'
                 ) from None
+
+
+def _check_finite(row, num_samples):
+    """Raise UserError unless all metrics are finite numbers."""
+    for name, value in row.items():
+        if not np.isfinite(value):
+            raise UserError(
+                f'{column(name).label} of these {num_samples:,} samples is {value}, not a finite number: look at the '
+                'samples, or judge them with another judge (config.eval.judge).'
+            )
 
 
 def _against_features(features, real, k):

@@ -29,9 +29,25 @@ _FIGURES = (  # columns of x (None: what the curves are drawn over) and y, headi
     (None, 'recall', 'Recall', 'Variety: the share of the data that the samples cover.'),
     ('precision', 'recall', 'Recall against precision', 'Up is more variety; right is more fidelity.'),
 )
+_CHOOSING = (
+    ' A name in the legend hides and shows its curve; a double click, or Shift with a click or Enter, shows it alone.'
+)
 
 
-def render(*, title, rows, columns, settings, references, grids=(), notes=(), real=None):
+def render(
+    *,
+    title,
+    rows,
+    columns,
+    settings,
+    references,
+    grids=(),
+    notes=(),
+    real=None,
+    ranking=(),
+    ranking_columns=(),
+    ranking_note='',
+):
     """Return the report as HTML text.
 
     rows: dicts as `values` describes them, in the order to be shown, one for each guidance weight, sampler and number
@@ -39,7 +55,8 @@ def render(*, title, rows, columns, settings, references, grids=(), notes=(), re
     any value is left out. settings: the config as nested dicts. references: {name: text}, what else is needed to repeat
     the numbers: judge, reference and its sha256, training step, version, date, command. grids: pairs (one of the rows,
     PNG bytes); the PNG is embedded as it is. notes: sentences that a reader must see first. real: {column: value} of
-    real images, drawn as lines.
+    real images, drawn as lines. ranking: a row for each curve in order, as the module `ranking` makes them, tabulated
+    with its columns above all else. ranking_note: what a reader must know of it.
     """
     rows, columns = [dict(row) for row in rows], list(columns)
     sweep = Sweep(rows)
@@ -60,6 +77,7 @@ def render(*, title, rows, columns, settings, references, grids=(), notes=(), re
         '<body>',
         '<main>',
         _header(title, rows, sweep, notes),
+        _ranking_section(rows, ranking, ranking_columns, ranking_note, sweep),
         _figures_section(rows, sweep, real or {}),
         _samples_section(grids, sweep),
         _table_section(rows, columns, sweep),
@@ -127,6 +145,36 @@ def _facts(rows, sweep):
         yield 'Samples', f'{counts.pop():,.0f}', '', f'at each of {len(rows)} points' if several else ''
 
 
+# ---------------------------------------------------------------- the ranking
+
+
+def _ranking_section(rows, ranked, columns, note, sweep):
+    """Return a table with the best point of each curve; its lines are marked with their points in the figures."""
+    if not ranked:
+        return ''
+    head = ''.join(_head(ranked, key, sweep) for key in columns)
+    body = []
+    for row in ranked:
+        style = sweep.styles[row['variant']]
+        cells = ''.join(_cell(ranked, row, key, None, _swatch(style) if key == 'variant' else '') for key in columns)
+        members = sweep.curves[row['variant']]
+        index = members[values.best_row([rows[index] for index in members], 'fid') or 0]
+        body.append(f'<tr data-row="{index}" data-curve="{style}"{" class=tied" * (row["tie"] == "yes")}>{cells}</tr>')
+    return _section(
+        'ranking',
+        'Ranking',
+        f'<p class="lead">{_text(note)}</p>',
+        '<div class="scroll" role="region" aria-labelledby="ranking" tabindex="0">',
+        '<table class="numbers">',
+        f'<thead><tr>{head}</tr></thead>',
+        '<tbody>',
+        *body,
+        '</tbody>',
+        '</table>',
+        '</div>',
+    )
+
+
 # ---------------------------------------------------------------- figures
 
 
@@ -134,7 +182,11 @@ def _figures_section(rows, sweep, real):
     drawn = [_figure(rows, sweep, real, *figure) for figure in _FIGURES] if len(rows) > 1 else []
     if not any(drawn):
         return ''
-    legend = ''.join(f'<li>{_swatch(style)}{_text(name)}</li>' for name, style in sweep.styles.items())
+    legend = ''.join(
+        f'<li data-curve="{style}">{_swatch(style, line=True)}<span>{_text(name)}</span></li>'
+        for name, style in sweep.styles.items()
+    )
+    several = len(sweep.styles) > 1
     keys = {key for figure in _FIGURES for key in figure[:2] if key}
     bars = any(values.error(row, key) for row in rows for key in keys)
     known = values.best_row(rows, 'fid') is not None
@@ -142,8 +194,8 @@ def _figures_section(rows, sweep, real):
         'curves',
         'Fidelity and variety',
         f'<p class="lead">{"Bars show ± one standard error. " * bars}{"The ring marks the lowest FID. " * known}'
-        '<span class="scripted">Point at a mark to see all of its numbers; the arrow keys walk along a curve.</span>'
-        '</p>',
+        '<span class="scripted">Point at a mark to see all of its numbers; the arrow keys walk along a curve.'
+        f'{several * _CHOOSING}</span></p>',
         f'<ul class="legend">{legend}</ul>',
         '<div class="charts">',
         *drawn,
@@ -158,9 +210,10 @@ def _figure(rows, sweep, real, x, y, heading, caption):
     if (over and not sweep.varies) or not any(values.has(row, x, y) for row in rows):
         return ''
     heading += f' over {sweep.symbol}' * over
+    of_curves = {name: [rows[index] for index in members] for name, members in sweep.curves.items()}
     curves = [
-        figures.Curve([rows[index] for index in members], sweep.over, name, sweep.styles[name], members)
-        for name, members in sweep.curves.items()
+        figures.Curve(of_curve, sweep.over_of(of_curve), name, sweep.styles[name], sweep.curves[name])
+        for name, of_curve in of_curves.items()
     ]
     shown = [key for key in (x, y) if key != sweep.over]
     texts = [f'{sweep.full_name(row)}: {", ".join(values.show_named(row, key) for key in shown)}' for row in rows]
@@ -177,9 +230,10 @@ def _figure(rows, sweep, real, x, y, heading, caption):
     )
 
 
-def _swatch(number):
-    """Return the marker of a curve as it stands in legends."""
-    return f'<span class="swatch k{number % NUM_COLORS}" aria-hidden="true">{figures.swatch(number)}</span>'
+def _swatch(number, *, line=False):
+    """Return the marker of a curve, and if asked for its line, as it stands in legends."""
+    css = f'swatch k{number % NUM_COLORS}' + f' line {figures.dash(number)}' * line
+    return f'<span class="{css}" aria-hidden="true"><b>{figures.swatch(number)}</b></span>'
 
 
 # ---------------------------------------------------------------- samples
@@ -236,7 +290,8 @@ def _table_section(rows, columns, sweep):
     best = {key: values.best_value(rows, key) for key in shown}
     head = ''.join(_head(rows, key, sweep) for key in shown)
     body = [
-        f'<tr data-row="{index}" data-name="{_text(sweep.full_name(row))}">'
+        f'<tr data-row="{index}" data-curve="{sweep.styles[sweep.name(row)]}" '
+        f'data-name="{_text(sweep.full_name(row))}">'
         + ''.join(_cell(rows, row, key, best[key], _swatch_of(sweep, row) if key == shown[0] else '') for key in shown)
         + '</tr>'
         for index, row in enumerate(rows)
@@ -250,7 +305,7 @@ def _table_section(rows, columns, sweep):
         '<span class="scripted">Click a column’s name to sort by it. '
         '<button type="button" id="copy">Copy as CSV</button></span></p>',
         '<div class="scroll" role="region" aria-labelledby="numbers" tabindex="0">',
-        '<table id="results">',
+        '<table id="results" class="numbers">',
         f'<thead><tr>{head}</tr></thead>',
         '<tbody>',
         *body,

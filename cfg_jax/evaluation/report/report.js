@@ -45,11 +45,11 @@
     tip.style.top = `${scrollY + Math.max(12, top)}px`;
   }
 
-  const find = (event) => event.target.closest?.('.point, #results tr[data-row]');
+  const find = (event) => event.target.closest?.('.point, tr[data-row]');
   for (const kind of ['pointerover', 'pointerdown', 'focusin']) addEventListener(kind, (event) => show(find(event)));
   addEventListener('keydown', (event) => {
     if (event.key === 'Escape') show(null);
-    const chart = document.activeElement.closest('.point') && all('.point', document.activeElement.closest('.chart'));
+    const chart = document.activeElement.closest('.point') && all('.point:not(.off)', document.activeElement.closest('.chart'));
     if (!chart) return;
     const index = chart.indexOf(document.activeElement);
     const goal = { ArrowRight: index + 1, ArrowDown: index + 1, ArrowLeft: index - 1, ArrowUp: index - 1 };
@@ -60,6 +60,53 @@
     next.setAttribute('tabindex', '0');
     next.focus();
   });
+
+  // ---------------------------------------------------------------- the legend
+
+  const parts = all('[data-curve]:not(li)');
+  const legend = document.querySelector('.legend');
+  const curves = legend ? all('li', legend) : [];
+  const buttons = new Map();
+  const isShown = (name) => buttons.get(name).getAttribute('aria-pressed') === 'true';
+
+  /** Shows the curves of these names, and no others. */
+  function showCurves(names) {
+    for (const [name, button] of buttons) button.setAttribute('aria-pressed', names.has(name));
+    for (const part of parts) part.classList.toggle('off', !names.has(part.dataset.curve));
+    legend.parentElement.classList.toggle('one', names.size === 1);
+    everything.disabled = names.size === buttons.size;
+    for (const chart of all('.chart')) {
+      const shown = all('.point:not(.off)', chart); // the Tab key reaches one of them
+      if (shown.some((point) => point.getAttribute('tabindex') === '0')) continue;
+      for (const point of all('.point', chart)) point.setAttribute('tabindex', point === shown[0] ? '0' : '-1');
+    }
+    show(null);
+  }
+
+  const everything = make('button', 'Show all', { type: 'button', class: 'all' });
+  if (curves.length > 1) {
+    for (const item of curves) {
+      const name = item.dataset.curve;
+      const button = make('button', '', { type: 'button', 'aria-pressed': 'true' });
+      button.append(...item.childNodes);
+      item.append(button);
+      buttons.set(name, button);
+      const alone = () => isShown(name) && [...buttons.keys()].filter(isShown).length === 1;
+      const showAlone = () => showCurves(alone() ? new Set(buttons.keys()) : new Set([name]));
+      button.addEventListener('click', (event) => {
+        if (event.shiftKey) return showAlone();
+        const names = new Set([...buttons.keys()].filter(isShown));
+        if (!names.delete(name)) names.add(name);
+        showCurves(names);
+      });
+      button.addEventListener('dblclick', (event) => event.shiftKey || showAlone()); // after two clicks, which undo each other
+    }
+    everything.addEventListener('click', () => showCurves(new Set(buttons.keys())));
+    const last = make('li', '', { class: 'scripted' });
+    last.append(everything);
+    legend.append(last);
+    showCurves(new Set(buttons.keys()));
+  }
 
   // ---------------------------------------------------------------- the table
 

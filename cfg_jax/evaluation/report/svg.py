@@ -12,8 +12,8 @@ _DROPPED = ('clip-path', 'font-family', 'font-size', 'transform')  # the only tr
 def as_html(svg, *, name, css, texts):
     """Return the SVG text of `figures.chart` as an <svg> of these classes that a screen reader calls by this name.
 
-    The artist with gid 'point 3' becomes <g class="point" data-row="3"> with texts[3] as its title. The Tab key reaches
-    the first point, from which the script moves on.
+    The artist with gid 'point 3 curve1' becomes <g class="point" data-row="3" data-curve="1">, with texts[3] as its
+    title. The Tab key reaches the first point, from which the script moves on.
     """
     (root,) = _converted(ElementTree.fromstring(svg))
     root.attrib = {'class': f'chart {css}'.strip(), 'viewBox': root.get('viewBox'), 'role': 'group', 'aria-label': name}
@@ -34,7 +34,7 @@ def _converted(element):
     """
     tag = element.tag.rpartition('}')[2]
     children = [each for child in element for each in _converted(child)]
-    gid, _, row = element.get('id', '_').partition(' ')
+    gid = element.get('id', '_')
     if tag in ('style', 'metadata', 'clipPath') or (tag == 'defs' and not children):
         return
     if tag == 'g' and '_' in gid:
@@ -45,13 +45,22 @@ def _converted(element):
         pairs = value.split('; ') if key == 'style' else [f'{key.rpartition("}")[2]}: {value}']
         attributes |= dict(pair.split(': ', 1) for pair in pairs)
     if tag == 'g':
-        attributes = {'class': gid} | ({'data-row': row} if row else {})
+        attributes = _of_gid(gid)
     if tag == 'text':
         attributes['aria-hidden'] = 'true'
     made = ElementTree.Element(tag, {key: _short(value) for key, value in attributes.items() if key not in _DROPPED})
     made.text = element.text and element.text.strip()
     made.extend(children)
     yield made
+
+
+def _of_gid(gid):
+    """Return the attributes of 'label alone curve2': class="label alone" and data-curve="2"; a number is a row's."""
+    attributes = {'class': ' '.join(word for word in gid.split() if not word[-1].isdigit())}
+    for word in gid.split():
+        if word[-1].isdigit():
+            attributes['data-curve' if word.startswith('curve') else 'data-row'] = word.removeprefix('curve')
+    return attributes
 
 
 def _short(value):

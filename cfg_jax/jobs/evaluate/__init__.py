@@ -4,13 +4,15 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import numpy as np
+
 from cfg_jax import files, trained
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.data import spread
 from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns
-from cfg_jax.jobs.evaluate import bound, curves, given, judging, means, pages
+from cfg_jax.jobs.evaluate import bound, curves, given, judging, means, pages, searching
 from cfg_jax.sampling import sample_sets
 
 
@@ -18,10 +20,12 @@ def run(config, workdir):
     """Judge images at every weight of the sweep, or those of config.eval.samples. Return the rows of the table.
 
     Writes tables (tradeoff.csv, costs.csv), pictures (tradeoff.png, means.png, samples_*.png) and report.html into
-    config.eval.folder of the workdir, and adds the rows to results.csv of the workdir. With config.eval.bits_per_dim:
-    bits_per_dim.json alone.
+    config.eval.folder of the workdir, and adds the rows to results.csv of the workdir. With config.eval.variants, or
+    another choice of several curves: ranking.csv too. With config.eval.search: search.csv, and the best point of each
+    curve alone, measured again with the next seed. With config.eval.bits_per_dim: bits_per_dim.json alone.
     """
     check_config(config)
+    every = curves.curves(config)
     folder = Path(workdir) / config.eval.folder
     if folder.exists() and not folder.is_dir():
         raise UserError(f'{folder} is not a folder (config.eval.folder).')
@@ -32,26 +36,39 @@ def run(config, workdir):
         class_names = trained.saved_class_names(workdir)
         return processes.first_alone(lambda: given.judge_given_samples(config, workdir, folder, class_names))
 
-    curve_configs = curves.curves(config)
+    if config.eval.search:
+        searching.check_curves(every)
     model = trained.load(config, workdir)
+    models = curves.models(every, model)
     # Every process draws. The first one also judges, while the others draw on.
     measuring = processes.first_alone(lambda: judging.open_measuring(config, workdir, model))
     if measuring:
         means.write_means(model, measuring.source, folder)
-    rows, pictures = [], []
-    for curve in curve_configs:
-        suffix = curves.curve_suffix(curve)
+    rows, pictures, tried = [], [], []
+    for number, (curve, model) in enumerate(zip(every, models), 1):
+        if curve.variant and processes.is_first():
+            print(f'variant {number} of {len(every)}: {curve.variant}', flush=True)
+        best = None
+        if config.eval.search:
+            open_here = functools.partial(open_drawing, workdir=workdir)
+            best, found = searching.search_curve(model, curve, measuring, open_here)
+            tried.extend(found)
+            processes.first_alone(lambda: pages.write_search(folder, tried))
+            curve = searching.confirming(curve, best)
+            model = dataclasses.replace(model, config=curve.config)
         sets = []
-        for point, images in draw_curve(dataclasses.replace(model, config=curve), workdir):
+        for point, images in draw_curve(model, workdir):
             if measuring is None:
                 continue
-            judged = judging.judge_set(curve, model.class_names, measuring, point, images)
+            judged = judging.judge_set(model, curve, measuring, point, images)
+            if best:
+                judged.row['search_fid'] = best.fid
             sets.append(judged)
-            files.write(folder / f'samples{suffix}_{point.name.replace("=", "")}.png', judged.picture)
-            pages.write_tables(folder, suffix, rows, sets, model.class_names)
+            files.write(folder / f'samples{curve.suffix}_{point.name.replace("=", "")}.png', judged.picture)
+            pages.write_tables(folder, curve.suffix, rows, sets, model.class_names)
             print(f'{point.name:<6} {columns.summary_line(judged.row)}', flush=True)
         if measuring:
-            pages.write_curve_pictures(curve, folder, suffix, sets, measuring.scorer.real)
+            pages.write_curve_pictures(curve, folder, sets, measuring.scorer.real)
         rows += [judged.row for judged in sets]
         pictures += [(judged.row, judged.picture) for judged in sets]
     processes.first_alone(lambda: pages.write_summary(config, workdir, folder, rows, pictures, measuring))
@@ -59,33 +76,40 @@ def run(config, workdir):
 
 
 def draw_curve(model, workdir):
-    """Yield (`Point`, `SampleSet`) for every weight of the curve, each set drawn to its end.
+    """Yield (`Point`, `SampleSet`) for every weight of the curve, each set drawn to its end."""
+    points, _ = curves.sweep(model.config)
+    yield from open_drawing(model, workdir, model.config.eval.num_samples)(points)
 
-    Sets that this call has drawn are deleted after use unless config.eval.keep_samples.
+
+def open_drawing(model, workdir, count):
+    """Return the function points -> iterator of (`Point`, `SampleSet`), the set of `count` images drawn to its end.
+
+    It compiles once, for all points. Sets that it has drawn are deleted after use unless config.eval.keep_samples.
     """
-    config, (points, _) = model.config, curves.sweep(model.config)
-    ids = tuple(spread(config.data.num_classes, config.eval.num_samples).tolist())
-    sets = []
-    for point in points:
-        wanted = trained.Wanted(ids, config.eval.num_samples, point.guidance_weight, point.classifier_weight)
-        sets.append(trained.open_set(model, workdir, wanted))
-    labels, batch_size, seed = sets[0].labels, sets[0].batch_size, config.sample.seed
+    config, seed = model.config, model.config.sample.seed
+    ids = tuple(spread(config.data.num_classes, count).tolist())
+    batch_size = trained.unit_size(config, count)
     batches = trained.image_batches(config, model.classifier, model.weak, batch_size=batch_size)
 
     @functools.cache
     def compile_sampler(guided):
         """Draw one unit, so that the time of the first weight is like that of the others."""
-        next(batches(model.params, labels[:batch_size], float(guided), seed))
+        next(batches(model.params, np.resize(ids, batch_size), float(guided), seed))
 
-    # asked at once: later the first process judges, and the others would wait for its answer
-    for point, images, missing in zip(points, sets, sample_sets.all_missing(sets)):
+    def draw_points(points):
+        wanted = [trained.Wanted(ids, count, point.guidance_weight, point.classifier_weight) for point in points]
+        sets = [trained.open_set(model, workdir, each) for each in wanted]
+        # asked at once: later the first process judges, and the others would wait for its answer
+        for point, images, missing in zip(points, sets, sample_sets.all_missing(sets)):
 
-        def draw(units, point=point):
-            compile_sampler(trained.is_guided(config, point.guidance_weight))
-            return batches(model.params, labels, point.guidance_weight, seed, point.classifier_weight, units=units)
+            def draw(units, point=point, labels=images.labels):
+                compile_sampler(trained.is_guided(config, point.guidance_weight))
+                return batches(model.params, labels, point.guidance_weight, seed, point.classifier_weight, units=units)
 
-        is_new = not images.folder.exists()
-        images.draw(draw, point.name, missing)
-        yield point, images
-        if is_new and not config.eval.keep_samples and processes.is_first():
-            images.delete()
+            is_new = not images.folder.exists()
+            images.draw(draw, point.name, missing)
+            yield point, images
+            if is_new and not config.eval.keep_samples and processes.is_first():
+                images.delete()
+
+    return draw_points

@@ -2,10 +2,13 @@
 
 import dataclasses
 
-from cfg_jax import build_sampling
+from ml_collections import ConfigDict
+
+from cfg_jax import build_sampling, trained
 from cfg_jax.checks import check_config
 from cfg_jax.config import changed
 from cfg_jax.evaluation import columns
+from cfg_jax.jobs.evaluate import variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,30 +20,79 @@ class Point:
     name: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+    """A config whose weights are swept.
+
+    suffix: the part of file names that tells it from other curves. variant: its name in config.eval.variants, or ''.
+    overrides: what the variant changes, as text.
+    """
+
+    config: ConfigDict
+    suffix: str = ''
+    variant: str = ''
+    overrides: str = ''
+
+
+def swept(config):
+    """Return ('guidance_weight' or 'classifier_weight', the one that varies along a curve; its values, increasing)."""
+    over = 'classifier_weight' if config.eval.classifier_weights else 'guidance_weight'
+    return over, sorted(set(config.eval[f'{over}s']))
+
+
+def point(config, weight):
+    """Return the `Point` of a curve at a value of the weight that varies."""
+    over, _ = swept(config)
+    fixed = config.guidance.classifier_weight
+    pair = {'guidance_weight': build_sampling.guidance_weight(config), 'classifier_weight': fixed, over: weight}
+    return Point(**pair, name=f'{columns.SYMBOLS[over]}={weight:g}')
+
+
 def sweep(config):
     """Return the `Point`s of a curve by increasing weight, and the name of the weight that varies."""
-    if config.eval.classifier_weights:
-        over, weight = 'classifier_weight', build_sampling.guidance_weight(config)
-        pairs = [(weight, each) for each in sorted(set(config.eval.classifier_weights))]
-    else:
-        over, weight = 'guidance_weight', config.guidance.classifier_weight
-        pairs = [(each, weight) for each in sorted(set(config.eval.guidance_weights))]
-    symbol = columns.SYMBOLS[over]
-    return [Point(*pair, f'{symbol}={pair[over == "classifier_weight"]:g}') for pair in pairs], over
+    over, weights = swept(config)
+    return [point(config, weight) for weight in weights], over
+
+
+def interval_text(config):
+    """Return config.guidance.interval as text, such as 'from -3 to 2'; '' for ()."""
+    interval = config.guidance.interval
+    return f'from {interval[0]:g} to {interval[1]:g}' if interval else ''
 
 
 def curves(config):
-    """Return a config per curve: every sampler of config.eval.samplers with every number of config.eval.num_steps."""
+    """Return the `Curve`s: one for each of config.eval.variants.
+
+    Without variants: one for every sampler of config.eval.samplers with every number of config.eval.num_steps.
+    """
+    if config.eval.variants:
+        return [
+            Curve(
+                varied, variants.suffix(name), name, ', '.join(f'{field}={value}' for field, value in changes.items())
+            )
+            for name, (varied, changes) in variants.read_variants(config).items()
+        ]
     configs = []
     for sampler in dict.fromkeys(config.eval.samplers or (config.sample.sampler,)):
         for num_steps in dict.fromkeys(config.eval.num_steps or (config.sample.num_steps,)):
             curve = changed(config, {'sample.sampler': sampler, 'sample.num_steps': num_steps})
             check_config(curve)
             configs.append(curve)
-    return configs
-
-
-def curve_suffix(config):
-    """Return the part of a file name that tells one of several curves from the others; '' if there is only one."""
     several = len(config.eval.samplers) > 1 or len(config.eval.num_steps) > 1
-    return f'_{config.sample.sampler}{len(build_sampling.sampling_logsnrs(config))}' if several else ''
+    return [
+        Curve(curve, f'_{curve.sample.sampler}{len(build_sampling.sampling_logsnrs(curve))}' if several else '')
+        for curve in configs
+    ]
+
+
+def models(every, model):
+    """Return `model` as each curve's `Trained`, with the networks that its guidance names, such as a classifier.
+
+    All are loaded before any image is drawn.
+    """
+    found, former = [], model
+    for curve in every:
+        found.append(trained.with_helpers(dataclasses.replace(model, config=curve.config), former=former))
+        if found[-1].classifier or found[-1].weak:
+            former = found[-1]  # its networks serve the next curves that name the same ones
+    return found

@@ -10,6 +10,7 @@ from cfg_jax import build, build_sampling, trained
 from cfg_jax.data.sources import Source
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import grids, results, scoring
+from cfg_jax.jobs.evaluate import curves, searching
 from cfg_jax.training import sharding
 
 _GRID = 100  # images in the picture of a weight
@@ -51,6 +52,8 @@ def open_measuring(config, workdir, model):
     source.order_classes(model.class_names)
     scorer = open_scorer(config, workdir, source)
     scorer.check_enough(config.eval.num_samples, allow_few=config.eval.allow_few_samples)
+    if config.eval.search:
+        searching.check_enough(config, scorer)
     facts = shared_facts(config, scorer, model)
     if other:
         check_comparable(config.eval.compare_with, other[0], facts | {'num_samples': config.eval.num_samples})
@@ -85,9 +88,9 @@ def check_comparable(name, other, row):
             )
 
 
-def judge_set(config, class_names, measuring, point, images):
-    """Return the images of a `SampleSet` as `Judged`."""
-    scorer, labels = measuring.scorer, images.labels
+def judge_set(model, curve, measuring, point, images):
+    """Return the images of a `SampleSet` of a `Trained` model, at a point of a curve, as `Judged`."""
+    scorer, labels, config = measuring.scorer, images.labels, curve.config
     outputs = scoring.judged(scorer.judge, images.shards(), len(images), point.name)
     row = {
         'guidance_weight': float(point.guidance_weight),
@@ -102,19 +105,21 @@ def judge_set(config, class_names, measuring, point, images):
         **build_sampling.count_evaluations(config, point.guidance_weight),
         **measuring.facts,
         **settings_of(config),
+        'classifier': classifier_name(model),
+        'variant': curve.variant,
+        'overrides': curve.overrides,
     }
     accuracies = None
     if scorer.judge.classes_are_labels:
         accuracies = scoring.accuracy_by_class(outputs.logits, labels, config.data.num_classes)
     first = images.first(_GRID)
     title = trained.drawn_with(config, point.guidance_weight, point.classifier_weight)
-    picture = grids.as_png(grids.class_grid(first, labels[: len(first)], class_names, title=title))
+    picture = grids.as_png(grids.class_grid(first, labels[: len(first)], model.class_names, title=title))
     return Judged(point.name, row, accuracies, picture, first[: 2 * min(config.data.num_classes, 10)])
 
 
 def shared_facts(config, scorer, model):
     """Return the columns that every row of this evaluation has in common. model: `Trained`, None for given samples."""
-    guide = model and model.classifier
     return {
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'samples': '',
@@ -126,8 +131,13 @@ def shared_facts(config, scorer, model):
         'nearest_k': config.eval.nearest_k,
         'split_images': config.eval.split_images,
         'model_sha256': model and model.digest[:16],
-        'classifier': guide and f'{config.guidance.classifier_workdir}, step {guide.step}, sha256 {guide.digest[:16]}',
     }
+
+
+def classifier_name(model):
+    """Return the text that tells the classifier of a `Trained` model, or None if it has none."""
+    guide = model.classifier
+    return guide and f'{model.config.guidance.classifier_workdir}, step {guide.step}, sha256 {guide.digest[:16]}'
 
 
 def settings_of(config):
@@ -148,4 +158,5 @@ def settings_of(config):
         'label_order': sample.label_order,
         'dtype': config.model.dtype,
         'ema_decay': config.optim.ema_decay,
+        'interval': curves.interval_text(config),
     }

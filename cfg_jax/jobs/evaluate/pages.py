@@ -5,8 +5,9 @@ from pathlib import Path
 
 import cfg_jax
 from cfg_jax import build, files
-from cfg_jax.evaluation import columns, figures, grids, report, results, style
-from cfg_jax.jobs.evaluate import curves
+from cfg_jax.evaluation import columns, figures, grids, ranking, report, results, style
+from cfg_jax.evaluation.report.sweep import Sweep
+from cfg_jax.jobs.evaluate import curves, searching
 
 
 def write_tables(folder, suffix, former, sets, class_names):
@@ -20,15 +21,22 @@ def write_tables(folder, suffix, former, sets, class_names):
         files.write(folder / f'accuracy_by_class{suffix}.csv', table.encode())
 
 
-def write_curve_pictures(config, folder, suffix, sets, real):
+def write_search(folder, tried):
+    """Write search.csv: every point that the searches of all curves so far have tried."""
+    files.write(folder / 'search.csv', results.as_csv(tried, searching.COLUMNS).encode())
+
+
+def write_curve_pictures(curve, folder, sets, real):
     """Write the pictures of a whole curve: the same noise at every weight, and the trade-off."""
-    rows, (_, over) = [judged.row for judged in sets], curves.sweep(config)
+    config, suffix = curve.config, curve.suffix
+    rows, (over, _) = [judged.row for judged in sets], curves.swept(config)
     symbol = columns.SYMBOLS[over]
     names = [f'{symbol} = {row[over]:g}' for row in rows]
     grid = grids.grid([judged.first for judged in sets], names)
     grids.save_png(folder / f'samples{suffix}_over_{symbol}.png', grid)
     real_score = real.inception_score and real.inception_score[0]
-    picture = figures.tradeoff(rows, title=title_of(config, rows), over=over, real=real_score)
+    title = f'{curve.variant}, {title_of(config, rows)}' if curve.variant else title_of(config, rows)
+    picture = figures.tradeoff(rows, title=title, over=over, real=real_score)
     style.save(folder / f'tradeoff{suffix}', picture)
 
 
@@ -63,21 +71,39 @@ def write_summary(config, workdir, folder, rows, pictures, measuring):
     names, former = results.read_all(path)
     every, replaced = results.merged(former, rows)
     files.write(path, results.as_csv(every, names).encode())
+    ranked = ranking.rank(rows) if several_curves(config) or config.eval.search else []
+    if ranked:
+        files.write(folder / 'ranking.csv', results.as_csv(ranked, ranking.columns_of(ranked)).encode())
     page_path = folder / ('samples_report.html' if config.eval.samples else 'report.html')
-    files.write(page_path, report_page(config, rows, pictures, measuring).encode(errors='backslashreplace'))
+    files.write(page_path, report_page(config, rows, pictures, measuring, ranked).encode(errors='backslashreplace'))
     if measuring.other:
         pairs = (config.eval.compare_with, measuring.other), (config.eval.folder or '.', rows)
         both = {curve_name(name, rows): rows for name, rows in pairs}
         style.save(folder / 'comparison', figures.comparison(both, title=title_of(config, rows, guidance=False)))
         print(f'wrote {folder}/comparison.png and .svg', flush=True)
+    if config.eval.variants:
+        named = {name: [rows[index] for index in members] for name, members in Sweep(rows).curves.items()}
+        title = f'{build.data_name(config)}: {rows[0]["num_samples"]:,} samples per weight, judge {config.eval.judge!r}'
+        style.save(folder / 'variants', figures.comparison(named, title=title))
+    print(*ranking.lines(ranked) if ranked else (), sep='\n', end='\n' if ranked else '', flush=True)
     beside = '' if config.eval.samples else ', its tables and its pictures'
     again = f', {replaced} in place of rows of the same settings' if replaced else ''
     print(f'wrote {page_path}{beside}; added to {path}: {len(rows)}{again}', flush=True)
 
 
-def report_page(config, rows, pictures, measuring):
-    """Return report.html as text."""
+def several_curves(config):
+    """Return True if the evaluation has more than one curve, or variants, which have names."""
+    return bool(config.eval.variants) or len(config.eval.samplers) > 1 or len(config.eval.num_steps) > 1
+
+
+def report_page(config, rows, pictures, measuring, ranked=()):
+    """Return report.html as text. ranked: the rows of `ranking.rank`."""
     notes = []
+    if config.eval.search:
+        notes.append(
+            f'Each curve is one point: a search on {config.eval.search_samples:,} samples (search.csv) chose it, and '
+            'other samples measured it again, because the least of many noisy values is too low.'
+        )
     if rows[0]['num_samples'] < 10_000:
         notes.append(
             f'{rows[0]["num_samples"]:,} samples: FID is biased upwards at such numbers and compares only with FID of '
@@ -98,15 +124,21 @@ def report_page(config, rows, pictures, measuring):
         'cfg_jax': cfg_jax.__version__,
         'command': ' '.join(['python -m cfg_jax.main', *sys.argv[1:]]),
     }
-    several = len(curves.curves(config)) > 1
+    title = title_of(config, rows)
+    if several_curves(config):
+        title = config.data.name or config.data.source
+        title += f': {len(ranked)} variants' if config.eval.variants else ''
     return report.render(
-        title=config.data.name or config.data.source if several else title_of(config, rows),
+        title=title,
         rows=rows,
         columns=columns.IN_REPORT,
         settings=config.to_dict(),
         references={name: value for name, value in origin.items() if value not in (None, '')},
         grids=pictures,
         notes=notes,
+        ranking=ranked,
+        ranking_columns=ranking.columns_of(ranked, ranking.IN_REPORT),
+        ranking_note=ranking.note(ranked, searched=config.eval.search),
         real={'inception_score': real_score[0]} if real_score else None,
     )
 
