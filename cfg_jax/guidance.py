@@ -31,9 +31,6 @@ Pair = Callable[[Float[Array, ' B *D'], Float[Array, ' B']], tuple[Prediction, P
 Weight = PerImage | Callable[[Float[Array, ' B']], Float[Array, ' B']]
 
 
-# ================================================================ rules: how the difference is used
-
-
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """A rule: called as function(strong, weak, weight, **parameters), with arrays [B, ...] and a weight, scalar or [B].
@@ -51,7 +48,7 @@ class Rule:
         return self.function(strong, weak, weight, **parameters)
 
 
-# ---------------------------------------------------------------- eq. 6: eps~ = (1 + w) eps_strong - w eps_weak
+# ---------------------------------------------------------------- rules. eq. 6: (1 + w) strong - w weak
 
 
 def _linear(strong, weak, weight):
@@ -59,7 +56,7 @@ def _linear(strong, weak, weight):
     return (1.0 + w) * strong - w * weak
 
 
-# ---------------------------------------------------------------- Lin et al. 2024, section 3.4
+# ---------------------------------------------------------------- the strong one's deviation (Lin et al. 2024)
 
 
 def _rescale(strong, weak, weight, *, factor=0.7):
@@ -91,7 +88,7 @@ def _apg(strong, weak, weight, *, norm_threshold=0.0, eta=0.0):
     return strong + w * project_difference(strong, strong - weak, norm_threshold=norm_threshold, eta=eta)
 
 
-# ---------------------------------------------------------------- CFG-Zero*, eq. 9 (Fan et al. 2025)
+# ---------------------------------------------------------------- CFG-Zero*: a scale for the weak one (Fan et al. 2025)
 
 
 def _zero_star(strong, weak, weight):
@@ -99,7 +96,7 @@ def _zero_star(strong, weak, weight):
     return _linear(strong, _ratio(_dot(strong, weak), _dot(weak, weak), 1.0) * weak, weight)
 
 
-# ---------------------------------------------------------------- TCFG, section 3 (Kwon et al. 2025)
+# ---------------------------------------------------------------- TCFG: no smaller singular vector (Kwon et al. 2025)
 
 
 def _tangential(strong, weak, weight):
@@ -125,7 +122,7 @@ def _dynamic_threshold(strong, weak, weight, *, percentile=99.5):
 
 
 # rule(strong, weak, weight, **parameters). CFG++ (Chung et al. 2025, Algorithm 2) is the linear rule, whose guided x
-# samplers renoise with the weak eps; its λ in [0, 1] is 1 + w.
+# samplers renoise with the weak eps; its own λ, in [0, 1], is 1 + w.
 RULES = {
     'linear': Rule(_linear),
     'rescale': Rule(_rescale),
@@ -147,8 +144,7 @@ def _ratio(a, b, otherwise):
     return jnp.where(b == 0.0, otherwise, a / jnp.where(b == 0.0, 1.0, b))
 
 
-# ================================================================ from two denoisers to one
-
+# ---------------------------------------------------------------- eps~ = strong + w(λ) rule(strong, weak)
 
 def extrapolate(
     strong: Denoiser, weak: Denoiser, weight: Weight, *, rule: Callable = RULES['linear'], momentum: Scalar = 0.0
@@ -218,9 +214,7 @@ def _guided(rule, strong, weak, z, logsnr, weight, momentum=0.0, running=None):
     return strong._replace(eps=guided, renoise_eps=renoise_eps), running
 
 
-# ================================================================ weak: what to move away from
-
-# ---------------------------------------------------------------- Algorithm 2: the null label; one forward of 2B
+# ---------------------------------------------------------------- weak: the null label (Algorithm 2)
 
 
 def with_null(model: Model, labels: Int[Array, ' B'], *, null_label: int) -> Pair:
@@ -247,7 +241,7 @@ def _halves(both, z):
     return jax.tree.map(lambda a: a[first], both), jax.tree.map(lambda a: a[second], both)
 
 
-# ---------------------------------------------------------------- ICG (Sadat et al. 2025b, sec. 4): a random label
+# ---------------------------------------------------------------- weak: a random label (ICG, Sadat et al. 2025b)
 
 
 def with_random_label(model: Model, labels: Int[Array, ' B'], keys: Key[Array, ' B'], *, num_classes: int) -> Pair:
@@ -271,7 +265,7 @@ def _at(keys, logsnr):
 _WEAK_DRAWS = 2**32 - 1  # no step of a sampler has this number, so its noise is another
 
 
-# ---------------------------------------------------------------- TSG (Sadat et al. 2025b, sec. 5): a wrong time
+# ---------------------------------------------------------------- weak: a wrong time (TSG, Sadat et al. 2025b)
 
 
 def with_perturbed_time(model: Model, labels: Int[Array, ' B'], keys: Key[Array, ' B'], *, scale: Scalar) -> Pair:
@@ -289,7 +283,7 @@ def with_perturbed_time(model: Model, labels: Int[Array, ' B'], keys: Key[Array,
     return pair
 
 
-# ---------------------------------------------------------------- PAG (Ahn et al. 2024): identity as attention
+# ---------------------------------------------------------------- weak: attention to itself (PAG, Ahn et al. 2024)
 
 
 def with_identity_attention(model: Model, labels: Int[Array, ' B']) -> Pair:
@@ -305,9 +299,7 @@ def with_identity_attention(model: Model, labels: Int[Array, ' B']) -> Pair:
     return pair
 
 
-# ================================================================ when: the weight as a function of λ
-
-# ---------------------------------------------------------------- Kynkaanniemi et al. 2024, eq. 5: an interval
+# ---------------------------------------------------------------- when: an interval of λ (Kynkäänniemi et al. 2024)
 
 
 def interval(guided: Denoiser, unguided: Denoiser, low: float, high: float) -> Denoiser:
@@ -315,7 +307,7 @@ def interval(guided: Denoiser, unguided: Denoiser, low: float, high: float) -> D
     return Switched(guided, unguided, low, high)
 
 
-# ---------------------------------------------------------------- w(λ) = w m(u(λ)), the mean of m over u in [0, 1] is 1
+# ---------------------------------------------------------------- when: w(λ) = w m(u(λ)), the mean of m over u is 1
 
 # {name: m(u, **parameters)}; u = 0 is data, so that all but 'constant' grow from noise to data (Wang et al. 2024)
 SCHEDULES = {
@@ -331,8 +323,7 @@ def scheduled(weight: PerImage, multiplier: Callable[[Float[Array, ' B']], Float
     return lambda logsnr: weight * multiplier(logsnr)
 
 
-# ================================================================ the paper's guidance
-
+# ---------------------------------------------------------------- eq. 6: eps~ = (1 + w) eps(z, λ, c) - w eps(z, λ)
 
 def classifier_free(model: Model, labels: Int[Array, ' B'], weight: Weight, *, null_label: int) -> Denoiser:
     """Return the guided denoiser of eq. 6: eps~ = (1 + w) eps(z, λ, c) - w eps(z, λ, null).
