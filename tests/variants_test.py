@@ -150,6 +150,24 @@ def test_a_curve_that_refuses_all_intervals_keeps_its_own(monkeypatch):
         searching.check_curves([free, plain])
 
 
+def test_a_variant_brings_its_own_networks(monkeypatch):
+    """A classifier that two variants name is loaded once, and the variant between them has none."""
+    loaded, names = [], ('0', '1')
+
+    def load_classifier(config, mesh=None):
+        workdir = config.guidance.classifier_workdir
+        if workdir:
+            loaded.append(workdir)
+        return trained.Trained(config, None, 1, names, workdir, workdir=workdir) if workdir else None
+
+    monkeypatch.setattr(trained, 'load_classifier', load_classifier)
+    base = trained.Trained(tiny.config(), None, 1, names, 'a')
+    every = [curves.Curve(tiny.config(guidance__classifier_workdir=workdir)) for workdir in ('', 'c', '', 'c', 'd')]
+    found = curves.models(every, base)
+    assert [model.classifier and model.classifier.digest for model in found] == [None, 'c', None, 'c', 'd']
+    assert loaded == ['c', 'd'] and all(model.config is curve.config for model, curve in zip(found, every))
+
+
 # ---------------------------------------------------------------- whole jobs
 
 TWO = "VARIANTS = {'plain': {}, 'ddim 2': {'sample.sampler': 'ddim', 'sample.num_steps': 2}}"

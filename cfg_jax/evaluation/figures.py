@@ -112,9 +112,12 @@ def comparison(curves, *, title):
     drawn = []
     for number, (name, rows) in enumerate(curves.items()):
         over = 'guidance_weight' if len({row['guidance_weight'] for row in rows}) > 1 else 'classifier_weight'
-        cost = f'{rows[0]["network_evaluations"]:.0f} evaluations'
-        if rows[0]['classifier_gradients']:
-            cost += f', {rows[0]["classifier_gradients"]:.0f} classifier gradients'
+        evaluations, gradients = (  # fewer at w = 0
+            max(row[key] for row in rows) for key in ('network_evaluations', 'classifier_gradients')
+        )
+        cost = f'{evaluations:.0f} evaluations'
+        if gradients:
+            cost += f', {gradients:.0f} classifier gradients'
         milliseconds = 1e3 * np.median([row['seconds_per_image'] for row in rows])
         drawn.append(Curve(rows, over, f'{style.drawable(name)}: {cost}, {milliseconds:.1f} ms per image', number))
     with style.figure((680, 440 + 20 * len(drawn))) as (figure, axis):

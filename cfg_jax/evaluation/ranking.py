@@ -62,7 +62,7 @@ def note(ranked, *, searched=False):
         f'By the least FID of each. A tie is within {SIGMAS} standard errors of the difference to the first, so that '
         f'these samples cannot tell the two apart: {tied or "none"} of {len(ranked) - 1}.'
     )
-    return text if searched else f'{text} The least of several values is too low on average: more weights, lower FID.'
+    return text if searched else f'{text} The least of several is too low on average, the more so with more weights.'
 
 
 def where(row):
