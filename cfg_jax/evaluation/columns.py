@@ -100,6 +100,8 @@ _TABLE = (  # in the order of results.csv
     Column('grid', 'grid', '', meaning='config.sample.grid, with its ends and rho', report=False, identity=True),
     Column('churn', 'churn', '', meaning='config.sample.churn, churn_interval and churn_noise, if the sampler is heun',
            report=False, identity=True),
+    Column('weak', 'weak model', '', meaning='the weak model: its workdir, its step and a hash of its parameters',
+           report=False, identity=True),
 )
 # fmt: on
 _BY_NAME = {each.name: each for each in _TABLE}

@@ -105,7 +105,8 @@ def judge_set(model, curve, measuring, point, images):
         **build_sampling.count_evaluations(config, point.guidance_weight),
         **measuring.facts,
         **settings_of(config),
-        'classifier': classifier_name(model),
+        'classifier': network_name(model.classifier, config.guidance.classifier_workdir),
+        'weak': network_name(model.weak, config.guidance.weak_workdir),
         'variant': curve.variant,
         'overrides': curve.overrides,
     }
@@ -134,10 +135,9 @@ def shared_facts(config, scorer, model):
     }
 
 
-def classifier_name(model):
-    """Return the text that tells the classifier of a `Trained` model, or None if it has none."""
-    guide = model.classifier
-    return guide and f'{model.config.guidance.classifier_workdir}, step {guide.step}, sha256 {guide.digest[:16]}'
+def network_name(network, workdir):
+    """Return the text that tells a classifier or a weak model, a `Trained`, from others; None if there is none."""
+    return network and ', '.join(filter(None, (workdir, f'step {network.step}', f'sha256 {network.digest[:16]}')))
 
 
 def settings_of(config):
