@@ -146,6 +146,7 @@ def _ratio(a, b, otherwise):
 
 # ---------------------------------------------------------------- eps~ = strong + w(λ) rule(strong, weak)
 
+
 def extrapolate(
     strong: Denoiser, weak: Denoiser, weight: Weight, *, rule: Callable = RULES['linear'], momentum: Scalar = 0.0
 ) -> Denoiser:
@@ -324,6 +325,7 @@ def scheduled(weight: PerImage, multiplier: Callable[[Float[Array, ' B']], Float
 
 
 # ---------------------------------------------------------------- eq. 6: eps~ = (1 + w) eps(z, λ, c) - w eps(z, λ)
+
 
 def classifier_free(model: Model, labels: Int[Array, ' B'], weight: Weight, *, null_label: int) -> Denoiser:
     """Return the guided denoiser of eq. 6: eps~ = (1 + w) eps(z, λ, c) - w eps(z, λ, null).

@@ -102,10 +102,28 @@ def frechet_distance_error(
     """Return the standard error of the Fréchet distance of N features to a fixed Gaussian.
 
     It equals, to first order in 1/N, that of a bootstrap over images with infinitely many resamples (the infinitesimal
-    jackknife, Efron 1982), at the cost of one eigendecomposition. Let μ and Σ be the features' mean and covariance,
-    L L^T the other covariance and T = L (L^T Σ L)^{-1/2} L^T the optimal transport. Image x changes the distance by
+    jackknife, Efron 1982): the deviation of the images' influences, over sqrt(N).
+    """
+    return standard_error(frechet_distance_influences(features, mean, covariance))
 
-        (2 (x - μ)·(μ - mean) + |x - μ|² - (x - μ)^T T (x - μ)) / N.
+
+def standard_error(influences: Float[Array, ' N']) -> float:
+    """Return the standard error of a statistic with these influences, or, of their differences, that of a difference.
+
+    For two sets whose images i start from the same noise, the difference of influences counts what they share.
+    """
+    return float(np.std(influences, ddof=1) / np.sqrt(len(influences)))
+
+
+def frechet_distance_influences(
+    features: Real[Array, ' N *F'], mean: Float[Array, ' D'], covariance: Float[Array, 'D D']
+) -> Float64[np.ndarray, ' N']:
+    """Return N times what each image changes the Fréchet distance by, at the cost of one eigendecomposition.
+
+    Let μ and Σ be the features' mean and covariance, L L^T the other covariance and T = L (L^T Σ L)^{-1/2} L^T the
+    optimal transport. The influence of image x is
+
+        2 (x - μ)·(μ - mean) + |x - μ|² - (x - μ)^T T (x - μ).
     """
     features = _as_rows(features)
     own_mean, own_covariance = feature_statistics(features)
@@ -118,7 +136,7 @@ def frechet_distance_error(
         centred = block - own_mean
         transported = np.square(centred.astype(np.float32) @ half).sum(1, dtype=np.float64)
         influences.append(2.0 * centred @ (own_mean - mean) + np.square(centred).sum(1) - transported)
-    return float(np.concatenate(influences).std(ddof=1) / np.sqrt(len(features)))
+    return np.concatenate(influences)
 
 
 class Extrapolation(NamedTuple):

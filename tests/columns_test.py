@@ -21,7 +21,7 @@ RESULTS = (
     *('judge', 'reference', 'reference_sha256', 'samples_sha256'),
     *('guidance', 'folder', 'classifier', 'classifier_form', 'clip_first', 'spacing', 'v', 'eta', 'clip_x'),
     *('label_order', 'dtype', 'ema_decay', 'model_sha256', 'nearest_k', 'split_images'),
-    *('interval', 'variant', 'overrides', 'grid', 'churn'),
+    *('interval', 'variant', 'overrides', 'grid', 'churn', 'weak'),
 )
 
 
@@ -31,9 +31,9 @@ def test_files_keep_their_columns_and_their_order():
 
 
 def test_the_report_has_what_varies_and_what_is_measured():
-    about = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', *RESULTS[-21:-5])
-    assert RESULTS[-21] == 'samples_sha256'
-    about += ('variant', 'overrides', 'grid', 'churn')
+    about = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', *RESULTS[-22:-6])
+    assert RESULTS[-22] == 'samples_sha256'
+    about += ('variant', 'overrides', 'grid', 'churn', 'weak')
     expected = tuple(name for name in columns.RESULTS if not name.endswith('_error') and name not in about)
     assert ('variant', *expected) == columns.IN_REPORT
 

@@ -64,7 +64,7 @@ def test_a_comparison_of_two_curves(trained):
     arguments = ['--mode=evaluate', f'--workdir={trained[0]}', '--config.eval.folder=plain']
     done = tiny.forked_main(*tiny.flags(guidance__function='conditional', eval__compare_with='.'), *arguments)
     assert done.returncode == 0, done.stderr
-    (guided, *_), (plain, *_) = (
+    (*_, guided), (*_, plain) = (
         list(csv.DictReader((folder / 'costs.csv').read_text().splitlines()))
         for folder in (trained[0], trained[0] / 'plain')
     )
@@ -316,11 +316,13 @@ def test_labels_by_name():
 
 def test_a_classifier_knows_the_models_classes_in_the_same_order():
     names = tuple(map(str, range(12)))
-    check_same_order(names, names, 'classifier')
-    check_same_order(('caf\u00e9', 'tea'), ('cafe\u0301', 'tea'), 'classifier')
-    check_same_order(names, ('cat', *names[1:]), 'classifier')  # imported weights have numbers for names
+    check_same_order(names, names, 'classifier', 'classifier_workdir')
+    check_same_order(('caf\u00e9', 'tea'), ('cafe\u0301', 'tea'), 'classifier', 'classifier_workdir')
+    check_same_order(
+        names, ('cat', *names[1:]), 'classifier', 'classifier_workdir'
+    )  # imported weights have numbers for names
     with pytest.raises(UserError, match=r'label 2 is .2. to the model but .10. to the classifier in classifier; both'):
-        check_same_order(names, tuple(sorted(names)), 'classifier')
+        check_same_order(names, tuple(sorted(names)), 'classifier', 'classifier_workdir')
 
 
 def test_labels_by_names_with_commas():

@@ -1,5 +1,6 @@
 """The ranking of curves: order, ties, and what is missing."""
 
+import numpy as np
 import pytest
 
 from cfg_jax.evaluation import columns, ranking, results
@@ -29,6 +30,18 @@ def test_each_curve_has_its_least_fid_and_ties_are_within_two_errors():
     ]  # sqrt(0.1² + 0.12²) is 0.156: b is 1.9 of them above d, c is 3.5
 
 
+def test_sets_of_the_same_noise_are_paired():
+    """Each image changes both FIDs by almost the same: the difference is surer than either."""
+    shared = np.random.default_rng(0).standard_normal(1000)
+    other = shared + 0.1 * np.random.default_rng(1).standard_normal(1000)
+    rows = [row('a', 1.0, 1.50), row('b', 1.0, 1.55), row('c', 1.0, 1.6, 0.001)]
+    ranked = ranking.rank(rows, [3.0 * shared, 3.0 * other, None])
+    assert [each['tie'] for each in ranked] == ['first', 'no', 'yes']
+    assert ranked[1]['fid_above'] == pytest.approx(0.05)
+    assert ranked[1]['fid_above_error'] == pytest.approx(0.3 / np.sqrt(1000), rel=0.1)
+    assert ranking.rank(rows)[1]['tie'] == 'yes'  # taken for independent
+
+
 def test_without_errors_nothing_is_said_about_ties_and_without_fid_a_curve_comes_last():
     rows = [row('a', 0.0, None, None), row('b', 0.0, 2.0, None), row('c', 0.0, 1.0, 0.1)]
     ranked = ranking.rank(rows)
@@ -49,11 +62,11 @@ def test_the_table_as_csv_and_as_lines():
     names = ranking.columns_of(ranked)
     head, first, *_, last = results.as_csv(ranked, names).splitlines()
     assert head == (
-        'rank,variant,fid,fid_error,tie,guidance_weight,interval,search_fid,precision,recall,network_evaluations,'
+        'rank,variant,fid,fid_error,tie,fid_above,fid_above_error,guidance_weight,interval,search_fid,precision,recall,network_evaluations,'
         'seconds_per_image,num_samples,sampler,num_steps,overrides'
     )
-    assert first == '1,d,1.4,0.1,first,0.5,,,0.9,0.5,64,0.01,1000,ancestral,32,'
-    assert last.startswith('5,e,9,0.1,no,1,from -3 to 2,8,')
+    assert first == '1,d,1.4,0.1,first,,,0.5,,,0.9,0.5,64,0.01,1000,ancestral,32,'
+    assert last.startswith('5,e,9,0.1,no,7.6,0.141421,1,from -3 to 2,8,')
     assert 'interval' not in ranking.columns_of(ranking.rank(ROWS))
     explanation, _, *lines = ranking.lines(ranked)
     assert '2 standard errors' in explanation and lines[1].startswith('2  a')

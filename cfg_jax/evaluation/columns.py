@@ -110,6 +110,9 @@ _OF_RANKINGS = {
     for each in (
         Column('rank', '#', '.0f', meaning='place by FID'),
         Column('tie', 'tie', '', meaning='yes: it cannot be told from the first'),
+        Column(
+            'fid_above', 'above the first', 'z.3f', 'lower', 'FID less that of the first, with its error', error=True
+        ),
         Column('search_fid', 'FID in the search', 'z.3f', 'lower', 'FID that the search found, too low on average'),
     )
 }

@@ -2,54 +2,86 @@
 
 import math
 
+import numpy as np
+
+from cfg_jax import metrics
 from cfg_jax.evaluation import values
 from cfg_jax.evaluation.columns import column
 from cfg_jax.evaluation.report.sweep import Sweep
 
 SIGMAS = 2  # standard errors of a difference below which two FIDs tie
 COLUMNS = (
-    *('rank', 'variant', 'fid', 'fid_error', 'tie', 'guidance_weight', 'classifier_weight', 'interval'),
+    *(
+        'rank',
+        'variant',
+        'fid',
+        'fid_error',
+        'tie',
+        'fid_above',
+        'fid_above_error',
+        'guidance_weight',
+        'classifier_weight',
+        'interval',
+    ),
     *('search_fid', 'precision', 'recall', 'network_evaluations', 'classifier_gradients', 'seconds_per_image'),
     *('num_samples', 'sampler', 'num_steps', 'overrides'),
 )
-IN_REPORT = tuple(name for name in COLUMNS if name not in ('rank', 'fid_error', 'num_samples', 'sampler', 'num_steps'))
-MEANING = f'tie: no more than {SIGMAS} standard errors of the difference, sqrt(e1² + e2²), above the first'
+IN_REPORT = tuple(
+    name
+    for name in COLUMNS
+    if name not in ('rank', 'fid_error', 'fid_above_error', 'num_samples', 'sampler', 'num_steps')
+)
+MEANING = f'tie: no more than {SIGMAS} standard errors of the difference above the first'
 
 
-def rank(rows):
+def rank(rows, influences=None):
     """Return a row for each curve, its row of least FID with 'rank' and 'tie', by increasing FID.
 
-    rows: of all curves. variant: the name of the curve. tie: 'first' for the first, then 'yes' where FID is within
-    SIGMAS combined standard errors of the first's, 'no' where it is above, '' where an error is not known. Curves
-    without FID come last, with the first of their rows and without a rank.
+    rows: of all curves. variant: the name of the curve. fid_above: how far FID is above the first's, with the error of
+    that difference. tie: 'first' for the first, then 'yes' where the difference is within SIGMAS errors, 'no' where it
+    is more, '' where an error is not known. Curves without FID come last, with the first of their rows and without a
+    rank. influences: of each row's images on its FID, [N]. With them, image i of one set is paired with image i of the
+    other, which starts from the same noise if the seeds are equal; without them the sets count as independent.
     """
+    influences = [None] * len(rows) if influences is None else influences
     sweep = Sweep(rows)
     best = []
     for name, members in sweep.curves.items():
-        of_curve = [rows[index] for index in members]
-        place = values.best_row(of_curve, 'fid')
-        best.append({**of_curve[place or 0], 'variant': name})
-    best.sort(key=lambda row: row['fid'] if values.has(row, 'fid') else math.inf)
-    ranked = []
-    for number, row in enumerate(best, 1):
-        known = values.has(row, 'fid')
-        ranked.append({**row, 'rank': number if known else None, 'tie': _tie(best[0], row, number) if known else ''})
+        place = members[values.best_row([rows[index] for index in members], 'fid') or 0]
+        best.append(({**rows[place], 'variant': name}, influences[place]))
+    best.sort(key=lambda pair: pair[0]['fid'] if values.has(pair[0], 'fid') else math.inf)
+    ranked, first = [], best[0]
+    for number, each in enumerate(best, 1):
+        row, known = each[0], values.has(each[0], 'fid')
+        found = {'rank': number if known else None, 'tie': 'first' if known and number == 1 else ''}
+        if known and number > 1 and (error := _error_of_difference(first, each)) is not None:
+            above = row['fid'] - first[0]['fid']
+            found |= {'fid_above': above, 'fid_above_error': error, 'tie': 'yes' if above <= SIGMAS * error else 'no'}
+        ranked.append({**row, **found})
     return ranked
 
 
-def _tie(first, row, number):
-    """Return the value of the column 'tie'."""
-    if number == 1:
-        return 'first'
-    if not values.has(first, 'fid_error') or not values.has(row, 'fid_error'):
-        return ''
-    combined = math.hypot(first['fid_error'], row['fid_error'])
-    return 'yes' if row['fid'] - first['fid'] <= SIGMAS * combined else 'no'
+def _error_of_difference(first, other):
+    """Return the standard error of the difference of two FIDs, each a (row, influences); None if it is not known."""
+    (row_a, a), (row_b, b) = first, other
+    if a is not None and b is not None and len(a) == len(b):
+        return metrics.standard_error(np.asarray(a) - np.asarray(b))
+    if values.has(row_a, 'fid_error') and values.has(row_b, 'fid_error'):
+        return math.hypot(row_a['fid_error'], row_b['fid_error'])
+    return None
 
 
 def columns_of(ranked, columns=COLUMNS):
     """Return those of these columns that some row needs: not, say, those of searches where there was none."""
-    optional = ('classifier_weight', 'classifier_gradients', 'interval', 'search_fid', 'overrides')
+    optional = (
+        'fid_above',
+        'fid_above_error',
+        'classifier_weight',
+        'classifier_gradients',
+        'interval',
+        'search_fid',
+        'overrides',
+    )
     return [name for name in columns if name not in optional or any(row.get(name) for row in ranked)]
 
 
@@ -77,13 +109,14 @@ def where(row):
 
 def lines(ranked):
     """Return a ranking as lines of text to print, in columns."""
-    table = [('', 'variant', 'FID', '', 'at', 'precision', 'recall', 'evaluations', 's / image')]
+    table = [('', 'variant', 'FID', 'above the first', '', 'at', 'precision', 'recall', 'evaluations', 's / image')]
     for row in ranked:
         fid, error = values.show(row, 'fid')
         tie = 'tie' if row['tie'] == 'yes' else ''
         rest = (values.show(row, key)[0] for key in ('precision', 'recall', 'network_evaluations', 'seconds_per_image'))
         fid += f' ± {error}' if error else ''
-        table.append((values.show(row, 'rank')[0], str(row['variant']), fid, tie, where(row), *rest))
+        above = ' ± '.join(filter(None, values.show(row, 'fid_above'))) if values.has(row, 'fid_above') else ''
+        table.append((values.show(row, 'rank')[0], str(row['variant']), fid, above, tie, where(row), *rest))
     widths = [max(map(len, cells)) for cells in zip(*table)]
     text = ['  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table]
     return [f'ranking by {column("fid").label} ({MEANING})', *text]

@@ -125,17 +125,17 @@ class Scorer:
     nearest_k: int
     split_images: int
 
-    def measure(self, outputs, labels):
+    def measure(self, outputs, labels, influences=None):
         """Return every metric of one set as {column: value}; metrics that need something absent are left out.
 
         Raises UserError if one of them is not finite.
 
-        outputs: the judge's, of N images. labels: int [N] or None.
+        outputs: the judge's, of N images. labels: int [N] or None. influences: those of `fid_influences`, if known.
         """
         features, logits, spatial = outputs
         real, splits = self.real, num_splits(len(logits), self.split_images)
         row = {
-            **self.measure_fid(features),
+            **self.measure_fid(features, influences),
             'inception_score': metrics.inception_score(logits, num_splits=splits)[0],
             'inception_score_error': metrics.inception_score_error(logits, num_splits=splits),
         }
@@ -154,13 +154,18 @@ class Scorer:
         _check_finite(row, len(features))
         return row
 
-    def measure_fid(self, features):
+    def fid_influences(self, features):
+        """Return what each image changes FID by, times N: [N]."""
+        return metrics.frechet_distance_influences(features, self.real.mean, self.real.covariance)
+
+    def measure_fid(self, features, influences=None):
         """Return FID alone of features [N, D], with its error. Raises UserError if one of them is not finite."""
+        influences = self.fid_influences(features) if influences is None else influences
         row = {
             'fid': metrics.gaussian_distance(
                 *metrics.feature_statistics(features), self.real.mean, self.real.covariance
             ),
-            'fid_error': metrics.frechet_distance_error(features, self.real.mean, self.real.covariance),
+            'fid_error': metrics.standard_error(influences),
         }
         _check_finite(row, len(features))
         return row

@@ -44,7 +44,7 @@ def run(config, workdir):
     measuring = processes.first_alone(lambda: judging.open_measuring(config, workdir, model))
     if measuring:
         means.write_means(model, measuring.source, folder)
-    rows, pictures, tried = [], [], []
+    rows, pictures, tried, influences = [], [], [], []
     for number, (curve, model) in enumerate(zip(every, models), 1):
         if curve.variant and processes.is_first():
             print(f'variant {number} of {len(every)}: {curve.variant}', flush=True)
@@ -71,7 +71,8 @@ def run(config, workdir):
             pages.write_curve_pictures(curve, folder, sets, measuring.scorer.real)
         rows += [judged.row for judged in sets]
         pictures += [(judged.row, judged.picture) for judged in sets]
-    processes.first_alone(lambda: pages.write_summary(config, workdir, folder, rows, pictures, measuring))
+        influences += [judged.influences for judged in sets]
+    processes.first_alone(lambda: pages.write_summary(config, workdir, folder, rows, pictures, measuring, influences))
     return rows
 
 

@@ -35,6 +35,7 @@ class Judged:
     """A set of images, judged: its row of the table, its accuracy by class or None, and its pictures.
 
     picture: PNG bytes, one row per class. first: uint8 [n, H, W, C], which start from the same noise at every weight.
+    influences: what each image changes FID by, times N.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Judged:
     accuracies: list | None
     picture: bytes
     first: np.ndarray
+    influences: np.ndarray
 
 
 def open_measuring(config, workdir, model):
@@ -92,10 +94,11 @@ def judge_set(model, curve, measuring, point, images):
     """Return the images of a `SampleSet` of a `Trained` model, at a point of a curve, as `Judged`."""
     scorer, labels, config = measuring.scorer, images.labels, curve.config
     outputs = scoring.judged(scorer.judge, images.shards(), len(images), point.name)
+    influences = scorer.fid_influences(outputs.features)
     row = {
         'guidance_weight': float(point.guidance_weight),
         'classifier_weight': float(point.classifier_weight),
-        **scorer.measure(outputs, labels),
+        **scorer.measure(outputs, labels, influences),
         'num_samples': len(images),
         'num_steps': len(build_sampling.sampling_logsnrs(config)),
         'sampler': config.sample.sampler,
@@ -116,7 +119,7 @@ def judge_set(model, curve, measuring, point, images):
     first = images.first(_GRID)
     title = trained.drawn_with(config, point.guidance_weight, point.classifier_weight)
     picture = grids.as_png(grids.class_grid(first, labels[: len(first)], model.class_names, title=title))
-    return Judged(point.name, row, accuracies, picture, first[: 2 * min(config.data.num_classes, 10)])
+    return Judged(point.name, row, accuracies, picture, first[: 2 * min(config.data.num_classes, 10)], influences)
 
 
 def shared_facts(config, scorer, model):

@@ -62,16 +62,16 @@ def guidance_name(function, by_classifier):
     return f'{name} and classifier guidance' if by_classifier else f'{name} guidance'
 
 
-def write_summary(config, workdir, folder, rows, pictures, measuring):
+def write_summary(config, workdir, folder, rows, pictures, measuring, influences=None):
     """Write results.csv, the report and, if another curve is given, comparison.png and .svg.
 
-    pictures: [(row, PNG bytes)].
+    pictures: [(row, PNG bytes)]. influences: of each row's images on its FID, for `ranking.rank`.
     """
     path = Path(workdir) / 'results.csv'
     names, former = results.read_all(path)
     every, replaced = results.merged(former, rows)
     files.write(path, results.as_csv(every, names).encode())
-    ranked = ranking.rank(rows) if several_curves(config) or config.eval.search else []
+    ranked = ranking.rank(rows, influences) if several_curves(config) or config.eval.search else []
     if ranked:
         files.write(folder / 'ranking.csv', results.as_csv(ranked, ranking.columns_of(ranked)).encode())
     page_path = folder / ('samples_report.html' if config.eval.samples else 'report.html')
