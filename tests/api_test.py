@@ -67,6 +67,41 @@ def test_a_function_of_ones_own_guides(model):
     assert (on != off).any()
 
 
+def test_the_documented_guidance_of_two_models_and_a_state_runs(workdir, model, monkeypatch):
+    """The page's own lines: at w = 0 they change nothing, and the average goes from step to step."""
+    page = (tiny.ROOT / 'docs' / 'own_guidance.md').read_text().split('## A second model')[1]
+    names, load = {}, cfg_jax.load
+    monkeypatch.setattr(cfg_jax, 'load', lambda path: load(workdir, step=2))
+    exec(page.split('```python\n')[1].split('```')[0], names)
+    averaged = names['averaged']
+    drawn = {weight: model.sample([1, 2], weight, guidance=averaged).astype(int) for weight in (0.0, 30.0)}
+    assert np.abs(drawn[0.0] - model.sample([1, 2], 0.0)).max() <= 1
+    assert np.abs(drawn[30.0] - drawn[0.0]).max() > 1
+    state = averaged(model.model, jnp.array([1, 2]), 1.0, null_label=10)
+    z, logsnr = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2)
+    _, average = state.step(z, logsnr, state.start(z))
+    np.testing.assert_allclose(state.step(z, logsnr, average)[1], 1.5 * average, rtol=1e-3, atol=1e-5)
+
+
+def test_any_field_may_change_and_rules_may_be_functions(workdir, model):
+    changes = {
+        'sample.sampler': 'heun',
+        'sample.grid': 'karras',
+        'guidance.weak': 'checkpoint',
+        'guidance.weak_step': 2,
+    }
+    images = model.sample([1, 2], 3.0, changes=changes)
+    same = model.sample([1, 2], 3.0, changes={**changes, 'guidance.rule': lambda a, b, w: (1.0 + w) * a - w * b})
+    assert images.shape == (2, 8, 8, 1) and np.abs(images.astype(int) - same).max() <= 1
+    z, logsnr = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2)
+    weak, labels = cfg_jax.load(workdir, step=2), jnp.array([1, 2])
+    guided = model.denoiser([1, 2], 3.0, changes=changes)(z, logsnr).eps
+    expected = 4.0 * model.model(z, logsnr, labels).eps - 3.0 * weak.model(z, logsnr, labels).eps
+    np.testing.assert_allclose(guided, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(cfg_jax.UserError, match=r'^rule is .*; it must be \(strong eps, weak eps, weight\)'):
+        model.sample([1], 1.0, changes={'guidance.rule': lambda a: a})
+
+
 def test_the_denoiser_is_eq_6(model):
     z, logsnr = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([0.5, -2.0])
     network = jax.jit(model.model)

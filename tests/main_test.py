@@ -340,10 +340,10 @@ def test_labels_by_names_with_commas():
 def test_the_readmes_own_guidance(trained, tmp_path):
     """The five lines of docs/own_guidance.md run, and their curve lies beside the other, not over it."""
     page = (tiny.ROOT / 'docs' / 'own_guidance.md').read_text()
-    (tmp_path / 'interval.py').write_text(page.split('```python\n')[1].split('```')[0])
+    (tmp_path / 'noisy.py').write_text(page.split('```python\n')[1].split('```')[0])
     before = (trained[0] / 'tradeoff.csv').read_text()
     done = tiny.forked_main(
-        *tiny.flags(guidance__function='interval:limited', eval__folder='interval'),
+        *tiny.flags(guidance__function='noisy:weaker', eval__folder='interval'),
         '--mode=evaluate',
         f'--workdir={trained[0]}',
         cwd=tmp_path,
