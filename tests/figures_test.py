@@ -31,6 +31,15 @@ def test_several_ways_to_guide_are_one_picture():
     assert image.width > image.height > 500
 
 
+def test_samplers_over_their_evaluations_are_one_picture(monkeypatch):
+    monkeypatch.setattr(style, 'picture', lambda figure: figure)
+    rows = [{'fid': 1 + 9 / n, 'fid_error': 0.1, 'network_evaluations': n} for n in (64, 8, 16)]
+    (axis,) = figures.over_evaluations({'ddim': rows, 'heun': rows[:1]}, title='title').axes
+    assert axis.get_xscale() == axis.get_yscale() == 'log'
+    assert [line.get_xdata().tolist() for line in axis.lines if len(line.get_xdata()) > 1] == [[8.0, 16.0, 64.0]]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ['ddim', 'heun']
+
+
 def test_a_chart_is_the_same_text_each_time():
     curves = [figures.Curve(ROWS, 'guidance_weight', 'ddim', 7)]
     first, second, other = (

@@ -128,6 +128,37 @@ def comparison(curves, *, title):
         return style.picture(figure)
 
 
+def over_evaluations(curves, *, title):
+    """Draw FID over the evaluations of an image, both logarithmic, a line for each sampler; a `style.Picture`.
+
+    curves: {name: rows}; each row has fid, fid_error and network_evaluations.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    with style.figure((680, 440)) as (figure, axis):
+        for number, (name, rows) in enumerate(curves.items()):
+            rows = sorted(rows, key=lambda row: row['network_evaluations'])
+            at, errors = Curve(rows, 'num_steps').points('network_evaluations', 'fid')[1:]
+            paper = PALETTE['paper'] if _is_hollow(number) else _color(Curve(rows, 'num_steps', style=number))
+            axis.errorbar(
+                *at.T, errors[:, 1], color=_color(Curve(rows, 'num_steps', style=number)), linestyle=dash(number),
+                marker=_marker(number)[0], markerfacecolor=paper, label=style.drawable(name),
+            )  # fmt: skip
+        for ticks, scale, subs in (
+            (axis.xaxis, axis.set_xscale, (1, 1.5, 2, 3, 4, 6)),
+            (axis.yaxis, axis.set_yscale, (1, 2, 5)),
+        ):
+            scale('log')
+            ticks.set_major_locator(LogLocator(subs=subs))
+            ticks.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+            ticks.set_minor_locator(NullLocator())
+        axis.set_xlabel('evaluations of the network per image, logarithmic', loc='right')
+        axis.set_title(f'{column("fid").axis}, logarithmic')
+        axis.legend()
+        figure.suptitle(_title(title))
+        return style.picture(figure)
+
+
 def data_statistics(counts, class_names, statistics, *, title):
     """Draw the number of images in each class of a data set and the histogram of its pixels; a `style.Picture`.
 
