@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cfg_jax import build, trained
+from cfg_jax import build, build_sampling, guidance, trained
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import evaluate
 from cfg_jax.jobs.evaluate import curves, searching, variants
@@ -28,8 +28,10 @@ def test_the_shipped_variants_fit_the_digits():
     config = tiny.load_config('digits')
     config.eval.variants = str(SHIPPED)
     every = curves.curves(config)
-    assert len(every) >= 6 and every[0].overrides == '' and every[0].suffix == '_as_configured'
-    assert {curve.config.sample.sampler for curve in every} >= {'ancestral', 'ddim'}
+    assert len(every) >= 12 and every[0].overrides == '' and every[0].suffix == '_CFG'
+    guided = [curve.config.guidance for curve in every]
+    assert {each.rule for each in guided} == set(guidance.RULES)
+    assert {each.weak for each in guided} == set(build_sampling.WEAK) - {'null'}
     assert 'python -m cfg_jax.main' in SHIPPED.read_text() and 'Cost:' in SHIPPED.read_text()
 
 
