@@ -35,13 +35,13 @@ FORMS = {
     'no guidance': Form(own_weight=0.0),
     **{f'rule={name}': Form(rule) for name, rule in guidance.RULES.items() if name != 'cfgpp'},
     # its λ is 1 + w, in [0, 1]; at every step x moves by all of it, so that many steps need a small one
-    'rule=cfgpp, w=−0.9': Form(guidance.RULES['cfgpp'], own_weight=-0.9),
+    'rule=cfgpp, w=-0.9': Form(guidance.RULES['cfgpp'], own_weight=-0.9),
     **{f'schedule={name}': Form(multiplier=m) for name, m in guidance.SCHEDULES.items() if name != 'constant'},
-    'interval=(−inf, 0)': Form(interval=(-math.inf, 0.0)),
+    'interval=(-inf, 0)': Form(interval=(-math.inf, 0.0)),
     'interval=(0, inf)': Form(interval=(0.0, math.inf)),
     'interval=(1, 3)': Form(interval=(1.0, 3.0)),
     'weak=random_label': Form(weak='random_label'),
-    'momentum=−0.5': Form(momentum=-0.5),
+    'momentum=-0.5': Form(momentum=-0.5),
 }
 
 

@@ -241,7 +241,8 @@ def _distances(axis, rows, *, least=1e-3, greatest=10.0):
         axis.plot(shown, place, 'D' if name in ('no guidance', 'rule=linear') else 'o', markersize=6, **look)
         right = shown * shown < least * greatest  # of the point is more room
         place_of = {'xytext': (6 if right else -6, 0), 'ha': 'left' if right else 'right', 'va': 'center'}
-        axis.annotate(name, (high if right else low, place), textcoords='offset points', **place_of, **look)
+        text = name.replace('-', '−')
+        axis.annotate(text, (high if right else low, place), textcoords='offset points', **place_of, **look)
     axis.set(xscale='log', xlim=(least * 0.8, max(greatest, 1.2 * high)), ylim=(len(names) - 0.5, -0.5), yticks=())
     axis.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
     axis.minorticks_off()
