@@ -1,22 +1,27 @@
 """Measurements on mixtures whose answers are known: what guidance is meant to draw, and what it draws.
 
-Every function takes a `Bench` and returns arrays or rows: dicts with 'quantity', 'method', 'weight', 'logsnr', 'value'
-and 'error', of which some may be missing. Class 0 is the one that is guided to. `laboratory` draws what is found here.
+Every function takes a `Bench` and returns arrays or rows: dicts with 'quantity', 'method', 'weight', 'strength',
+'steps', 'logsnr', 'value' and 'error', of which some may be missing. Class 0 is the one that is guided to. `laboratory`
+draws what is found here.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import diffusion, guidance, samplers
-from cfg_jax.mixtures import Mixture
+from cfg_jax import diffusion, guidance, samplers, schedules
+from cfg_jax.mixtures import Mixture, WeightedSamples
 
 LABEL = 0  # the class that is guided to
+SOLVERS = {name: getattr(samplers, name) for name in ('ddim', 'dpmpp_2m', 'unipc_2', 'heun')}  # deterministic samplers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,26 +63,37 @@ class Grid(NamedTuple):
 # ---------------------------------------------------------------- sampling
 
 
+def for_each(function, items):
+    """Return [function(item)], on two threads: most of the time goes into compiling, which keeps one core busy."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(function, items))
+
+
 def draw(bench, denoise, n, *, sampler='ddim', start=None, noise=None, copies=1):
     """Draw samples, float32 [copies, n, D], by a denoiser of copies · n values of z.
 
-    sampler: 'ddim' (deterministic) or 'ancestral' (v = 0.3). Sample i starts from the same noise in every copy.
+    sampler: one of `SOLVERS`, or 'ancestral' (v = 0.3). Sample i starts from the same noise in every copy.
     start: factor of that noise in each copy; noise: factor of the noise that ancestral steps add; None is 1.
     """
     logsnrs = jnp.asarray(bench.logsnrs, jnp.float32)
     start, noise = (None if each is None else jnp.repeat(jnp.float32(each), n)[:, None] for each in (start, noise))
 
     @jax.jit
-    def drawn():
-        keys = samplers.image_keys(bench.seed, jnp.tile(jnp.arange(n), copies))
-        z = samplers.step_noise(keys, 0, (bench.mixture.dimensions,))
+    def drawn(keys, z):
         z = z if start is None else start * z
-        if sampler == 'ddim':
-            return samplers.ddim(denoise, z, logsnrs, clip_x=False)
+        if sampler != 'ancestral':
+            return SOLVERS[sampler](denoise, z, logsnrs, clip_x=False)
         options = {} if noise is None else {'mean_shift': _less_noise(keys, logsnrs, noise)}
         return samplers.ancestral(denoise, z, logsnrs, keys, clip_x=False, **options)
 
-    return np.asarray(drawn()).reshape(copies, n, -1)
+    return np.asarray(drawn(*_start(bench.seed, n, copies, bench.mixture.dimensions))).reshape(copies, n, -1)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _start(seed, n, copies, dimensions):
+    """Return (keys [copies n], noise [copies n, D]), compiled once for all denoisers."""
+    keys = samplers.image_keys(seed, jnp.tile(jnp.arange(n), copies))
+    return keys, samplers.step_noise(keys, 0, (dimensions,))
 
 
 def _less_noise(keys, logsnrs, factor):
@@ -164,17 +180,47 @@ def energy_distance(a, b, *, groups=10):
     The estimate is unbiased, so it may be negative; the error is that of the mean over independent groups.
     """
     size = min(len(a), len(b)) // groups
-
-    @jax.jit
-    def of_group(a, b):
-        def total(a, b):
-            return jnp.sqrt(jnp.maximum(((a[:, None] - b[None]) ** 2).sum(-1), 1e-12)).sum()
-
-        return 2 * total(a, b) / size**2 - (total(a, a) + total(b, b)) / (size * (size - 1))
-
     parts = [slice(g * size, (g + 1) * size) for g in range(groups)]
-    values = np.array([of_group(jnp.asarray(a[part]), jnp.asarray(b[part])) for part in parts], np.float64)
+    values = np.array([_energy_distance(jnp.asarray(a[part]), jnp.asarray(b[part])) for part in parts], np.float64)
     return values.mean(), values.std(ddof=1) / math.sqrt(groups)
+
+
+@jax.jit
+def _energy_distance(a, b):
+    """Return the estimate of one group, [n, D] each."""
+
+    def total(a, b):
+        return jnp.sqrt(jnp.maximum(((a[:, None] - b[None]) ** 2).sum(-1), 1e-12)).sum()
+
+    n = len(a)
+    return 2 * total(a, b) / n**2 - (total(a, a) + total(b, b)) / (n * (n - 1))
+
+
+class Target(NamedTuple):
+    """p(x | c) p(c | x)^w at the data: weighted samples of it, n that are resampled from them, and rows of numbers."""
+
+    weighted: WeightedSamples
+    samples: np.ndarray
+    rows: list
+
+
+def target_at(bench, weight, *, target_samples):
+    """Return the `Target` of a weight w; `target_samples` is the number of the weighted ones."""
+    key = jax.random.fold_in(jax.random.key(bench.seed + 1), np.float32(weight).view(np.uint32))
+    keys = jax.random.split(key)
+    samples_of = jax.jit(bench.mixture.target_samples, static_argnums=(1, 2))
+    weighted = samples_of(keys[0], target_samples, LABEL, float(weight))
+    values = weighted.x @ jnp.float32(axis(bench.mixture))
+    mean, mean_error = map(float, weighted.mean(values))
+    variance, variance_error = map(float, weighted.mean((values - mean) ** 2))
+    deviation = math.sqrt(variance)
+    found = {
+        'effective samples': (weighted.effective_size,),
+        'mean along the axis': (mean, mean_error),
+        'deviation along the axis': (deviation, variance_error / (2 * deviation)),
+    }
+    rows = [row(quantity, 'target', *numbers, weight=weight) for quantity, numbers in found.items()]
+    return Target(weighted, np.asarray(weighted.resample(keys[1], bench.num_samples)), rows)
 
 
 def target_and_yield(bench, weights, *, target_samples=400_000):
@@ -183,30 +229,25 @@ def target_and_yield(bench, weights, *, target_samples=400_000):
     Returns (rows, {'ancestral': x [weights, n, D], 'ddim': x [weights, n, D]}).
     """
     drawn = {name: draw_guided(bench, bench.mixture.model, weights, sampler=name) for name in ('ancestral', 'ddim')}
-    keys = jax.random.split(jax.random.key(bench.seed + 1), (len(weights), 2))
-    samples_of = jax.jit(bench.mixture.target_samples, static_argnums=(1, 2))
     rows = []
     for index, weight in enumerate(weights):
-        target = samples_of(keys[index, 0], target_samples, LABEL, float(weight))
-        resampled = np.asarray(target.resample(keys[index, 1], bench.num_samples))
-        rows.append(_row('effective samples', 'target', float(target.effective_size), weight=weight))
-        values = target.x @ jnp.float32(axis(bench.mixture))
-        mean, mean_error = map(float, target.mean(values))
-        variance, variance_error = map(float, target.mean((values - mean) ** 2))
-        deviation = math.sqrt(variance)
-        rows.append(_row('mean along the axis', 'target', mean, mean_error, weight=weight))
-        error = variance_error / (2 * deviation)
-        rows.append(_row('deviation along the axis', 'target', deviation, error, weight=weight))
+        target = target_at(bench, weight, target_samples=target_samples)
+        rows += target.rows
         for name, x in drawn.items():
-            rows += [_row(quantity, name, *found, weight=weight) for quantity, found in along(bench, x[index]).items()]
-            found = energy_distance(x[index], resampled)
-            rows.append(_row('energy distance to the target', name, *found, weight=weight))
+            rows += against(bench, target, x[index], name, weight)
     return rows, drawn
 
 
-def _row(quantity, method, value, error=None, **where):
-    row = {'quantity': quantity, 'method': method, **{name: float(at) for name, at in where.items()}}
-    return row | {'value': float(value)} | ({} if error is None else {'error': float(error)})
+def against(bench, target, x, method, weight):
+    """Return rows of the mean, deviation and distance to the `Target` of samples x [n, D] drawn by a method."""
+    found = along(bench, x) | {'energy distance to the target': energy_distance(x, target.samples)}
+    return [row(quantity, method, *numbers, weight=weight) for quantity, numbers in found.items()]
+
+
+def row(quantity, method, value, error=None, **where):
+    """Return one row: a number, its standard error if it has one, and where it was taken."""
+    found = {'quantity': quantity, 'method': method, **{name: float(at) for name, at in where.items()}}
+    return found | {'value': float(value)} | ({} if error is None else {'error': float(error)})
 
 
 # ---------------------------------------------------------------- conditional with w, unconditional with w + 1
@@ -231,7 +272,7 @@ def from_either_side(bench, models, logsnrs, weight, *, n=2000):
 
         for logsnr in logsnrs:
             value = difference(jnp.float32(logsnr))
-            rows.append(_row('relative difference of eps', name, value, weight=weight, logsnr=logsnr))
+            rows.append(row('relative difference of eps', name, value, weight=weight, logsnr=logsnr))
     return rows
 
 
@@ -289,7 +330,7 @@ def baselines(bench, *, n=None):
                 ('log density', density.mean(), density.std() / math.sqrt(n)),
                 ('spread', spread / data, spread_error / data),
             ):
-                rows.append(_row(quantity, method, value, error, strength=strength))
+                rows.append(row(quantity, method, value, error, strength=strength))
     return rows, drawn
 
 
@@ -298,6 +339,52 @@ def _spread(x):
     squares = ((x - x.mean(axis=0)) ** 2).sum(axis=1)
     spread = math.sqrt(squares.mean())
     return spread, squares.std() / math.sqrt(len(x)) / (2.0 * spread)
+
+
+# ---------------------------------------------------------------- how fast solvers converge
+
+_FIT_FROM = 32  # steps; with fewer a slope is not yet an order
+
+
+def solvers(bench, *, weight=1.0, steps=(8, 16, 32, 64, 128, 256), reference_steps=2048, n=500):
+    """Measure each solver's error: the root mean square distance of its x from that of very many steps of UniPC.
+
+    All start from the same noise; λ is uniform between the ends of the bench's grid. Returns rows of 'error of x' and
+    'calls of the denoiser' for each number of steps; of 'error of x' of 'float32', which is Heun's at the reference's
+    number of steps and stands for rounding; and of 'slope over steps' and 'slope over calls', of lines fitted to the
+    logarithms from 32 steps on, where the error is more than three times that of float32.
+    """
+    mixture, labels = bench.mixture, bench.labels(n)
+    guided = guidance.classifier_free(mixture.model, labels, weight, null_label=mixture.null_label)
+    low, high = float(bench.logsnrs[0]), float(bench.logsnrs[-1])
+
+    def solve(which):
+        name, number = which
+        grid = schedules.uniform_logsnr_grid(number, logsnr_min=low, logsnr_max=high)
+        return np.float64(draw(dataclasses.replace(bench, logsnrs=np.asarray(grid)), guided, n, sampler=name)[0])
+
+    def distance(x):
+        squares = ((x - reference) ** 2).sum(axis=1)
+        root = math.sqrt(squares.mean())
+        return root, squares.std() / math.sqrt(n) / (2.0 * max(root, 1e-30))
+
+    runs = [('unipc_2', reference_steps), ('heun', reference_steps), *itertools.product(SOLVERS, steps)]
+    reference, *found = for_each(solve, runs)
+    floor, *found = map(distance, found)
+    rows = [row('error of x', 'float32', *floor, weight=weight, steps=reference_steps)]
+    by_run = dict(zip(runs[2:], found))
+    for name in SOLVERS:
+        calls = {number: 2 * number - 1 if name == 'heun' else number for number in steps}
+        errors = {number: by_run[name, number] for number in steps}
+        for number in steps:
+            rows.append(row('error of x', name, *errors[number], weight=weight, steps=number))
+            rows.append(row('calls of the denoiser', name, calls[number], weight=weight, steps=number))
+        fitted = [number for number in steps if number >= _FIT_FROM and errors[number][0] > 3.0 * floor[0]]
+        if len(fitted) > 1:
+            logs = np.log([errors[number][0] for number in fitted])
+            for over, of in (('steps', fitted), ('calls', [calls[number] for number in fitted])):
+                rows.append(row(f'slope over {over}', name, np.polyfit(np.log(of), logs, 1)[0], weight=weight))
+    return rows
 
 
 # ---------------------------------------------------------------- section 3.2: is the guided field a gradient?
@@ -325,7 +412,7 @@ def antisymmetry(bench, fields, logsnrs, *, n=1000):
             odd, even = (np.float64(values) for values in squares(jnp.float32(logsnr)))
             ratio = math.sqrt(odd.mean() / even.mean())
             relative = (odd / max(odd.mean(), 1e-300) - even / even.mean()).std() / math.sqrt(n)
-            rows.append(_row('antisymmetric part', name, ratio, ratio * relative / 2, weight=weight, logsnr=logsnr))
+            rows.append(row('antisymmetric part', name, ratio, ratio * relative / 2, weight=weight, logsnr=logsnr))
     return rows
 
 

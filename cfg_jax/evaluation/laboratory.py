@@ -192,6 +192,97 @@ def difference(rows):
         return style.picture(figure)
 
 
+# ---------------------------------------------------------------- the forms of guidance
+
+_SHOWN = ('no guidance', 'rule=linear', 'rule=apg', 'schedule=power', 'interval=(1, 3)')  # their samples are drawn
+_FORM_COLORS = {'rule': 'c0', 'interval': 'c1', 'schedule': 'c2', 'weak': 'c3', 'momentum': 'c4'}  # others: grey
+
+
+def forms(grid, density, rows, drawn, *, num_points=1000):
+    """Draw samples of some forms over the target, and the energy distance of every form, the closest at the top.
+
+    density: of the target at the last of the weights, [P, P]. rows, drawn: of `forms.compare`.
+    """
+    weights = sorted({row['weight'] for row in rows})
+    clouds = {name: drawn[name][-1][:num_points] for name in _SHOWN}
+    low, high = np.quantile(np.concatenate(list(clouds.values())), [0.001, 0.999], axis=0)
+    middle, half = (low + high) / 2, 0.55 * (high - low).max()
+    mosaic = [[name for name in clouds for _ in weights], [weight for weight in weights for _ in clouds]]
+    with style.figure((680, 580), mosaic=mosaic, height_ratios=[1, 2.7]) as (figure, axes):
+        for name, x in clouds.items():
+            axis = axes[name]
+            axis.scatter(*x.T, s=2.0, color=_form_color(name), alpha=0.5, linewidths=0, rasterized=True)
+            levels = np.array([0.05, 0.3, 0.7]) * density.max()
+            axis.contour(*[grid.line] * 2, density, levels, colors=PALETTE['ink'], linewidths=0.8)
+            _square(axis, half, name, y=name == _SHOWN[0])
+            axis.set(xlim=middle[0] + [-half, half], ylim=middle[1] + [-half, half], xticks=(-1, 0, 1))
+            axis.set_yticks(range(int(np.ceil(middle[1] - half)), int(middle[1] + half) + 1))
+        axes[_SHOWN[0]].set_ylabel(f'w = {weights[-1]:g}\nx₂')
+        for weight in weights:
+            _distances(axes[weight], [row for row in rows if row['weight'] == weight])
+            axes[weight].set_title(f'energy distance to target, w = {weight:g}', pad=5)
+        return style.picture(figure)
+
+
+def _form_color(name):
+    return PALETTE[_FORM_COLORS.get(name.split('=')[0], 'c5')]
+
+
+def _distances(axis, rows, *, least=1e-3, greatest=10.0):
+    """Draw the energy distance of each form, sorted, with a standard error to either side; smaller ones at `least`."""
+    found = {row['method']: (row['value'], row['error']) for row in rows
+             if row['quantity'] == 'energy distance to the target'}  # fmt: skip
+    names = sorted(found, key=lambda name: found[name][0])
+    for place, name in enumerate(names):
+        value, error = found[name]
+        low, shown, high = np.clip([value - error, value, value + error], least, None)
+        look = {'color': _form_color(name)}
+        axis.plot([low, high], [place] * 2, **look)
+        axis.plot(shown, place, 'D' if name in ('no guidance', 'rule=linear') else 'o', markersize=6, **look)
+        right = shown * shown < least * greatest  # of the point is more room
+        place_of = {'xytext': (6 if right else -6, 0), 'ha': 'left' if right else 'right', 'va': 'center'}
+        text = name.replace('-', '−')
+        axis.annotate(text, (high if right else low, place), textcoords='offset points', **place_of, **look)
+    axis.set(xscale='log', xlim=(least * 0.8, max(greatest, 1.2 * high)), ylim=(len(names) - 0.5, -0.5), yticks=())
+    axis.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
+    axis.minorticks_off()
+    axis.grid(visible=True, axis='x')
+
+
+# ---------------------------------------------------------------- how fast solvers converge
+
+_SOLVER_NAMES = {'ddim': 'DDIM', 'dpmpp_2m': 'DPM-Solver++ 2M', 'unipc_2': 'UniPC-2', 'heun': 'Heun'}
+
+
+def solvers(rows):
+    """Draw each solver's error over its steps and over its calls of the denoiser, with the fitted slopes."""
+    errors = {row['method']: _values(rows, 'error of x', row['method'], 'steps') for row in rows}
+    floor = errors.pop('float32')[1, 0]
+    calls = {method: _values(rows, 'calls of the denoiser', method, 'steps')[1] for method in errors}
+    slopes = {(row['quantity'], row['method']): row['value'] for row in rows}
+    with style.figure((680, 400), columns=2, sharey=True) as (figure, axes):
+        for axis, over in zip(axes, ('steps', 'calls')):
+            for number, (method, (steps, values, bars)) in enumerate(errors.items()):
+                slope = slopes.get((f'slope over {over}', method))
+                label = _SOLVER_NAMES[method] + ('' if slope is None else f', slope {slope:.2f}'.replace('-', '−'))
+                look = {'color': _color(number), 'marker': _MARKERS[number], 'linestyle': _LINES[number]}
+                axis.errorbar(steps if over == 'steps' else calls[method], values, bars, **look, label=label)
+            axis.axhline(floor, color=PALETTE['c5'], linewidth=1, linestyle=':')
+            axis.set(xscale='log', yscale='log')
+            ticks = sorted({*calls['ddim'], *(calls['ddim'][-1:] * 2 if over == 'calls' else ())})
+            axis.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+            axis.yaxis.set_major_formatter(lambda value, _: '10' + str(round(np.log10(value))).translate(_HIGH))
+            axis.minorticks_off()
+            axis.tick_params(axis='y', pad=4)
+            axis.set_xlabel({'steps': 'steps', 'calls': 'calls of the denoiser'}[over])
+            handles, labels = axis.get_legend_handles_labels()
+            axis.legend([each[0] for each in handles], labels, loc='upper left', bbox_to_anchor=(0, -0.16))
+        axes[0].set_title('root mean square error of x', pad=5)
+        axes[0].annotate('rounding of float32', (ticks[0], floor), xytext=(0, -15), textcoords='offset points',
+                         color=PALETTE['c5'])  # fmt: skip
+        return style.picture(figure)
+
+
 # ---------------------------------------------------------------- conditional with w, unconditional with w + 1
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from cfg_jax import build, diffusion, files, losses, mixtures, schedules
 from cfg_jax.checks import check_config
 from cfg_jax.errors import printable
-from cfg_jax.evaluation import experiments, laboratory, results, style
+from cfg_jax.evaluation import experiments, forms, laboratory, results, style
 from cfg_jax.models.mlp import MLP
 from cfg_jax.progress import shown
 from cfg_jax.training.fit import fit
 
-_COLUMNS = ('figure', 'quantity', 'method', 'weight', 'strength', 'logsnr', 'value', 'error')
+_COLUMNS = ('figure', 'quantity', 'method', 'weight', 'strength', 'steps', 'logsnr', 'value', 'error')
 _CLOUD, _PATHS = 600, 40  # samples of each class in figure 2, trajectories of each weight
 _FIELD_LOGSNRS = (-3.0, 0.0, 3.0)
 _RADII, _STD = (0.35, 0.95, 1.55), 0.22  # the baselines' classes: three Gaussians each, the innermost ambiguous
@@ -43,6 +43,10 @@ def run(config, workdir):
         write('fields', draw_fields(bench, config.laboratory.weights))
         found, target, difference = draw_target(bench, config.laboratory.weights, config.laboratory.target_samples)
         write('target', target), write('difference', difference, found)
+        found, picture = draw_forms(bench, config.laboratory.weights, config.laboratory.target_samples)
+        write('forms', picture, found)
+        found, picture = draw_solvers(bench)
+        write('solvers', picture, found)
         found, picture = draw_baselines(bench)
         write('baselines', picture, found)
     networks = train_networks(config, bench.mixture)
@@ -55,7 +59,7 @@ def run(config, workdir):
     settings = {name: config[name].to_dict() for name in ('laboratory', 'diffusion')}
     files.write_json(workdir / 'laboratory.json', {**settings, 'seed': config.seed, 'rows': rows})
     files.write(workdir / 'laboratory.csv', results.as_csv(rows, _COLUMNS).encode())
-    print(f'wrote 7 figures, laboratory.csv and laboratory.json in {printable(str(workdir))}', flush=True)
+    print(f'wrote 9 figures, laboratory.csv and laboratory.json in {printable(str(workdir))}', flush=True)
     return rows
 
 
@@ -133,6 +137,22 @@ def draw_target(bench, weights, target_samples):
     few = {name: x[some] for name, x in drawn.items()}
     picture = laboratory.target_and_yield(grid, densities, few, _some(weights))
     return rows, picture, laboratory.difference(rows)
+
+
+def draw_forms(bench, weights, target_samples):
+    """Return (rows, picture) of every form of guidance against the target, at a middle and at the greatest weight."""
+    guided = [weight for weight in weights if weight > 0.0] or list(weights)
+    chosen = list(dict.fromkeys((guided[(len(guided) - 1) // 2], guided[-1])))
+    rows, drawn = forms.compare(bench, chosen, target_samples=target_samples)
+    grid = experiments.Grid.around(bench.mixture)
+    (density,) = experiments.target_densities(bench, grid, chosen[-1:])
+    return rows, laboratory.forms(grid, density, rows, drawn)
+
+
+def draw_solvers(bench):
+    """Return (rows, picture) of the deterministic solvers' errors over their steps."""
+    rows = experiments.solvers(bench)
+    return rows, laboratory.solvers(rows)
 
 
 def draw_baselines(bench):
