@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 
 import pytest
@@ -10,20 +9,15 @@ import pytest
 from cfg_jax.distributed import job
 from tests import tiny
 
-# The program, patched by a file's lines before it runs. `say` writes what has been reached to a file.
-PATCHED = """
-import sys, time
-from pathlib import Path
-from cfg_jax import main
-from cfg_jax.data import sources
-
+# Before the program runs, a patch's lines; `say` writes what has been reached to a file.
+SAY = """
 def say(text):
-    Path(SAID).open('a').write(text + '\\n')
+    Path({said!r}).open('a').write(text + '\\n')
 
-{patch}
-main.run()
 """
 STALLED = """
+from cfg_jax.data import sources
+
 digits, reads = sources.digits, []
 
 def stalled():
@@ -84,16 +78,8 @@ def start(tmp_path):
 
     def start(patch, *flags):
         said = tmp_path / 'said'
-        script = f'SAID = {str(said)!r}\n' + PATCHED.replace('{patch}', patch)
-        (tmp_path / 'program.py').write_text(script)
-        process = subprocess.Popen(
-            [tiny.sys.executable, tmp_path / 'program.py', *flags, f'--workdir={tmp_path / "run"}'],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)},
-            start_new_session=True,
-        )
+        patch = SAY.format(said=str(said)) + patch
+        process = tiny.forked(*flags, f'--workdir={tmp_path / "run"}', patch=patch, start_new_session=True)
         running.append(process)
         return process, said
 
