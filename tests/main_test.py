@@ -76,8 +76,8 @@ def test_a_comparison_of_two_curves(trained):
 
 
 def test_several_samplers_and_steps_with_the_readmes_own_guidance(trained, tmp_path):
-    """The five lines of docs/own_guidance.md run. A curve for each sampler in one report, beside the other, not over it;
-    the results of every evaluation stand in one table of the workdir."""
+    """The five lines of docs/own_guidance.md run. Each sampler has a curve in one report, beside the other evaluation,
+    not over it; the results of every evaluation stand in one table of the workdir."""
     page = (tiny.ROOT / 'docs' / 'own_guidance.md').read_text()
     (tmp_path / 'interval.py').write_text(page.split('```python\n')[1].split('```')[0])
     before, table = list(csv.DictReader((trained[0] / 'results.csv').open())), (trained[0] / 'tradeoff.csv').read_text()

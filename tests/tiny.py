@@ -157,14 +157,14 @@ class Forked:
 
     def __init__(self, arguments, **request):
         self.args, self.returncode = arguments, None
-        self._errors, self._ended = tempfile.TemporaryFile(), os.pipe()
+        self._errors, self._ended = tempfile.TemporaryFile(), os.pipe()  # noqa: SIM115
         reads, writes = os.pipe()
         files = [writes, self._errors.fileno(), self._ended[1]]
         request['arguments'] = list(map(str, arguments))
         socket.send_fds(_server(), [json.dumps(request).encode()], files)
         os.close(writes)
         os.close(self._ended[1])
-        self.stdout = open(reads)
+        self.stdout = open(reads)  # noqa: SIM115
         self.pid = int(self._read_word())
 
     def _read_word(self):
