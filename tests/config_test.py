@@ -70,19 +70,19 @@ LIKE_OTHERS = ('adm128', 'adm256', 'digits', 'digits_classifier', 'folder', 'ima
     ],
 )
 def test_a_shrunk_config_trains_a_step_and_samples(name, compiled):
-    """One narrow level of one block (adm64: two), small images, few steps; the rest of the config as it is."""
+    """One narrow level of one block (adm64: with attention), small images, few steps; the rest of the config stays."""
     config = tiny.load_config(name)
     with config.unlocked():
         config.model.channels = 8
         # A level takes half of the time to compile, and the tests of models have more of them.
-        config.model.channel_mult = (1, 2) if name == 'adm64' else (1,)
+        config.model.channel_mult = (1,)
         config.model.num_groups = 4
         config.model.num_blocks = 1
         config.model.num_heads = min(config.model.num_heads, 2)
         if config.model.head_channels is not None:
             config.model.head_channels = 4
         config.data.image_size = 8
-        config.model.attention_resolutions = (4,) if name == 'adm64' else ()
+        config.model.attention_resolutions = (8,) if name == 'adm64' else ()
         config.train.batch_size = 8
         config.sample.num_steps = 2
     check_config(config)
@@ -112,6 +112,9 @@ def test_a_shrunk_config_trains_a_step_and_samples(name, compiled):
         assert metrics['quarter_correct'].shape == (4,)
         return
     arguments = after.ema_params, 0, jnp.arange(2), jnp.arange(2), 1.0
+    if not name.endswith(('digits', '64')):  # the larger ones, so shrunk, sample as the 64s do: only traced
+        assert jax.eval_shape(build.sampler(config), *arguments).shape == (2, *shape)
+        return
     x = jax.jit(build.sampler(config))(*arguments)
     assert x.shape == (2, *shape) and float(jnp.abs(x).max()) <= 1
 

@@ -37,8 +37,11 @@ def stalled():
 sources.digits = stalled
 """
 COMPILING = """
-from jax._src import compiler  # as long a compilation as one likes
 import ctypes
+import jax
+from jax._src import compiler  # as long a compilation as one likes
+
+jax.config.update('jax_enable_compilation_cache', False)
 
 compile = compiler.backend_compile_and_load
 
@@ -109,10 +112,15 @@ def ended(process, number, within):
 
 
 @pytest.mark.parametrize(
-    ('number', 'code', 'word'), [(signal.SIGTERM, 75, 'preempted'), (signal.SIGINT, 130, 'stopped')]
+    ('reads', 'number', 'code', 'word'),
+    [
+        (0, signal.SIGINT, 130, 'stopped'),
+        (5, signal.SIGTERM, 75, 'preempted'),
+        pytest.param(0, signal.SIGTERM, 75, 'preempted', marks=pytest.mark.slow),
+        pytest.param(5, signal.SIGINT, 130, 'stopped', marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize('reads', [0, 5])
-def test_while_no_batch_comes(start, tmp_path, number, code, word, reads):
+def test_while_no_batch_comes(start, tmp_path, reads, number, code, word):
     """At once at the first batch; later the state of the last step is saved, whose batch did come."""
     process, said = start(
         STALLED.replace('{reads}', str(reads)), *tiny.flags(train__num_steps=9, train__checkpoint_every=3)
