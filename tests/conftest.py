@@ -11,9 +11,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # The tests spend their time compiling: LLVM without optimisation halves it. The programs that they start inherit it.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+# Most programs of a test are tiny and many: kept as well, both workers, all processes and the next run share them.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 # Types and shapes are checked at every call of these modules, provided that the checkers are installed.
-CHECKED = ['schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'metrics', 'mixtures', 'models']
+CHECKED = ['schedules', 'diffusion', 'denoisers', 'guidance', 'samplers', 'losses', 'metrics', 'mixtures', 'models']
 if importlib.util.find_spec('jaxtyping') and importlib.util.find_spec('beartype'):
     import jaxtyping
 
@@ -24,3 +26,29 @@ if importlib.util.find_spec('jaxtyping') and importlib.util.find_spec('beartype'
 from cfg_jax import runtime  # noqa: E402
 
 runtime.configure()
+
+# The files that take longest (20 CPU seconds and more), longest first: begun late, one would keep one worker busy while
+# the other has nothing left to do. It needs --no-loadscope-reorder.
+LONGEST = (
+    *(
+        'variants',
+        'train',
+        'main',
+        'samplers',
+        'mixtures',
+        'build_sampling',
+        'processes',
+        'api',
+        'evaluate',
+        'config',
+        'adm',
+        'data',
+        'sample_sets',
+    ),
+    *('models', 'laboratory', 'sharding', 'notebooks', 'exchange', 'signals', 'sampling', 'guidance', 'convert'),
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {f'{name}_test.py': number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

@@ -75,23 +75,29 @@ def test_a_comparison_of_two_curves(trained):
     assert 'config.eval.compare_with' in one_line_of_error(done)
 
 
-def test_several_samplers_and_steps(trained):
-    """A curve each, in one report; the results of every evaluation stand in one table of the workdir."""
-    before = list(csv.DictReader((trained[0] / 'results.csv').open()))
+def test_several_samplers_and_steps_with_the_readmes_own_guidance(trained, tmp_path):
+    """The five lines of docs/own_guidance.md run. Each sampler has a curve in one report, beside the other evaluation,
+    not over it; the results of every evaluation stand in one table of the workdir."""
+    page = (tiny.ROOT / 'docs' / 'own_guidance.md').read_text()
+    (tmp_path / 'noisy.py').write_text(page.split('```python\n')[1].split('```')[0])
+    before, table = list(csv.DictReader((trained[0] / 'results.csv').open())), (trained[0] / 'tradeoff.csv').read_text()
+    own = {'guidance__function': 'noisy:weaker', 'eval__folder': 'interval'}
     done = tiny.forked_main(
-        *tiny.flags(eval__samplers=('ancestral', 'ddim'), eval__num_steps=(2,), eval__folder='several'),
+        *tiny.flags(eval__samplers=('ancestral', 'ddim'), eval__num_steps=(5,), **own),
         '--mode=evaluate',
         f'--workdir={trained[0]}',
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    folder = trained[0] / 'several'
-    curves = ('ancestral2', 'ddim2')
+    assert (trained[0] / 'tradeoff.csv').read_text() == table
+    folder = trained[0] / 'interval'
+    curves = ('ancestral5', 'ddim5')
     assert {f'tradeoff_{curve}.png' for curve in curves} | {f'samples_{curve}_over_w.png' for curve in curves} <= {
         path.name for path in folder.iterdir()
     }
     rows = list(csv.DictReader((folder / 'tradeoff.csv').open()))
     assert [(row['sampler'], row['num_steps'], row['guidance_weight']) for row in rows] == [
-        ('ancestral', '2', '0'), ('ancestral', '2', '1'), ('ddim', '2', '0'), ('ddim', '2', '1'),
+        ('ancestral', '5', '0'), ('ancestral', '5', '1'), ('ddim', '5', '0'), ('ddim', '5', '1'),
     ]  # fmt: skip
     results = list(csv.DictReader((trained[0] / 'results.csv').open()))
     assert results[: len(before)] == before and len(results) == len(before) + 4
@@ -99,7 +105,7 @@ def test_several_samplers_and_steps(trained):
         assert row['judge'].startswith('digits:sha256:') and len(row['reference_sha256']) == 64
     # w = 0 of the two samplers are other images, and each row's hash is that of its own
     assert len({row['samples_sha256'] for row in results[len(before) :]}) == 4
-    assert 'ddim, 2 steps' in (folder / 'report.html').read_text()
+    assert 'ddim, 5 steps' in (folder / 'report.html').read_text()
 
 
 def test_a_second_evaluation_draws_nothing_anew(trained):
@@ -335,19 +341,3 @@ def test_labels_by_names_with_commas():
             parse_labels(text, names)
     with pytest.raises(UserError, match=r"label 'a,b' may mean id:2 \('a'\) or id:4 \('a,b'\)"):
         parse_labels('0,a,b', names)
-
-
-def test_the_readmes_own_guidance(trained, tmp_path):
-    """The five lines of docs/own_guidance.md run, and their curve lies beside the other, not over it."""
-    page = (tiny.ROOT / 'docs' / 'own_guidance.md').read_text()
-    (tmp_path / 'noisy.py').write_text(page.split('```python\n')[1].split('```')[0])
-    before = (trained[0] / 'tradeoff.csv').read_text()
-    done = tiny.forked_main(
-        *tiny.flags(guidance__function='noisy:weaker', eval__folder='interval'),
-        '--mode=evaluate',
-        f'--workdir={trained[0]}',
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (trained[0] / 'interval' / 'tradeoff.csv').read_text() != before
-    assert (trained[0] / 'tradeoff.csv').read_text() == before

@@ -35,19 +35,10 @@ def environments(count, devices=2):
     return [{**tiny.environment(devices), **address, 'JAX_PROCESS_ID': str(index)} for index in range(count)]
 
 
-def run_script(text, tmp_path, count, *arguments, devices=2):
+def run_script(text, count, *arguments, devices=2):
     """Run a script as `count` processes of one job: [(exit status, stdout, stderr)]."""
-    script = tmp_path / 'script.py'
-    script.write_text(text)
     processes = [
-        subprocess.Popen(
-            [tiny.sys.executable, script, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tiny.ROOT,
-            env={**environment, 'PYTHONPATH': str(tiny.ROOT)},
-        )
+        tiny.forked(*arguments, env=environment, patch=f'{text}\nsys.exit()')
         for environment in environments(count, devices)
     ]
     outputs = [process.communicate(timeout=600) for process in processes]
@@ -57,8 +48,7 @@ def run_script(text, tmp_path, count, *arguments, devices=2):
 def start_together(count, *arguments, workdir):
     """Run main as `count` processes of one job, and return their outputs once all have ended well."""
     processes = [
-        tiny.main(*arguments, f'--workdir={workdir}', start=subprocess.Popen, env=environment)
-        for environment in environments(count)
+        tiny.forked(*arguments, f'--workdir={workdir}', env=environment) for environment in environments(count)
     ]
     outputs = [process.communicate(timeout=600) for process in processes]
     for process, (out, err) in zip(processes, outputs):
@@ -141,11 +131,11 @@ for _ in range(61):
 """
 
 
-def test_every_image_is_seen_once_an_epoch(cifar10, tmp_path):
+def test_every_image_is_seen_once_an_epoch(cifar10):
     """12 epochs of 61 images in batches of 12, on the four devices of two processes: the same as for one process."""
     data_dir = cifar10['data__data_dir']
     seen = {}
-    for status, out, err in run_script(STREAM, tmp_path, 2, data_dir):
+    for status, out, err in run_script(STREAM, 2, data_dir):
         assert status == 0, err
         rows = [tuple(map(int, line.split())) for line in out.splitlines() if line[0].isdigit()]
         assert len(rows) == 61 * 6  # half of each batch
@@ -231,7 +221,7 @@ jax.distributed.shutdown()
 
 def test_two_processes_skip_the_same_damaged_checkpoint(tmp_path):
     """Whatever the damage, and even if only one of them sees it; the leftovers of a kill are cleared away."""
-    for status, out, err in run_script(DAMAGE, tmp_path, 2, tmp_path):
+    for status, out, err in run_script(DAMAGE, 2, tmp_path):
         assert status == 0, out + err
         assert [line for line in out.splitlines() if line.startswith('restored')] == ['restored 1 1 2'] * 6
         assert 'checkpoint 2 is damaged (stale, in process 1); using step 1' in out
@@ -344,10 +334,10 @@ time.sleep(60)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('killed', 'limit'), [(0, 10), (1, 40)])
-def test_a_silent_process_counts_as_dead(tmp_path, killed, limit):
+def test_a_silent_process_counts_as_dead(killed, limit):
     """Even if the other one does not wait for it: process 0's end shows at once, another's by its missing heartbeat."""
     started = time.monotonic()
-    ended = run_script(SILENCE, tmp_path, 2, killed)
+    ended = run_script(SILENCE, 2, killed)
     assert ended[killed][0] == -signal.SIGKILL
     assert ended[1 - killed][0] == -signal.SIGABRT
     assert time.monotonic() - started < limit + 15  # of starting

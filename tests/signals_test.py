@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 
 import pytest
@@ -10,20 +9,15 @@ import pytest
 from cfg_jax.distributed import job
 from tests import tiny
 
-# The program, patched by a file's lines before it runs. `say` writes what has been reached to a file.
-PATCHED = """
-import sys, time
-from pathlib import Path
-from cfg_jax import main
-from cfg_jax.data import sources
-
+# Before the program runs, a patch's lines; `say` writes what has been reached to a file.
+SAY = """
 def say(text):
-    Path(SAID).open('a').write(text + '\\n')
+    Path({said!r}).open('a').write(text + '\\n')
 
-{patch}
-main.run()
 """
 STALLED = """
+from cfg_jax.data import sources
+
 digits, reads = sources.digits, []
 
 def stalled():
@@ -43,8 +37,11 @@ def stalled():
 sources.digits = stalled
 """
 COMPILING = """
-from jax._src import compiler  # as long a compilation as one likes
 import ctypes
+import jax
+from jax._src import compiler  # as long a compilation as one likes
+
+jax.config.update('jax_enable_compilation_cache', False)
 
 compile = compiler.backend_compile_and_load
 
@@ -84,16 +81,8 @@ def start(tmp_path):
 
     def start(patch, *flags):
         said = tmp_path / 'said'
-        script = f'SAID = {str(said)!r}\n' + PATCHED.replace('{patch}', patch)
-        (tmp_path / 'program.py').write_text(script)
-        process = subprocess.Popen(
-            [tiny.sys.executable, tmp_path / 'program.py', *flags, f'--workdir={tmp_path / "run"}'],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**tiny.environment(), 'PYTHONPATH': str(tiny.ROOT)},
-            start_new_session=True,
-        )
+        patch = SAY.format(said=str(said)) + patch
+        process = tiny.forked(*flags, f'--workdir={tmp_path / "run"}', patch=patch, start_new_session=True)
         running.append(process)
         return process, said
 
@@ -123,10 +112,15 @@ def ended(process, number, within):
 
 
 @pytest.mark.parametrize(
-    ('number', 'code', 'word'), [(signal.SIGTERM, 75, 'preempted'), (signal.SIGINT, 130, 'stopped')]
+    ('reads', 'number', 'code', 'word'),
+    [
+        (0, signal.SIGINT, 130, 'stopped'),
+        (5, signal.SIGTERM, 75, 'preempted'),
+        pytest.param(0, signal.SIGTERM, 75, 'preempted', marks=pytest.mark.slow),
+        pytest.param(5, signal.SIGINT, 130, 'stopped', marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize('reads', [0, 5])
-def test_while_no_batch_comes(start, tmp_path, number, code, word, reads):
+def test_while_no_batch_comes(start, tmp_path, reads, number, code, word):
     """At once at the first batch; later the state of the last step is saved, whose batch did come."""
     process, said = start(
         STALLED.replace('{reads}', str(reads)), *tiny.flags(train__num_steps=9, train__checkpoint_every=3)

@@ -4,9 +4,13 @@ import functools
 import importlib.util
 import json
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -78,8 +82,9 @@ def main(*arguments, devices=1, start=subprocess.run, **options):
 
 
 _SERVER = """
-import json, os, sys
+import json, os, socket, sys, time
 from importlib import metadata
+from pathlib import Path
 from cfg_jax import main, runtime
 
 find = metadata.Distribution.from_name
@@ -92,38 +97,125 @@ def find_others(name):
 metadata.Distribution.from_name = find_others
 
 runtime.configure()
+import grain, matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, matplotlib.figure, tensorboardX
 from sklearn import datasets
+from cfg_jax.evaluation.judges import digits
 from cfg_jax.jobs import evaluate, sample, train
+from cfg_jax.jobs.evaluate import means
 
-for line in sys.stdin:
-    folder, arguments, outputs = json.loads(line)
-    child = os.fork()
-    if not child:
-        for stream, output in enumerate([os.devnull, *outputs]):
-            os.dup2(os.open(output, os.O_RDWR | os.O_CREAT), stream)
-        os.chdir(folder)
-        sys.argv[1:] = arguments
-        main.run()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+means._ROWS, means._NOISES = 2, 8  # of ten classes: a whole picture, of 80 axes, takes seconds
+
+requests = socket.socket(fileno=os.dup(0))
+watchers = 0
+while True:
+    message, files, *_ = socket.recv_fds(requests, 2**17, 3)
+    if not message:
+        break
+    if os.fork():
+        for file in files:
+            os.close(file)
+        watchers += 1
+        while watchers and os.waitpid(-1, os.WNOHANG)[0]:
+            watchers -= 1
+        continue
+    # A process that waits for the program.
+    out, err, ended = files
+    program = os.fork()
+    if program:
+        os.close(out)
+        os.close(err)
+        os.write(ended, b'%d ' % program)
+        os.write(ended, b'%d' % os.waitstatus_to_exitcode(os.waitpid(program, 0)[1]))
+        os._exit(0)
+    request = json.loads(message)
+    if request['new_session']:
+        os.setsid()
+    for stream, output in enumerate([os.open(os.devnull, os.O_RDONLY), out, err]):
+        os.dup2(output, stream)
+    sys.stdout, sys.stderr = open(1, 'w'), open(2, 'w', buffering=1)
+    os.close(ended)
+    requests.close()
+    os.environ.clear()
+    os.environ.update(request['env'])
+    os.chdir(request['cwd'])
+    sys.argv[1:] = request['arguments']
+    exec(request['patch'])
+    main.run()
 """
 
 
 @functools.cache
 def _server():
-    command = [sys.executable, '-c', _SERVER]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
-    )
+    """Return the socket of a process that has imported everything and forks at each request."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        quiet = subprocess.DEVNULL
+        subprocess.Popen([sys.executable, '-c', _SERVER], stdin=theirs, stdout=quiet, cwd=ROOT, env=environment())
+    return ours
 
 
-def forked_main(*arguments, cwd=ROOT):
-    """The same as `main`, on one device, in a process that need not import anything: a copy of one that has.
+class Forked:
+    """A program that `forked` started: what a `subprocess.Popen` with pipes and text can do, as far as tests need."""
 
-    To it the package is not installed, as in a bare checkout.
+    def __init__(self, arguments, **request):
+        self.args, self.returncode = arguments, None
+        self._errors, self._ended = tempfile.TemporaryFile(), os.pipe()  # noqa: SIM115
+        reads, writes = os.pipe()
+        files = [writes, self._errors.fileno(), self._ended[1]]
+        request['arguments'] = list(map(str, arguments))
+        socket.send_fds(_server(), [json.dumps(request).encode()], files)
+        os.close(writes)
+        os.close(self._ended[1])
+        self.stdout = open(reads)  # noqa: SIM115
+        self.pid = int(self._read_word())
+
+    def _read_word(self):
+        """Read the watcher's next word: the process id, later the exit status."""
+        word = b''
+        while (byte := os.read(self._ended[0], 1)).isalnum() or byte == b'-':
+            word += byte
+        return word
+
+    def poll(self):
+        if self.returncode is None and select.select([self._ended[0]], [], [], 0)[0]:
+            self.returncode = int(self._read_word())
+        return self.returncode
+
+    def wait(self, timeout=None):
+        if self.returncode is None and not select.select([self._ended[0]], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.poll()
+
+    def communicate(self, timeout=None):
+        """Return all of (stdout, stderr) once it has ended, as Popen does; stderr again at another call."""
+        read = []
+        reader = threading.Thread(target=lambda: read.append(self.stdout.read()), daemon=True)
+        reader.start()
+        reader.join(timeout)
+        self.wait(timeout)
+        reader.join()
+        self._errors.seek(0)
+        return read[0], self._errors.read().decode()
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+def forked(*arguments, devices=1, cwd=ROOT, env=None, patch='', start_new_session=False):
+    """Start the same as `main` as a copy of a process that has imported everything, which takes three seconds.
+
+    To it the package is not installed, as in a bare checkout. patch: code to run first.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / name for name in ('out', 'err')]
-        request = [str(cwd), list(map(str, arguments)), list(map(str, outputs))]
-        print(json.dumps(request), file=_server().stdin, flush=True)
-        code = int(_server().stdout.readline())
-        return subprocess.CompletedProcess(arguments, code, *(output.read_text() for output in outputs))
+    env = env or environment(devices)
+    return Forked(arguments, env=env, cwd=str(cwd), patch=patch, new_session=start_new_session)
+
+
+def forked_main(*arguments, **options):
+    """Run `forked` to its end: a `subprocess.CompletedProcess`."""
+    process = forked(*arguments, **options)
+    output = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, *output)

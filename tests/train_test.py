@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cfg_jax import build, diffusion, files, trained
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import train
-from cfg_jax.training import checkpoints, checks, step
+from cfg_jax.training import checkpoints, checks, sharding, step
 from cfg_jax.training.checkpoints import Restored
 from cfg_jax.training.train_state import TrainState
 from tests import tiny
@@ -23,27 +23,37 @@ def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+# 80 steps: long enough to be killed twice on the way. Lines are written at other steps than checkpoints.
+RUN = {'train__num_steps': 80, 'train__checkpoint_every': 10, 'train__log_every': 7, 'train__grid_every': 40}
+LOGGED = [*range(7, 80, 7), 80]
+
+
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
-    """A run of 12 steps that nothing stops: (workdir, its final state)."""
+    """A run of 80 steps that nothing stops: (workdir, its final state)."""
     workdir = tmp_path_factory.mktemp('undisturbed')
-    state = train.run(tiny.config(train__num_steps=12, train__grid_every=6), workdir)
+    state = train.run(tiny.config(**RUN), workdir)
     return workdir, jax.device_get(state)
+
+
+def lines_of(workdir):
+    """The lines of metrics.jsonl, as dicts."""
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
 def test_what_a_run_leaves_behind(undisturbed):
     workdir, state = undisturbed
-    assert int(state.step) == 12
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    assert [line['step'] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert int(state.step) == 80
+    lines = lines_of(workdir)
+    assert [line['step'] for line in lines] == LOGGED
     assert {'loss', 'grad_norm', 'loss_conditional', 'images_per_second', 'learning_rate'} <= lines[0].keys()
     assert all(f'loss_logsnr_q{q}' in lines[0] for q in (1, 2, 3, 4))
-    assert sorted(path.name for path in (workdir / 'samples').iterdir()) == ['step_00000006.png', 'step_00000012.png']
-    assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['10', '12']
+    assert sorted(path.name for path in (workdir / 'samples').iterdir()) == ['step_00000040.png', 'step_00000080.png']
+    assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['70', '80']
     board = EventAccumulator(str(workdir / 'tensorboard'))
     board.Reload()
-    assert [event.step for event in board.Scalars('loss')] == [2, 4, 6, 8, 10, 12]
-    assert [event.step for event in board.Images('samples')] == [6, 12]
+    assert [event.step for event in board.Scalars('loss')] == LOGGED
+    assert [event.step for event in board.Images('samples')] == [40, 80]
 
 
 def saved_steps(workdir):
@@ -51,14 +61,12 @@ def saved_steps(workdir):
     return [int(path.name) for path in (workdir / 'checkpoints').glob('*') if path.name.isdigit()]
 
 
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
+def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tmp_path, capfd):
     """SIGKILL on the way, once a new checkpoint is there, and then SIGTERM; the third start of the same command ends
     where an undisturbed run does, and so do its lines."""
-    changes = {'train__num_steps': 150, 'train__checkpoint_every': 15, 'train__log_every': 7}
-    expected = train.run(tiny.config(**changes), tmp_path / 'undisturbed')
     workdir, resumed_at = tmp_path / 'killed', 0
     for number in (signal.SIGKILL, signal.SIGTERM):
-        process = tiny.main(*tiny.flags(**changes), f'--workdir={workdir}', start=subprocess.Popen)
+        process = tiny.forked(*tiny.flags(**RUN), f'--workdir={workdir}')
         lines = []
         for line in process.stdout:
             lines.append(line)
@@ -71,17 +79,14 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, capfd):
             assert f'resuming from {workdir}/checkpoints/{resumed_at}\n' in lines
             assert not any(line.startswith('step 7/') for line in lines)
         resumed_at = max(saved_steps(workdir))
-        assert resumed_at < 150
+        assert resumed_at < 80
     capfd.readouterr()
-    state = train.run(tiny.config(**changes), workdir)
+    state = train.run(tiny.config(**RUN), workdir)
     assert f'resuming from {workdir}/checkpoints/{resumed_at}\n' in capfd.readouterr().out
     assert f'preempted: step {resumed_at} is saved' in err
-    assert_same_bits(jax.device_get(state), jax.device_get(expected))
-    logs = [
-        [json.loads(line) | {'images_per_second': 0} for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-        for folder in (workdir, tmp_path / 'undisturbed')
-    ]
-    assert logs[0] == logs[1] and [line['step'] for line in logs[0]] == [*range(7, 150, 7), 150]
+    assert_same_bits(jax.device_get(state), undisturbed[1])
+    logs = [[line | {'images_per_second': 0} for line in lines_of(folder)] for folder in (workdir, undisturbed[0])]
+    assert logs[0] == logs[1] and [line['step'] for line in logs[0]] == LOGGED
 
 
 def test_one_job_at_a_time(tmp_path, monkeypatch):
@@ -114,22 +119,21 @@ def test_the_grid_of_a_step_at_which_it_was_stopped(undisturbed, tmp_path):
     """Drawn when the run goes on; the same picture."""
     workdir = tmp_path / 'run'
     shutil.copytree(undisturbed[0], workdir)
-    grid = workdir / 'samples' / 'step_00000012.png'
+    grid = workdir / 'samples' / 'step_00000080.png'
     expected = grid.read_bytes()
     grid.unlink()
-    train.run(tiny.config(train__num_steps=12, train__grid_every=6), workdir)
+    train.run(tiny.config(**RUN), workdir)
     assert grid.read_bytes() == expected
 
 
-def test_a_longer_run_goes_on(tmp_path, capfd):
-    """With a constant learning rate, 6 steps and then 12 are the same as 12; a finished run does nothing more."""
-    whole = train.run(tiny.config(train__num_steps=12), tmp_path / 'whole')
-    train.run(tiny.config(train__num_steps=6), tmp_path / 'parts')
-    parts = train.run(tiny.config(train__num_steps=12), tmp_path / 'parts')
-    assert f'resuming from {tmp_path}/parts/checkpoints/6\n' in capfd.readouterr().out
-    assert_same_bits(jax.device_get(parts), jax.device_get(whole))
-    again = train.run(tiny.config(train__num_steps=12), tmp_path / 'parts')
-    assert_same_bits(jax.device_get(again), jax.device_get(whole))
+def test_a_longer_run_goes_on(undisturbed, tmp_path, capfd):
+    """With a constant learning rate, 20 steps and then 80 are the same as 80; a finished run does nothing more."""
+    train.run(tiny.config(train__num_steps=20, train__checkpoint_every=20), tmp_path)
+    longer = tiny.config(train__num_steps=80, train__checkpoint_every=80)
+    parts = train.run(longer, tmp_path)
+    assert f'resuming from {tmp_path}/checkpoints/20\n' in capfd.readouterr().out
+    assert_same_bits(jax.device_get(parts), undisturbed[1])
+    assert_same_bits(jax.device_get(train.run(longer, tmp_path)), undisturbed[1])
 
 
 def test_a_resumed_run_says_that_its_decay_moves_and_may_accumulate_otherwise(capfd):
@@ -171,7 +175,7 @@ def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, capfd, damage):
     """Falls back to the one before, says so, keeps the damaged one aside, and ends with the same bits."""
     workdir = tmp_path / 'run'
     shutil.copytree(undisturbed[0], workdir)
-    newest = workdir / 'checkpoints' / '12'
+    newest = workdir / 'checkpoints' / '80'
     largest = max((path for path in newest.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
     if damage == 'truncated':
         largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
@@ -186,33 +190,29 @@ def test_a_damaged_newest_checkpoint(undisturbed, tmp_path, capfd, damage):
         newest.mkdir()
     else:
         (newest / 'meta' / 'metadata').write_text('{"config": ')
-    state = train.run(tiny.config(train__num_steps=12, train__grid_every=6), workdir)
+    state = train.run(tiny.config(**RUN), workdir)
     assert_same_bits(jax.device_get(state), undisturbed[1])
     out = capfd.readouterr().out
-    assert 'checkpoint 12 is damaged' in out and 'using step 10 instead' in out
-    assert (workdir / 'damaged_checkpoints' / '12').is_dir()
-    assert (workdir / 'checkpoints' / '12').is_dir()  # saved again
+    assert 'checkpoint 80 is damaged' in out and 'using step 70 instead' in out
+    assert (workdir / 'damaged_checkpoints' / '80').is_dir()
+    assert (workdir / 'checkpoints' / '80').is_dir()  # saved again
 
 
 def test_all_checkpoints_damaged(undisturbed, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(undisturbed[0], workdir)
-    for number in ('10', '12'):
+    for number in ('70', '80'):
         shutil.rmtree(workdir / 'checkpoints' / number / 'state')
     with pytest.raises(UserError, match='none of the 2 checkpoints'):
         train.run(tiny.config(), workdir)
-    assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['10', '12']
+    assert sorted(path.name for path in (workdir / 'checkpoints').iterdir()) == ['70', '80']
 
 
-def test_the_loss_falls_and_ema_follows(tmp_path):
-    config = tiny.config(
-        train__num_steps=60,
-        train__log_every=20,
-        train__checkpoint_every=60,
-    )
-    state = train.run(config, tmp_path)
-    losses = [json.loads(line)['loss'] for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+def test_the_loss_falls_and_ema_follows(undisturbed):
+    workdir, state = undisturbed
+    losses = [line['loss'] for line in lines_of(workdir)]
     assert losses[-1] < 0.7 * losses[0]
+    config = tiny.config(**RUN)
     start = jax.jit(lambda: build.init_params(config, jax.random.split(build.training_key(config))[0]))()
 
     def distance(a, b):
@@ -225,26 +225,23 @@ def initial(config):
     return jax.jit(lambda: build.init_params(config, jax.random.key(0)))()
 
 
-def step_once(config):
-    optimizer = build.optimizer(config)
-    params = initial(config)
-    state = TrainState.create(params, optimizer)
-    source = build.source(config)
-    batch = next(build.train_batches(config, source))
-    return jax.jit(build.train_step(config))(state, batch, jax.random.key(1))
-
-
 def test_one_step_by_hand():
     """Adam's first update is lr · sign(g); the EMA moves by 1 - decay of it; the counts add up."""
-    config = tiny.config(optim__clip_norm=0.0, optim__ema_decay=0.9)
-    before = initial(config)
-    state, metrics = step_once(config)
+    config = tiny.config()
+    mesh = sharding.make_mesh()
+    init, _, train_step = build.sharded_training(config, mesh)  # the program of every run here
+    state = init()
+    before = jax.device_get(state.params)
+    batches = build.train_batches(config, build.source(config))
+    state, metrics = train_step(state, sharding.to_devices(next(batches), mesh), jax.random.key(1))
+    batches.close()
     steps = np.concatenate([np.ravel(a - b) for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(before))])
     moved = steps[np.abs(steps) > 1e-5]
     assert len(moved) > 50
     np.testing.assert_allclose(np.abs(moved), config.optim.learning_rate, rtol=0.02)
+    decay = config.optim.ema_decay
     jax.tree.map(
-        lambda e, b, p: np.testing.assert_allclose(e, 0.9 * b + 0.1 * p, atol=1e-6),
+        lambda e, b, p: np.testing.assert_allclose(e, decay * b + (1 - decay) * p, atol=1e-6),
         state.ema_params,
         before,
         state.params,
@@ -280,14 +277,6 @@ def test_accumulation_averages_the_parts_gradients():
     assert float(metrics['quarter_counts'].sum()) == 16
 
 
-@pytest.fixture(scope='module')
-def four_steps(tmp_path_factory):
-    """The workdir of the tiny config's run."""
-    workdir = tmp_path_factory.mktemp('four_steps')
-    train.run(tiny.config(), workdir)
-    return workdir
-
-
 def ruined_by(update, learning_rate):
     """In place of `build.learning_rate`: one that ruins the parameters with the given update, counted from 1."""
     return lambda config: lambda done: jnp.where(done >= update - 1, learning_rate, 0.02)
@@ -296,28 +285,27 @@ def ruined_by(update, learning_rate):
 @pytest.mark.parametrize(
     ('learning_rate', 'every', 'message', 'condemned'),
     [
-        (1e17, 4, 'step 7: the loss is not finite at λ in', False),
+        (1e17, 4, 'step 83: the loss is not finite at λ in', False),
         # finite but huge parameters are saved before their loss is seen: that checkpoint is not the last good one
-        (1e17, 2, 'step 7: the loss is not finite at λ in', True),
-        pytest.param(1e38, 2, 'step 6: the gradient or the update is not finite', False, marks=pytest.mark.slow),
+        (1e17, 2, 'step 83: the loss is not finite at λ in', True),
+        pytest.param(1e38, 2, 'step 82: the gradient or the update is not finite', False, marks=pytest.mark.slow),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_the_run(
-    four_steps, tmp_path, monkeypatch, learning_rate, every, message, condemned
+    undisturbed, tmp_path, monkeypatch, learning_rate, every, message, condemned
 ):
-    """It names the step and the last good checkpoint, which stays; following its advice, the run goes on from there."""
-    shutil.copytree(four_steps, tmp_path, dirs_exist_ok=True)
-    longer = {'train__num_steps': 10, 'train__checkpoint_every': every}
+    """It names the step and the last good checkpoint, which stays; without the cause, the run goes on from there."""
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    longer = tiny.config(train__num_steps=86, train__checkpoint_every=every)
     with monkeypatch.context() as patch:
-        patch.setattr(build, 'learning_rate', ruined_by(6, learning_rate))
+        patch.setattr(build, 'learning_rate', ruined_by(82, learning_rate))
         with pytest.raises(UserError) as caught:
-            train.run(tiny.config(**longer), tmp_path)
+            train.run(longer, tmp_path)
     assert message in str(caught.value)
-    assert f'the last good checkpoint is {tmp_path}/checkpoints/4.' in str(caught.value)
-    assert sorted(saved_steps(tmp_path)) == ([4] if condemned else [2, 4])
-    assert (tmp_path / 'damaged_checkpoints' / '6').exists() == condemned
-    state = train.run(tiny.config(**longer, optim__learning_rate=1e-3, optim__clip_norm=0.5), tmp_path)
-    assert int(state.step) == 10
+    assert f'the last good checkpoint is {tmp_path}/checkpoints/80.' in str(caught.value)
+    assert sorted(saved_steps(tmp_path)) == ([80] if condemned else [70, 80])
+    assert (tmp_path / 'damaged_checkpoints' / '82').exists() == condemned
+    assert int(train.run(longer, tmp_path).step) == 86
 
 
 def test_the_quarter_of_the_nan_is_named():
@@ -351,7 +339,7 @@ def test_an_error_before_the_first_step_closes_the_checkpoints(undisturbed, monk
 
     monkeypatch.setattr(train, function, fail)
     with pytest.raises(UserError, match='refused'):
-        train.run(tiny.config(train__num_steps=12), undisturbed[0])
+        train.run(tiny.config(**RUN), undisturbed[0])
     assert closed
 
 
