@@ -68,6 +68,8 @@ class Model(trained.Trained):
         of_label = model.classifier and build.log_prob(model.classifier.config, model.classifier.params)
         weak_model = model.weak and build.model(model.weak.config, model.weak.params)
         ids = np.array(self._ids(labels), np.int32)
+        if np.ndim(weight) == 0 and not isinstance(weight, jax.core.Tracer):
+            config = build_sampling.at_weight(config, float(weight))
         others = {'of_label': of_label, 'classifier_weight': classifier_weight, 'weak_model': weak_model}
         return build_sampling.denoiser(config, self.params, ids, weight, **others)
 

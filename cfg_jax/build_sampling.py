@@ -1,6 +1,6 @@
 """Building what a config draws with: the grid of λ, guidance, the sampler, and what an image costs.
 
-Guidance is eps~ = strong + w(λ) rule(strong, weak). config.guidance chooses each part: a name of this file, or a
+Guidance is eps~ = rule(strong, weak, w(λ)). config.guidance chooses each part: a name of this file, or a
 'module:function' of the user's own.
 """
 
@@ -21,9 +21,9 @@ from cfg_jax.errors import UserError
 SAMPLERS = {
     'ancestral': (samplers.ancestral, ('v',)),
     'ddim': (samplers.ddim, ('eta',)),
-    'dpmpp_2m': (samplers.dpmpp_2m, ()),
-    'dpmpp_2m_sde': (samplers.dpmpp_2m_sde, ()),
-    'unipc_2': (samplers.unipc_2, ()),
+    'dpmpp_2m': (samplers.dpmpp_2m, ('lower_order_final',)),
+    'dpmpp_2m_sde': (samplers.dpmpp_2m_sde, ('lower_order_final',)),
+    'unipc_2': (samplers.unipc_2, ('lower_order_final',)),
     'heun': (samplers.heun, ('churn', 'churn_interval', 'churn_noise')),
 }
 GRIDS = ('u', 'logsnr', 'karras')
@@ -92,9 +92,21 @@ def grid_ends(config):
 
 
 def call_logsnrs(config):
-    """Return λ of each call of the denoiser, [calls]: the grid's, and for 'heun' all but the first twice."""
+    """Return λ of each call of the denoiser, [calls]: the grid's, or those of `samplers.heun_calls`."""
     logsnrs = sampling_logsnrs(config)
-    return jnp.repeat(logsnrs, 2)[1:] if config.sample.sampler == 'heun' else logsnrs
+    if config.sample.sampler != 'heun':
+        return logsnrs
+    options = sampler_options(config)
+    del options['churn_noise']
+    return samplers.heun_calls(logsnrs, **options)
+
+
+def sampler_options(config):
+    """Return the options of the sampler that config.sample names, apart from clip_x."""
+    options = {key: config.sample[key] for key in SAMPLERS[config.sample.sampler][1]}
+    if options.get('churn_interval') == ():
+        del options['churn_interval']  # all steps
+    return options
 
 
 # ---------------------------------------------------------------- functions of the user's own
@@ -110,7 +122,8 @@ def given_function(function, field='function'):
     except (ValueError, TypeError) as error:
         kind = 'guidance' if field == 'function' else field
         raise UserError(f'{kind} is {function!r}; it must be {OWN_FIELDS[field][2]} ({error}).') from None
-    name = f'{_GIVEN}{getattr(function, "__name__", "own")}'
+    prefix = _GIVEN if field == 'function' else f'{_GIVEN}{field}:'
+    name = f'{prefix}{getattr(function, "__name__", "own")}'
     _given[name] = function
     return name
 
@@ -186,6 +199,26 @@ def guidance_digest(config):
 # ---------------------------------------------------------------- guidance
 
 
+def takes_weak(function):
+    """Return True if a guidance function of the user's own has an argument weak_model."""
+    return 'weak_model' in inspect.signature(function).parameters
+
+
+def used_fields(config):
+    """Return the fields of config.guidance that this guidance reads, without those that say where networks lie: a dict."""
+    settings, weak = config.guidance.to_dict(), weak_name(config)
+    names = ['function']
+    if weak:
+        names += ['rule', 'momentum', 'interval', 'schedule', *RULE_FIELDS.get(settings['rule'], {}).values()]
+        names += ['schedule_power'] if settings['schedule'] == 'power' else []
+        names += {'checkpoint': ['weak_conditional'], 'time': ['time_scale'], 'attention': ['attention_resolutions']}.get(
+            weak, []
+        )
+    if settings['classifier_workdir']:
+        names += ['clip_first', 'classifier_form']
+    return {'weak': weak} | {name: settings[name] for name in names}
+
+
 def weak_name(config):
     """Return what guidance moves away from, a name of `WEAK`; '' if there is no such guidance."""
     function = config.guidance.function
@@ -221,7 +254,7 @@ def weight_function(config, weight):
             u = schedules.cosine_u(logsnr, **ends)
         else:
             u = schedules.table_time_input(tabulated)(logsnr) / (len(tabulated) - 1)
-        return guidance.SCHEDULES[name](u, **options)
+        return guidance.SCHEDULES[name](jnp.clip(u, 0.0, 1.0), **options)  # churn goes beyond the schedule's ends
 
     return guidance.scheduled(weight, multiplier)
 
@@ -243,8 +276,7 @@ def guide(config, model, labels, weight, *, keys=None, weak_model=None):
     """
     null, name, settings = build.null_label(config), config.guidance.function, config.guidance
     if own := own_function(config, 'function'):
-        takes_it = 'weak_model' in inspect.signature(own).parameters
-        return own(model, labels, weight, null_label=null, **({'weak_model': weak_model} if takes_it else {}))
+        return own(model, labels, weight, null_label=null, **({'weak_model': weak_model} if takes_weak(own) else {}))
     unconditional = name == 'unconditional'
     alone = (guidance.unconditional if unconditional else guidance.conditional)(model, labels, 0.0, null_label=null)
     weak, own_labels = weak_name(config), jnp.full_like(labels, null) if unconditional else labels
@@ -297,15 +329,13 @@ def sampler(config, classifier_config=None, weak_config=None):
     is given, and the parameters of a weak model, if weak_config is.
     """
     shape, logsnrs = build.image_shape(config), sampling_logsnrs(config)
-    walk, options = SAMPLERS[config.sample.sampler]
+    walk, _ = SAMPLERS[config.sample.sampler]
     by_mean = config.guidance.classifier_form == 'mean'
 
     def sample(params, seed, indices, labels, weight, classifier_params=None, classifier_weight=0.0, weak_params=None):
         keys = samplers.image_keys(seed, indices)
         z = samplers.step_noise(keys, 0, shape)
-        settings = {'clip_x': clipping(config)} | {key: config.sample[key] for key in options}
-        if not settings.get('churn_interval', True):
-            del settings['churn_interval']
+        settings = {'clip_x': clipping(config), **sampler_options(config)}
         of_label = classifier_config and build.log_prob(classifier_config, classifier_params)
         if of_label and by_mean:
             settings['mean_shift'] = guidance.classifier_mean_shift(of_label, labels, classifier_weight)

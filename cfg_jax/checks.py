@@ -4,7 +4,7 @@ import math
 import pkgutil
 from itertools import pairwise
 
-from cfg_jax import build, build_sampling
+from cfg_jax import build, build_sampling, denoisers
 from cfg_jax.config import default
 from cfg_jax.data import images
 from cfg_jax.errors import UserError
@@ -159,6 +159,8 @@ def _check_combinations(config):
     spaced = not config.eval.num_steps or not config.sample.spacing
     _require(spaced, config, 'eval.num_steps', '() because config.sample.spacing is set')
     lowest = config.diffusion.logsnr_min
+    kept, every = config.train.keep_every, config.train.checkpoint_every
+    _require(kept % every == 0, config, 'train.keep_every', f'a multiple of config.train.checkpoint_every, {every}, or 0')
     _require(lowest < config.diffusion.logsnr_max, config, 'diffusion.logsnr_min', 'below config.diffusion.logsnr_max')
     above = lowest < config.eval.bound_logsnr_max < math.inf
     _require(above, config, 'eval.bound_logsnr_max', f'a number above config.diffusion.logsnr_min, {lowest:g}')
@@ -210,10 +212,17 @@ def _check_guidance(config):
     build_sampling.own_functions(config)  # raises for a name that is not known
     if config.model.kind == 'unet':
         _check_weak(config)
+    for field in ('weak_workdir', 'weak_step', 'weak_ema', 'weak_conditional') if settings.weak != 'checkpoint' else ():
+        allowed = f"{usual[field]!r} unless config.guidance.weak is 'checkpoint'"
+        _require(settings[field] == usual[field], config, f'guidance.{field}', allowed)
+    step = settings.weak_step
+    _require(step is None or step >= 0, config, 'guidance.weak_step', 'at least 0')
     reason = ''
     if own:
         reason = 'because config.guidance.function is your own'
-        _require(settings.weak in ('', 'checkpoint'), config, 'guidance.weak', f"'' or 'checkpoint' {reason}")
+        takes = build_sampling.takes_weak(build_sampling.own_function(config, 'function'))
+        wanted = ('checkpoint', 'has an argument weak_model') if takes else ('', 'has no argument weak_model')
+        _require(settings.weak == wanted[0], config, 'guidance.weak', f'{wanted[0]!r} {reason}, which {wanted[1]}')
     elif not build_sampling.weak_name(config):
         reason = 'because there is nothing to move away from (config.guidance.weak)'
     for field in ('rule', 'schedule', 'interval', 'momentum') if reason else ():
@@ -221,6 +230,7 @@ def _check_guidance(config):
     low, high = build.logsnr_range(config)
     for name in ('guidance.interval', 'sample.churn_interval'):
         ends = _get(config, name)
+        _require(_are_numbers(ends), config, name, '() or two numbers, (λ_low, λ_high)')
         within = not len(ends) or (len(ends) == 2 and low - _CLOSE <= ends[0] < ends[1] <= high + _CLOSE)
         allowed = f'() or (λ_low, λ_high) with λ_low below λ_high, both from {low:.4g} to {high:.4g}'
         _require(within, config, name, allowed)
@@ -241,19 +251,34 @@ def _check_weak(config):
     )
     for applies, names, allowed, reason in reasons:
         _require(not (applies and weak in names), config, 'guidance.weak', f'{allowed} because {reason}')
+    if labels == 'classes' and function == 'unconditional':
+        _require(False, config, 'guidance.function', "'conditional' or 'module:function' because there is no null label")
     sizes = build.attention_sizes(config)
     of_sizes = f'a tuple of image sizes that have attention: {", ".join(map(str, sizes))}'
-    _require(set(settings.attention_resolutions) <= set(sizes), config, 'guidance.attention_resolutions', of_sizes)
+    chosen = settings.attention_resolutions
+    _require(_are_numbers(chosen) and set(chosen) <= set(sizes), config, 'guidance.attention_resolutions', of_sizes)
 
 
 _CLOSE = 0.01  # λ are given to few digits
+
+
+def _are_numbers(values):
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def _check_grid(config):
     """Check the steps of the sampler."""
     sample, uniform, (low, high) = config.sample, config.sample.grid == 'u', build.logsnr_range(config)
     _require(uniform or not sample.spacing, config, 'sample.spacing', "'' unless config.sample.grid is 'u'")
-    _require(0 < sample.rho < math.inf, config, 'sample.rho', 'a finite number above 0')
+    _require(1 <= sample.rho <= 100, config, 'sample.rho', 'from 1 to 100')
+    heun = sample.sampler == 'heun'
+    _require(heun or not sample.churn, config, 'sample.churn', "0 unless config.sample.sampler is 'heun'")
+    clips = sample.clip_x and not (config.guidance.classifier_workdir and config.guidance.clip_first)
+    unused = '0 because nothing is clipped in the sampler (config.sample.clip_x, config.guidance.clip_first)'
+    _require(clips or not sample.clip_percentile, config, 'sample.clip_percentile', unused)
+    renoising = heun or sample.sampler == 'unipc_2'
+    allowed = "a rule but 'cfgpp', or config.sample.sampler one of 'ancestral', 'ddim', 'dpmpp_2m', 'dpmpp_2m_sde'"
+    _require(not renoising or config.guidance.rule != 'cfgpp', config, 'guidance.rule', allowed)
     for name in ('logsnr_min', 'logsnr_max'):
         value = sample[name]
         unused = "unset unless config.sample.grid is 'logsnr' or 'karras'"
@@ -262,10 +287,12 @@ def _check_grid(config):
         _require(within, config, f'sample.{name}', f'from {low:.4g} to {high:.4g}, λ of config.diffusion')
     if not uniform:
         first, last = build_sampling.grid_ends(config)
-        _require(first < last, config, 'sample.logsnr_min', f'below the last λ, {last:.4g}')
+        fields = 'config.sample.logsnr_min, config.sample.logsnr_max, config.diffusion.logsnr_max'
+        if first >= last:
+            raise UserError(f'the grid {sample.grid!r} would go from λ = {first:.4g} to {last:.4g} ({fields}).')
     calls, ends = build_sampling.call_logsnrs(config), config.guidance.interval
     if len(ends):
-        inside = (calls >= ends[0] - _CLOSE) & (calls <= ends[1] + _CLOSE)
+        inside = denoisers.Switched(None, None, *ends).contains(calls)
         steps = f'an interval with a step in it: there are {len(calls)} from λ = {calls[0]:.4g} to {calls[-1]:.4g}'
         _require(bool(inside.any()), config, 'guidance.interval', steps)
 

@@ -84,7 +84,7 @@ def default():
     train.log_every = 100  # steps
     train.checkpoint_every = 1000  # steps; also at the end
     train.keep_checkpoints = 2
-    train.keep_every = 0  # keep each checkpoint of a multiple of so many steps too, as weak models; 0: none
+    train.keep_every = 0  # keep those of a multiple of so many steps too, as weak models; 0: none
     train.grid_every = 1000  # steps between sample grids; 0: none
     train.grid_images = 100  # images per grid
 
@@ -106,7 +106,7 @@ def default():
     guidance.apg_norm_threshold = 0.0  # apg: largest L2 norm of the difference in x; 0: no limit
     guidance.apg_eta = 0.0  # apg: factor of the difference's part along x
     guidance.dynamic_percentile = 99.5  # dynamic_threshold: of |x|, from which x is clipped and divided by it
-    guidance.momentum = 0.0  # of a running sum of the differences over the steps; APG uses -0.5
+    guidance.momentum = 0.0  # of a running sum of the differences over the calls of the network; APG uses -0.5
     guidance.interval = ()  # (λ_low, λ_high) in which guidance acts; () is everywhere
     guidance.schedule = 'constant'  # w over u, from noise to data: | 'linear' | 'cosine' | 'power' | 'module:function'
     guidance.schedule_power = 2.0  # power: w (p + 1) (1 - u)^p; the mean over u is w for every schedule
@@ -123,6 +123,7 @@ def default():
     sample.logsnr_min = placeholder(float)  # logsnr and karras: λ of the first step, the schedule's or EDM's if unset
     sample.logsnr_max = placeholder(float)  # logsnr and karras: λ of the last step
     sample.rho = 7.0  # karras: its exponent
+    sample.lower_order_final = True  # dpmpp_2m, its sde, unipc_2: take the last step, which is long on 'u', with order 1
     sample.v = 0.3  # ancestral, unless the variance is learned: (σ~²)^(1-v) (σ²_{t|s})^v (CFG paper, eq. 4)
     sample.eta = 0.0  # ddim: 0 is deterministic, 1 adds the posterior's variance
     sample.churn = 0.0  # heun: EDM's S_churn, noise added before steps

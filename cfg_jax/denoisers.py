@@ -39,8 +39,8 @@ class Stateful:
 class Switched:
     """The denoiser `inside` for λ in [low, high], `outside` elsewhere.
 
-    Called with λ of both kinds it computes both denoisers for all images; a sampler with a grid of known values (not
-    traced by jit) computes only the one that it needs.
+    Called with λ of both kinds it computes both denoisers for all images. A sampler that is given it, with a grid of
+    known values (not traced by jit), computes only the one that it needs.
     """
 
     inside: Denoiser

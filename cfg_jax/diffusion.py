@@ -158,7 +158,15 @@ def clip_prediction(prediction: Prediction, z: Float[Array, ' B *D'], logsnr: Pe
     """
     prediction = check_prediction(prediction, z)
     x = clip_to_range(predict_x(z, prediction.eps, logsnr))
-    return prediction._replace(eps=predict_eps(z, x, logsnr))
+    return with_eps(prediction, predict_eps(z, x, logsnr))
+
+
+def with_eps(prediction: Prediction, eps: Float[Array, ' B *D']) -> Prediction:
+    """Return the prediction with another eps; where its own was to be added back, the new one is."""
+    renoise = prediction.renoise_eps
+    if renoise is not None:
+        renoise = jnp.where(renoise == prediction.eps, eps, renoise)
+    return prediction._replace(eps=eps, renoise_eps=renoise)
 
 
 # ---------------------------------------------------------------- v = alpha eps - sigma x (Salimans & Ho 2022, sec. 4)

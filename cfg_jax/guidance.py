@@ -1,7 +1,7 @@
 """Guidance: functions from denoisers to denoisers, so that they compose.
 
 A model is `model(z, logsnr, labels) -> Prediction`; a denoiser is `denoise(z, logsnr) -> Prediction`. Guidance moves a
-strong denoiser away from a weak one, eps~ = strong + w(λ) rule(strong, weak), and leaves three choices:
+strong denoiser away from a weak one, eps~ = rule(strong, weak, w(λ)), and leaves three choices:
 
 - what to move away from: the functions under "weak", each of which returns a `Pair`;
 - how to use the difference: `RULES`;
@@ -144,13 +144,13 @@ def _ratio(a, b, otherwise):
     return jnp.where(b == 0.0, otherwise, a / jnp.where(b == 0.0, 1.0, b))
 
 
-# ---------------------------------------------------------------- eps~ = strong + w(λ) rule(strong, weak)
+# ---------------------------------------------------------------- eps~ = rule(strong, weak, w(λ))
 
 
 def extrapolate(
     strong: Denoiser, weak: Denoiser, weight: Weight, *, rule: Callable = RULES['linear'], momentum: Scalar = 0.0
 ) -> Denoiser:
-    """Return the denoiser that moves away from `weak`: eps~ = strong + w(λ) rule(strong, weak).
+    """Return the denoiser that moves away from `weak`: eps~ = rule(strong, weak, w(λ)).
 
     With two models it is autoguidance (Karras et al. 2024a). rule: one of `RULES`, a `functools.partial` of one with
     its parameters, or a function of one's own, rule(strong eps, weak eps, weight) -> guided eps. momentum: see
@@ -248,7 +248,7 @@ def _halves(both, z):
 def with_random_label(model: Model, labels: Int[Array, ' B'], keys: Key[Array, ' B'], *, num_classes: int) -> Pair:
     """Return the pair of the conditional prediction and that of a random label; it needs no null label.
 
-    keys: one per image. Each call draws anew, uniformly over all classes; an image's draw depends on its key and λ.
+    keys: one per image. Each λ has a draw of its own, uniform over all classes, which depends on the image's key and λ.
     """
 
     def others(logsnr):
@@ -378,7 +378,7 @@ def classifier(denoise: Denoiser, log_prob: LogProb, labels: Int[Array, ' B'], w
         gradient = _gradient(log_prob, z, logsnr, labels)
         _, sigma = diffusion.alpha_sigma(diffusion.broadcast_to_images(logsnr, z))
         w = diffusion.broadcast_to_images(weight, z)
-        return prediction._replace(eps=prediction.eps - w * sigma * gradient)
+        return diffusion.with_eps(prediction, prediction.eps - w * sigma * gradient)
 
     return denoisers.mapped(denoise, add_gradient)
 

@@ -56,7 +56,7 @@ class _Seen(NamedTuple):
     """The denoiser's prediction at z: x (clipped), the eps that goes with it, v or None.
 
     Where a prediction has its own renoise_eps, eps is that, and z is alpha x + sigma eps: every solver then adds that
-    noise back.
+    noise back, but for those that step from an earlier z.
     """
 
     z: Any
@@ -76,11 +76,12 @@ def _see(prediction, z, logsnr, clip_x):
     return _Seen(z, x, eps, prediction.v)
 
 
-def _walk(denoise, z, logsnrs, clip_x, step_to, *, memory=(), targets=None, options=()):
+def _walk(denoise, z, logsnrs, clip_x, step_to, *, memory=(), targets=None, options=(), renoises=True):
     """Scan over the calls of the denoiser, at `logsnrs`; return the last call's x.
 
     step_to(step, seen, memory) -> (z at the next call, memory): `_Step`, `_Seen`, and any tree of arrays that a solver
-    of several steps carries along. targets: λ_s of each step. options: arrays with an entry for each step.
+    of several steps carries along. targets: λ_s of each step. options: arrays with an entry for each step. renoises:
+    False if the solver cannot add another eps back.
     """
     # The last step takes x in place of z_s, so any finite λ_s will do there.
     targets = jnp.append(logsnrs[1:], logsnrs[-1] + 1.0) if targets is None else targets
@@ -92,7 +93,10 @@ def _walk(denoise, z, logsnrs, clip_x, step_to, *, memory=(), targets=None, opti
         def body(carry, step, call=call):
             z, memory, state = carry
             prediction, state = call(z, jnp.full(z.shape[:1], step.logsnr_t), state)
-            seen = _see(diffusion.check_prediction(prediction, z), z, step.logsnr_t, clip_x)
+            prediction = diffusion.check_prediction(prediction, z)
+            if prediction.renoise_eps is not None and not renoises:
+                raise ValueError('this sampler cannot renoise with another eps (CFG++): take ddim, ancestral or 2M')
+            seen = _see(prediction, z, step.logsnr_t, clip_x)
             z_s, memory = step_to(step, seen, memory)
             return (jnp.where(step.number == len(logsnrs), seen.x, z_s), memory, state), None
 
@@ -180,20 +184,28 @@ def dpmpp_2m(
     keys: Key[Array, ' B'] | None = None,
     *,
     clip_x: Clipping = True,
+    lower_order_final: bool = False,
 ) -> Float[Array, ' B *D']:
     """Sample each step z_s = (sigma_s / sigma_t) z_t + alpha_s (1 - e^{-h}) D, h = (λ_s - λ_t) / 2.
 
     D = x + (x - x_before) h / (2 h_before) extrapolates x from the last two steps; the first step has D = x. It is
-    deterministic: keys are not used. The error falls as 1/T².
+    deterministic: keys are not used. The error falls as 1/T² where neighbouring steps are alike.
+    lower_order_final: take the last step with D = x too, for grids whose last step is much longer than the one before,
+    such as uniform u: there D would go far beyond x.
     """
     diffusion.check_logsnrs(logsnrs)
 
     def step_to(step, seen, x_before):
         h = 0.5 * (step.logsnr_s - step.logsnr_t)
-        x = seen.x + 0.5 * step.options * (seen.x - x_before)
-        return _exponential_step(step, seen.z, -jnp.expm1(-h) * x), seen.x
+        return _exponential_step(step, seen.z, -jnp.expm1(-h) * _extrapolated(step.options, seen.x, x_before)), seen.x
 
-    return _walk(denoise, z, logsnrs, clip_x, step_to, memory=z, options=_step_ratios(logsnrs))
+    ratios = _step_ratios(logsnrs, lower_order_final)
+    return _walk(denoise, z, logsnrs, clip_x, step_to, memory=z, options=ratios)
+
+
+def _extrapolated(ratio, x, x_before):
+    """Return x in the middle of the next step; ratio: h / h_before."""
+    return x + 0.5 * ratio * (x - x_before)
 
 
 def _exponential_step(step, z, displacement, *, decay=1.0):
@@ -202,10 +214,13 @@ def _exponential_step(step, z, displacement, *, decay=1.0):
     return sigma_s / sigma_t * decay * z + alpha_s * displacement
 
 
-def _step_ratios(logsnrs):
-    """Return h / h_before of each step, 0 for the first; the last step is not taken."""
+def _step_ratios(logsnrs, lower_order_final):
+    """Return h / h_before of each call's step, 0 for the first; the last call takes no step."""
     h = jnp.diff(logsnrs)
-    return jnp.concatenate([jnp.zeros(1), h[1:] / h[:-1], jnp.zeros(1)])[: len(logsnrs)]
+    ratios = h[1:] / h[:-1]
+    if lower_order_final:
+        ratios = jnp.where(jnp.arange(len(ratios)) == len(ratios) - 1, 0.0, ratios)
+    return jnp.concatenate([jnp.zeros(1), ratios, jnp.zeros(1)])[: len(logsnrs)]
 
 
 # ---------------------------------------------------------------- SDE-DPM-Solver++(2M) (Lu et al. 2022, appendix B.5)
@@ -218,23 +233,25 @@ def dpmpp_2m_sde(
     keys: Key[Array, ' B'],
     *,
     clip_x: Clipping = True,
+    lower_order_final: bool = False,
 ) -> Float[Array, ' B *D']:
     """Sample z_s = (sigma_s / sigma_t) e^{-h} z_t + alpha_s (1 - e^{-2h}) D + sigma_s sqrt(1 - e^{-2h}) noise.
 
-    h and D are those of `dpmpp_2m`. keys: one per image.
+    h, D and lower_order_final are those of `dpmpp_2m`. keys: one per image.
     """
     diffusion.check_logsnrs(logsnrs)
     _require_keys(keys, 'dpmpp_2m_sde')
 
     def step_to(step, seen, x_before):
         rest = diffusion.one_minus_ratio(step.logsnr_t, step.logsnr_s)  # 1 - e^{-2h}
-        x = seen.x + 0.5 * step.options * (seen.x - x_before)
+        x = _extrapolated(step.options, seen.x, x_before)
         decay = jnp.exp(0.5 * (step.logsnr_t - step.logsnr_s))
         _, sigma_s = diffusion.alpha_sigma(step.logsnr_s)
         noise = step_noise(keys, step.number, z.shape[1:])
         return _exponential_step(step, seen.z, rest * x, decay=decay) + sigma_s * jnp.sqrt(rest) * noise, seen.x
 
-    return _walk(denoise, z, logsnrs, clip_x, step_to, memory=z, options=_step_ratios(logsnrs))
+    ratios = _step_ratios(logsnrs, lower_order_final)
+    return _walk(denoise, z, logsnrs, clip_x, step_to, memory=z, options=ratios)
 
 
 # ---------------------------------------------------------------- UniPC-2, B_2(h) (Zhao et al. 2023, Algorithm 1)
@@ -255,10 +272,12 @@ def unipc_2(
     keys: Key[Array, ' B'] | None = None,
     *,
     clip_x: Clipping = True,
+    lower_order_final: bool = False,
 ) -> Float[Array, ' B *D']:
     """Sample with the predictor and the corrector of order 2: the x found at a step also corrects the step to it.
 
-    Deterministic: keys are not used. It calls the denoiser as often as `dpmpp_2m`; its error falls as 1/T³.
+    Deterministic: keys are not used. It calls the denoiser as often as `dpmpp_2m`, whose lower_order_final it has; its
+    error falls as 1/T³ where neighbouring steps are alike. ValueError for a denoiser with a renoise_eps.
     """
     diffusion.check_logsnrs(logsnrs)
 
@@ -272,15 +291,15 @@ def unipc_2(
         z_t = jnp.where(first, seen.z, corrected)
         # predictor: as 2M, from there
         h = 0.5 * (step.logsnr_s - step.logsnr_t)
-        x = seen.x + 0.5 * ratio * (seen.x - kept.x)
-        z_s = _exponential_step(step, z_t, -jnp.expm1(-h) * x)
+        z_s = _exponential_step(step, z_t, -jnp.expm1(-h) * _extrapolated(ratio, seen.x, kept.x))
         return z_s, _Remembered(z_t, seen.x, kept.x)
 
-    options = _unipc_options(logsnrs)
-    return _walk(denoise, z, logsnrs, clip_x, step_to, memory=_Remembered(z, z, z), options=options)
+    options = _unipc_options(logsnrs, lower_order_final)
+    memory = _Remembered(z, z, z)
+    return _walk(denoise, z, logsnrs, clip_x, step_to, memory=memory, options=options, renoises=False)
 
 
-def _unipc_options(logsnrs):
+def _unipc_options(logsnrs, lower_order_final):
     """Return (is first, λ of the step before, h / h_before, weights [T, 2] of the corrector's two differences).
 
     The weights solve the paper's order conditions R rho = b for B_2(h) = e^{-h} - 1; the first corrector has order 1.
@@ -300,7 +319,7 @@ def _unipc_options(logsnrs):
     near = xp.where(order_1, 0.5, b_1 - far)
     # the far difference is (x two steps before - x before) / r
     weights = xp.stack([xp.where(order_1, 0.0, far / r), near], axis=1)
-    return np.arange(number) == 0, jnp.float32(2.0 * before), _step_ratios(logsnrs), jnp.float32(weights)
+    return np.arange(number) == 0, jnp.float32(2.0 * before), _step_ratios(logsnrs, lower_order_final), jnp.float32(weights)
 
 
 # ---------------------------------------------------------------- EDM, Algorithms 1 and 2 (Karras et al. 2022)
@@ -328,17 +347,12 @@ def heun(
 
     churn: EDM's S_churn: before a step, noise is added that raises sigma/alpha by min(churn / T, sqrt(2) - 1) of
     itself, where λ is in churn_interval (S_max and S_min, as λ = -2 log sigma); churn_noise: S_noise, its standard
-    deviation. With churn it needs keys, one per image.
+    deviation. With churn it needs keys, one per image. ValueError for a denoiser with a renoise_eps.
     """
     diffusion.check_logsnrs(logsnrs)
     if churn:
         _require_keys(keys, 'heun with churn > 0')
-    logsnrs = np.asarray(logsnrs) if not isinstance(logsnrs, jax.core.Tracer) else logsnrs
-    low, high = churn_interval
-    xp = jnp if isinstance(logsnrs, jax.core.Tracer) else np
-    raised = 2.0 * np.log1p(min(churn / len(logsnrs), np.sqrt(2.0) - 1.0))
-    noisier = logsnrs - xp.where((logsnrs >= low) & (logsnrs <= high), raised, 0.0)  # λ after the noise is added
-    noisier = xp.append(noisier[:-1], logsnrs[-1]).astype(np.float32)  # the last x is returned: no noise before it
+    noisier, calls = _heun_logsnrs(logsnrs, churn, churn_interval)
 
     def add_noise(z, number, logsnr, to):
         """Return z at the lower λ `to`, noise added; numbers of noise are those of the step that begins there."""
@@ -358,14 +372,34 @@ def heun(
         z_s = alpha_s / alpha_t * base + (sigma_s - alpha_s * sigma_t / alpha_t) * eps
         return jnp.where(predicts, z_s, add_noise(z_s, number, step.logsnr_s, after)), _Half(base, seen.eps)
 
-    # calls: at λ_0, then at λ_1 to correct and at λ_1 (or noisier) to go on, and so on to the last
-    number = len(logsnrs)
-    predicts = np.arange(2 * number - 1) % 2 == 0
-    step = np.arange(2 * number - 1) // 2
-    following = np.minimum(step + 1, number - 1)
-    calls = xp.where(predicts, noisier[step], logsnrs[following]).astype(np.float32)
+    predicts, step, following = _heun_order(len(logsnrs))
     options = predicts, jnp.asarray(noisier)[step], jnp.asarray(step + 2), jnp.asarray(noisier)[following]
     targets = jnp.asarray(logsnrs)[following]
     z = add_noise(z, 1, jnp.float32(logsnrs[0]), jnp.float32(noisier[0]))
     memory = _Half(z, jnp.zeros_like(z))
-    return _walk(denoise, z, calls, clip_x, step_to, memory=memory, targets=targets, options=options)
+    walk = {'memory': memory, 'targets': targets, 'options': options, 'renoises': False}
+    return _walk(denoise, z, calls, clip_x, step_to, **walk)
+
+
+def heun_calls(
+    logsnrs: Float[Array, ' T'], *, churn: float = 0.0, churn_interval: tuple[float, float] = (-np.inf, np.inf)
+) -> Float[Array, ' calls']:
+    """Return λ of the 2T - 1 calls that `heun` makes of its denoiser; known λ stay numpy."""
+    return _heun_logsnrs(logsnrs, churn, churn_interval)[1]
+
+
+def _heun_order(number):
+    """Return (is it the first half of a step, the step, the step after it) of each call."""
+    call = np.arange(2 * number - 1)
+    return call % 2 == 0, call // 2, np.minimum(call // 2 + 1, number - 1)
+
+
+def _heun_logsnrs(logsnrs, churn, churn_interval):
+    """Return (λ of each step after its noise is added, λ of each call)."""
+    xp = jnp if isinstance(logsnrs, jax.core.Tracer) else np
+    logsnrs, (low, high) = xp.asarray(logsnrs), churn_interval
+    raised = 2.0 * np.log1p(min(churn / len(logsnrs), np.sqrt(2.0) - 1.0))
+    noisier = logsnrs - xp.where((logsnrs >= low) & (logsnrs <= high), raised, 0.0)
+    noisier = xp.append(noisier[:-1], logsnrs[-1]).astype(np.float32)  # the last x is returned: no noise before it
+    predicts, step, following = _heun_order(len(logsnrs))
+    return noisier, xp.where(predicts, noisier[step], logsnrs[following]).astype(np.float32)

@@ -73,6 +73,11 @@ def with_helpers(model, mesh=None, *, former=None):
     if former and _weak_place(former.config) == _weak_place(model.config):
         weak = former.weak
     weak = weak or load_weak(model.config, model.workdir, mesh)
+    if weak and weak.digest == model.digest and settings.weak_conditional:
+        raise UserError(
+            'the weak model has the parameters of the model itself, so guidance would change nothing '
+            '(config.guidance.weak_workdir, config.guidance.weak_step, config.guidance.weak_ema).'
+        )
     for other, field in ((classifier, 'classifier_workdir'), (weak, 'weak_workdir')):
         if other:
             check_same_order(model.class_names, other.class_names, other.workdir, field)
@@ -145,10 +150,19 @@ def load_weak(config, workdir, mesh=None):
     if saved.model.kind != 'unet':
         raise UserError(f'{place} holds a {saved.model.kind}, not a diffusion model {field}.')
     _check_same_data(saved, config, f'the weak model in {place}', field)
-    if saved.model.labels == 'classes' and not settings.weak_conditional:
-        raise UserError(f'the weak model in {place} has no null label (config.guidance.weak_conditional).')
+    unconditional = not settings.weak_conditional or settings.function == 'unconditional'
+    if saved.model.labels == 'classes' and unconditional:
+        raise UserError(
+            f'the weak model in {place} has no null label, and without labels it is asked for one '
+            '(config.guidance.weak_conditional, config.guidance.function).'
+        )
     mesh = mesh or sharding.make_mesh()
-    return _load(saved, place, mesh, step=settings.weak_step, ema=settings.weak_ema)
+    try:
+        return _load(saved, place, mesh, step=settings.weak_step, ema=settings.weak_ema)
+    except UserError as error:
+        if settings.weak_step is None:
+            raise
+        raise UserError(f'{error} It was asked for by config.guidance.weak_step.') from None
 
 
 def saved_config(workdir):
@@ -282,7 +296,7 @@ def open_set(model, workdir, wanted):
 
 
 _DRAWING = (
-    'sampler', 'num_steps', 'spacing', 'grid', 'logsnr_min', 'logsnr_max', 'rho', 'clip_x', 'clip_percentile', 'seed',
+    'sampler', 'num_steps', 'spacing', 'grid', 'clip_x', 'clip_percentile', 'seed',
 )  # fmt: skip
 _CODE = (schedules, diffusion, denoisers, guidance, samplers, blocks, unet, classifier, build, build_sampling)
 
@@ -291,8 +305,9 @@ def identity(model, wanted):
     """Return what the images of a set depend on, apart from their number: a nested dict of plain values."""
     config = build_sampling.at_weight(model.config, wanted.weight)
     plain, weak = config.to_dict(), model.weak if is_guided(model.config, wanted.weight) else None
-    options = {option for _, options in build_sampling.SAMPLERS.values() for option in options}
-    drawing = {key: plain['sample'][key] for key in (*_DRAWING, *options)}
+    drawing = {key: plain['sample'][key] for key in _DRAWING} | build_sampling.sampler_options(config)
+    if config.sample.grid != 'u':
+        drawing['grid'] = grid_words(config)
     weights = {'guidance_weight': wanted.weight, 'classifier_weight': wanted.classifier_weight}
     guide = model.classifier
     return {
@@ -306,7 +321,7 @@ def identity(model, wanted):
         'dtype': plain['model']['dtype'],
         'diffusion': plain['diffusion'],
         'sample': drawing,
-        'guidance': plain['guidance'] | weights,
+        'guidance': build_sampling.used_fields(config) | weights,
         'classes': list(wanted.ids),
         'label_order': plain['sample']['label_order'],
         'batch_size': unit_size(config, wanted.count),  # of the program that draws them
@@ -367,7 +382,7 @@ def grid_words(config):
     if sample.grid == 'u':
         return 'u'
     numbers = (*build_sampling.grid_ends(config), *([sample.rho] if sample.grid == 'karras' else []))
-    return ' '.join([sample.grid, *(f'{number:.4g}' for number in numbers)])
+    return ' '.join([sample.grid, *(f'{number:.6g}' for number in numbers)])
 
 
 def guidance_identity(config):

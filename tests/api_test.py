@@ -67,17 +67,17 @@ def test_a_function_of_ones_own_guides(model):
     assert (on != off).any()
 
 
-def test_the_documented_guidance_of_two_models_and_a_state_runs(workdir, model, monkeypatch):
+def test_the_documented_guidance_of_two_models_and_a_state_runs(workdir, model):
     """The page's own lines: at w = 0 they change nothing, and the average goes from step to step."""
     page = (tiny.ROOT / 'docs' / 'own_guidance.md').read_text().split('## A second model')[1]
-    names, load = {}, cfg_jax.load
-    monkeypatch.setattr(cfg_jax, 'load', lambda path: load(workdir, step=2))
+    names, weak = {}, cfg_jax.load(workdir, step=2)
     exec(page.split('```python\n')[1].split('```')[0], names)
     averaged = names['averaged']
-    drawn = {weight: model.sample([1, 2], weight, guidance=averaged).astype(int) for weight in (0.0, 30.0)}
+    changes = {'guidance.weak': 'checkpoint', 'guidance.weak_step': 2}
+    drawn = {w: model.sample([1, 2], w, guidance=averaged, changes=changes).astype(int) for w in (0.0, 30.0)}
     assert np.abs(drawn[0.0] - model.sample([1, 2], 0.0)).max() <= 1
     assert np.abs(drawn[30.0] - drawn[0.0]).max() > 1
-    state = averaged(model.model, jnp.array([1, 2]), 1.0, null_label=10)
+    state = averaged(model.model, jnp.array([1, 2]), 1.0, null_label=10, weak_model=weak.model)
     z, logsnr = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.zeros(2)
     _, average = state.step(z, logsnr, state.start(z))
     np.testing.assert_allclose(state.step(z, logsnr, average)[1], 1.5 * average, rtol=1e-3, atol=1e-5)

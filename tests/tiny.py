@@ -30,6 +30,7 @@ OVERRIDES = {
     'train.log_every': 2,
     'train.checkpoint_every': 2,
     'train.grid_every': 0,
+    'train.keep_every': 0,
     'sample.num_steps': 3,
     'sample.num_images': 20,
     'sample.batch_size': 20,

@@ -234,9 +234,13 @@ def grid_drawer(config, class_names, workdir):
     Noise and labels are the same every time.
     """
     per_device = math.ceil(config.train.grid_images / sharding.local_mesh().size)
-    weight = build_sampling.guidance_weight(config)
-    # the weak model is not needed at w = 0, and may be a checkpoint that this run has yet to write
-    weak = trained.load_weak(config, workdir) if trained.is_guided(config, weight) else None
+    weight, weak = build_sampling.guidance_weight(config), None
+    if build_sampling.weak_name(config) == 'checkpoint' and trained.is_guided(config, weight):
+        if config.guidance.weak_workdir:
+            weak = trained.load_weak(config, workdir)
+        elif weight:
+            print('the grids are drawn at w = 0: the weak model is a checkpoint of this run', flush=True)
+            weight = 0.0
     sample = trained.image_batches(config, trained.load_classifier(config), weak, batch_size=per_device)
     # all classes, or as many as make the picture square
     num_rows = max(math.isqrt(config.train.grid_images), 1)
