@@ -30,8 +30,8 @@ runtime.configure()
 # The files that take longest (20 CPU seconds and more), longest first: begun late, one would keep one worker busy while
 # the other has nothing left to do. It needs --no-loadscope-reorder.
 LONGEST = (
-    *('train', 'main', 'mixtures', 'samplers', 'processes', 'api', 'evaluate', 'config', 'adm', 'data', 'sample_sets'),
-    *('models', 'laboratory', 'sharding', 'notebooks', 'exchange', 'signals', 'sampling', 'guidance', 'convert'),
+    *('main', 'train', 'processes', 'mixtures', 'samplers', 'api', 'data', 'evaluate', 'adm', 'notebooks', 'sharding'),
+    *('sample_sets', 'signals', 'models', 'config', 'laboratory', 'exchange', 'prepare', 'launch', 'sampling'),
 )
 
 

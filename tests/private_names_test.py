@@ -143,9 +143,9 @@ jax.distributed.shutdown()
 """
 
 
-def test_the_record_of_the_job_and_its_store(tmp_path):
+def test_the_record_of_the_job_and_its_store():
     """jax._src.distributed.global_state, in two processes."""
-    for index, (status, out, err) in enumerate(processes_test.run_script(STORE, tmp_path, 2, devices=1)):
+    for index, (status, out, err) in enumerate(processes_test.run_script(STORE, 2, devices=1)):
         assert status == 0, err
         read, entries, nothing = out.splitlines()
         assert read in ('first', f'{1 - index} of 2')  # the other one may not have overwritten it yet
