@@ -205,15 +205,17 @@ def takes_weak(function):
 
 
 def used_fields(config):
-    """Return the fields of config.guidance that this guidance reads, without those that say where networks lie: a dict."""
+    """Return the fields of config.guidance that this guidance reads, but not where other networks lie: a dict."""
     settings, weak = config.guidance.to_dict(), weak_name(config)
     names = ['function']
     if weak:
         names += ['rule', 'momentum', 'interval', 'schedule', *RULE_FIELDS.get(settings['rule'], {}).values()]
         names += ['schedule_power'] if settings['schedule'] == 'power' else []
-        names += {'checkpoint': ['weak_conditional'], 'time': ['time_scale'], 'attention': ['attention_resolutions']}.get(
-            weak, []
-        )
+        names += {
+            'checkpoint': ['weak_conditional'],
+            'time': ['time_scale'],
+            'attention': ['attention_resolutions'],
+        }.get(weak, [])
     if settings['classifier_workdir']:
         names += ['clip_first', 'classifier_form']
     return {'weak': weak} | {name: settings[name] for name in names}

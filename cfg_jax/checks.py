@@ -160,7 +160,9 @@ def _check_combinations(config):
     _require(spaced, config, 'eval.num_steps', '() because config.sample.spacing is set')
     lowest = config.diffusion.logsnr_min
     kept, every = config.train.keep_every, config.train.checkpoint_every
-    _require(kept % every == 0, config, 'train.keep_every', f'a multiple of config.train.checkpoint_every, {every}, or 0')
+    _require(
+        kept % every == 0, config, 'train.keep_every', f'a multiple of config.train.checkpoint_every, {every}, or 0'
+    )
     _require(lowest < config.diffusion.logsnr_max, config, 'diffusion.logsnr_min', 'below config.diffusion.logsnr_max')
     above = lowest < config.eval.bound_logsnr_max < math.inf
     _require(above, config, 'eval.bound_logsnr_max', f'a number above config.diffusion.logsnr_min, {lowest:g}')
@@ -252,7 +254,9 @@ def _check_weak(config):
     for applies, names, allowed, reason in reasons:
         _require(not (applies and weak in names), config, 'guidance.weak', f'{allowed} because {reason}')
     if labels == 'classes' and function == 'unconditional':
-        _require(False, config, 'guidance.function', "'conditional' or 'module:function' because there is no null label")
+        _require(
+            False, config, 'guidance.function', "'conditional' or 'module:function' because there is no null label"
+        )
     sizes = build.attention_sizes(config)
     of_sizes = f'a tuple of image sizes that have attention: {", ".join(map(str, sizes))}'
     chosen = settings.attention_resolutions

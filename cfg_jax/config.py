@@ -123,7 +123,9 @@ def default():
     sample.logsnr_min = placeholder(float)  # logsnr and karras: λ of the first step, the schedule's or EDM's if unset
     sample.logsnr_max = placeholder(float)  # logsnr and karras: λ of the last step
     sample.rho = 7.0  # karras: its exponent
-    sample.lower_order_final = True  # dpmpp_2m, its sde, unipc_2: take the last step, which is long on 'u', with order 1
+    sample.lower_order_final = (
+        True  # dpmpp_2m, its sde, unipc_2: take the last step, which is long on 'u', with order 1
+    )
     sample.v = 0.3  # ancestral, unless the variance is learned: (σ~²)^(1-v) (σ²_{t|s})^v (CFG paper, eq. 4)
     sample.eta = 0.0  # ddim: 0 is deterministic, 1 adds the posterior's variance
     sample.churn = 0.0  # heun: EDM's S_churn, noise added before steps

@@ -319,7 +319,12 @@ def _unipc_options(logsnrs, lower_order_final):
     near = xp.where(order_1, 0.5, b_1 - far)
     # the far difference is (x two steps before - x before) / r
     weights = xp.stack([xp.where(order_1, 0.0, far / r), near], axis=1)
-    return np.arange(number) == 0, jnp.float32(2.0 * before), _step_ratios(logsnrs, lower_order_final), jnp.float32(weights)
+    return (
+        np.arange(number) == 0,
+        jnp.float32(2.0 * before),
+        _step_ratios(logsnrs, lower_order_final),
+        jnp.float32(weights),
+    )
 
 
 # ---------------------------------------------------------------- EDM, Algorithms 1 and 2 (Karras et al. 2022)

@@ -31,21 +31,21 @@ runtime.configure()
 # the other has nothing left to do. It needs --no-loadscope-reorder.
 LONGEST = (
     *(
+        'main',
         'variants',
         'train',
-        'main',
-        'samplers',
-        'mixtures',
         'build_sampling',
         'processes',
+        'mixtures',
+        'samplers',
         'api',
-        'evaluate',
-        'config',
-        'adm',
         'data',
-        'sample_sets',
+        'evaluate',
+        'adm',
+        'notebooks',
+        'sharding',
     ),
-    *('models', 'laboratory', 'sharding', 'notebooks', 'exchange', 'signals', 'sampling', 'guidance', 'convert'),
+    *('sample_sets', 'signals', 'models', 'config', 'laboratory', 'exchange', 'prepare', 'launch', 'sampling'),
 )
 
 

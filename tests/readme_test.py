@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 
@@ -60,9 +61,11 @@ def test_commands_were_found():
 def test_the_programs_commands_parse(parsed, monkeypatch, tmp_path, path, command):  # noqa: F811
     """Flags, modes, configs and fields exist, and the values are allowed together."""
     monkeypatch.chdir(ROOT)
-    for module in re.findall(r'--config.guidance.function=(\w+):', command):  # the page has it, as its first Python
-        (tmp_path / f'{module}.py').write_text((ROOT / path).read_text().split('```python\n')[1].split('```')[0])
+    for module in re.findall(r'--config.guidance.function=(\w+):', command):  # the page has it, as its Python
+        blocks = re.findall(r'```python\n(.*?)```', (ROOT / path).read_text(), re.DOTALL)
+        (tmp_path / f'{module}.py').write_text('\n'.join(blocks))
         monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, module, raising=False)
     words = [filled_in(word) for word in shlex.split(command.removeprefix(PROGRAM))]
     if not any(word.startswith('--config=') for word in words):  # a trained workdir knows its config
         words.insert(0, '--config=configs/digits.py')

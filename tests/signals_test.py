@@ -37,7 +37,7 @@ def stalled():
 sources.digits = stalled
 """
 COMPILING = """
-import ctypes
+import ctypes, signal, threading
 import jax
 from jax._src import compiler  # as long a compilation as one likes
 
@@ -46,7 +46,8 @@ jax.config.update('jax_enable_compilation_cache', False)
 compile = compiler.backend_compile_and_load
 
 def slowly(*arguments, **options):
-    say('compiling')
+    threading.Timer(0.2, say, ['compiling']).start()  # once the last line has begun
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # a signal to this thread would end C's sleep
     ctypes.CDLL(None).sleep(1000)  # in C: Python's own handlers of signals do not run
 
 compiler.backend_compile_and_load = slowly
