@@ -296,7 +296,7 @@ def _check_grid(config):
             raise UserError(f'the grid {sample.grid!r} would go from λ = {first:.4g} to {last:.4g} ({fields}).')
     calls, ends = build_sampling.call_logsnrs(config), config.guidance.interval
     if len(ends):
-        inside = denoisers.Switched(None, None, *ends).contains(calls)
+        inside = denoisers.within(calls, *ends)
         steps = f'an interval with a step in it: there are {len(calls)} from λ = {calls[0]:.4g} to {calls[-1]:.4g}'
         _require(bool(inside.any()), config, 'guidance.interval', steps)
 

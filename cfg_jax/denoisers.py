@@ -15,7 +15,7 @@ import numpy as np
 
 from cfg_jax import diffusion
 from cfg_jax.diffusion import Denoiser, Prediction
-from cfg_jax.typing import Array, Float
+from cfg_jax.typing import Array, Bool, Float
 
 _CLOSE = 1e-3  # a grid's λ in float32 miss the ends of an interval by less
 
@@ -48,12 +48,13 @@ class Switched:
     low: float
     high: float
 
-    def contains(self, logsnr: Float[Array, '*S']) -> Array:
-        """Return which λ lie within, bool of λ's shape; numpy stays numpy."""
-        return (logsnr >= self.low - _CLOSE) & (logsnr <= self.high + _CLOSE)
-
     def __call__(self, z: Float[Array, ' B *D'], logsnr: Float[Array, ' B']) -> Prediction:
         return stateful(self)(z, logsnr)
+
+
+def within(logsnr: Float[Array, '*S'], low: float, high: float) -> Bool[Array, '*S']:
+    """Return which λ lie in [low, high], of λ's shape, to the digits of float32; numpy stays numpy."""
+    return (logsnr >= low - _CLOSE) & (logsnr <= high + _CLOSE)
 
 
 def stateful(denoise: Denoiser) -> Stateful:
@@ -66,10 +67,10 @@ def stateful(denoise: Denoiser) -> Stateful:
 
     def step(z, logsnr, states):
         (here, state), (there, other) = inside.step(z, logsnr, states[0]), outside.step(z, logsnr, states[1])
-        within = denoise.contains(logsnr)
+        inside_it = within(logsnr, denoise.low, denoise.high)
 
         def select(a, b):
-            return jnp.where(diffusion.broadcast_to_images(within, a), a, b)
+            return jnp.where(diffusion.broadcast_to_images(inside_it, a), a, b)
 
         def kept(used, new, old):
             """Return the new state of the images of one side; a state that is not one per image, if any image is."""
@@ -80,7 +81,7 @@ def stateful(denoise: Denoiser) -> Stateful:
         if here.renoise_eps is not None or there.renoise_eps is not None:
             renoise_eps = select(_renoise(here), _renoise(there))
         v = None if here.v is None else select(here.v, there.v)
-        sides = (within, state, states[0]), (~within, other, states[1])
+        sides = (inside_it, state, states[0]), (~inside_it, other, states[1])
         states = tuple(jax.tree.map(lambda a, b, used=used: kept(used, a, b), new, old) for used, new, old in sides)
         return Prediction(select(here.eps, there.eps), v, renoise_eps), states
 
@@ -117,8 +118,8 @@ def parts(
     whole = stateful(denoise)
     if not isinstance(denoise, Switched) or isinstance(logsnrs, jax.core.Tracer):
         return whole.start, [(slice(0, len(logsnrs)), whole.step)]
-    within = denoise.contains(np.asarray(logsnrs))
-    bounds = [0, *(np.flatnonzero(within[1:] != within[:-1]) + 1).tolist(), len(within)]
+    guided = within(np.asarray(logsnrs), denoise.low, denoise.high)
+    bounds = [0, *(np.flatnonzero(guided[1:] != guided[:-1]) + 1).tolist(), len(guided)]
     sides = stateful(denoise.outside), stateful(denoise.inside)
 
     def step_of(place):
@@ -131,4 +132,4 @@ def parts(
         return step
 
     pieces = [slice(a, b) for a, b in pairwise(bounds)]
-    return whole.start, [(piece, step_of(0 if within[piece.start] else 1)) for piece in pieces]
+    return whole.start, [(piece, step_of(0 if guided[piece.start] else 1)) for piece in pieces]

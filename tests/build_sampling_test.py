@@ -12,6 +12,7 @@ from cfg_jax import build, build_sampling, diffusion, samplers, schedules, train
 from cfg_jax.checks import check_config
 from cfg_jax.diffusion import Prediction
 from cfg_jax.errors import UserError
+from cfg_jax.models import blocks
 from tests import tiny
 
 LABELS = np.arange(6) % 10
@@ -63,6 +64,8 @@ def plain():
         {'rule': 'zero_star'},
         {'rule': 'tangential'},
         {'rule': 'cfgpp'},
+        {'rule': 'dynamic_threshold', 'dynamic_percentile': 50.0},
+        {'schedule': 'cosine'},
         {'interval': (-3.0, 3.0)},
         {'schedule': 'linear'},
         {'schedule': 'power', 'schedule_power': 3.0},
@@ -122,11 +125,20 @@ def test_models_without_a_null_label_are_guided(labels, function, weak):
 
 
 def test_identity_attention_is_the_value_projection():
-    """With a flag on some images, theirs alone change; a network without attention would not change."""
+    """Of a layer alone: x + out(v) for the flagged images; of the network: only their predictions change."""
+    layer, x = blocks.SelfAttention(num_heads=2, num_groups=4), jax.random.normal(jax.random.key(0), (4, 4, 4, 8))
+    params = jax.tree.map(lambda leaf: leaf + 0.3, layer.init(jax.random.key(1), x)['params'])
+    flags = jnp.array([False, True, False, True])
+    found = layer.apply({'params': params}, x, flags)
+    np.testing.assert_allclose(found[::2], layer.apply({'params': params}, x)[::2], atol=1e-5)
+    normed = blocks.GroupNorm(4).apply({'params': params['norm']}, x)
+    values = (normed @ params['qkv']['kernel'] + params['qkv']['bias'])[..., 16:]
+    expected = x + values @ params['out']['kernel'] + params['out']['bias']
+    np.testing.assert_allclose(found[1::2], expected[1::2], rtol=1e-4, atol=1e-4)
+
     config = tiny.config()
     predict = build.model(config, random_params(config))
     z, logsnr = jax.random.normal(jax.random.key(0), (4, 8, 8, 1)), jnp.zeros(4)
-    flags = jnp.array([False, True, False, True])
     usual, flagged = predict(z, logsnr, LABELS[:4]).eps, predict(z, logsnr, LABELS[:4], identity_attention=flags).eps
     np.testing.assert_allclose(flagged[::2], usual[::2], atol=1e-5)
     assert float(jnp.abs(flagged - usual)[1::2].max()) > 1e-3
@@ -184,7 +196,8 @@ def counted(config, weight=2.0):
     keys = samplers.image_keys(0, jnp.arange(1))
     denoise = build_sampling.guide(config, model, jnp.zeros(1, jnp.int32), weight, keys=keys, weak_model=model)
     walk, _ = build_sampling.SAMPLERS[config.sample.sampler]
-    walk(denoise, jnp.zeros((1, 8, 8, 1)), build_sampling.sampling_logsnrs(config), keys).block_until_ready()
+    options = build_sampling.sampler_options(config)
+    walk(denoise, jnp.zeros((1, 8, 8, 1)), build_sampling.sampling_logsnrs(config), keys, **options).block_until_ready()
     jax.effects_barrier()
     return sum(seen)
 
@@ -290,6 +303,23 @@ CONDITIONAL = {'loss__p_uncond': 0.0, 'guidance__function': 'conditional'}
         ('guidance.interval', (-3.0,), {}),
         ('guidance.interval', (-30.0, 3.0), {}),
         ('guidance.interval', (1.0, 2.0), {}),
+        ('guidance.interval', (0.005, 0.5), {}),  # its end is near a step, at 0
+        ('guidance.interval', ('a', 'b'), {}),
+        ('guidance.interval', ((1, 2), (3, 4)), {}),
+        ('guidance.attention_resolutions', ([4],), {}),
+        ('guidance.weak_workdir', 'runs/other', {}),
+        ('guidance.weak_step', 2, {}),
+        ('guidance.weak_step', -1, {'guidance__weak': 'checkpoint'}),
+        ('guidance.weak_ema', False, {}),
+        ('guidance.rule', 'cfgpp', {'sample__sampler': 'heun'}),
+        ('guidance.rule', 'cfgpp', {'sample__sampler': 'unipc_2'}),
+        ('guidance.function', 'unconditional', {'model__labels': 'classes', 'loss__p_uncond': 0.0}),
+        ('guidance.weak', '', {'guidance__function': 'tests.build_sampling_test:own_guidance'}),
+        ('guidance.weak', 'checkpoint', {'guidance__function': 'cfg_jax.guidance:conditional'}),
+        ('sample.churn', 3.0, {}),
+        ('sample.rho', 0.001, {'sample__grid': 'karras'}),
+        ('sample.clip_percentile', 99.0, {'sample__clip_x': False}),
+        ('train.keep_every', 3, {}),
         ('guidance.interval', (-11.0, 3.0), {'diffusion__schedule': 'adm_linear'}),
         ('guidance.attention_resolutions', (3,), {'guidance__weak': 'attention'}),
         ('guidance.attention_resolutions', (8, 2), {'guidance__weak': 'attention', 'model__channel_mult': (1, 2)}),
@@ -302,14 +332,13 @@ CONDITIONAL = {'loss__p_uncond': 0.0, 'guidance__function': 'conditional'}
         ('guidance.time_scale', float('inf'), {}),
         ('guidance.rescale_factor', 1.5, {}),
         ('guidance.dynamic_percentile', 101.0, {}),
-        ('guidance.rule', 'apg', {'guidance__function': 'tests.build_sampling_test:own_guidance'}),
+        ('guidance.rule', 'apg', {'guidance__function': 'cfg_jax.guidance:conditional'}),
         ('guidance.weak', 'time', {'guidance__function': 'tests.build_sampling_test:own_guidance'}),
         ('sample.sampler', 'euler', {}),
         ('sample.grid', 'exp', {}),
         ('sample.rho', 0.0, {'sample__grid': 'karras'}),
         ('sample.logsnr_min', -5.0, {}),
         ('sample.logsnr_min', -25.0, {'sample__grid': 'logsnr'}),
-        ('sample.logsnr_min', 9.0, {'sample__grid': 'logsnr', 'sample__logsnr_max': 8.0}),
         ('sample.churn', -1.0, {'sample__sampler': 'heun'}),
         ('sample.churn_interval', (2.0, 1.0), {'sample__sampler': 'heun'}),
         ('sample.clip_percentile', 120.0, {}),
@@ -322,3 +351,57 @@ def test_a_wrong_value_is_named(field, value, changes):
         UserError, match=rf'^config\.{field} is {re.escape(repr(value))}; (it must be|allowed)[^\n]*\.$'
     ):
         check_config(config)
+
+
+def test_a_grid_without_length_is_named():
+    for changes in ({'sample__logsnr_min': 9.0, 'sample__logsnr_max': 8.0}, {'diffusion__logsnr_max': -9.0}):
+        with pytest.raises(UserError, match=r"^the grid 'karras' would go from λ = .* \(config\.sample\.logsnr_min, "):
+            check_config(tiny.config(sample__grid='karras', **changes))
+
+
+def test_a_schedule_is_finite_beyond_its_ends():
+    """Churn calls the network at λ below the grid's first."""
+    config = tiny.config(guidance__schedule='power', guidance__schedule_power=2.5)
+    weight = build_sampling.weight_function(config, 2.0)(jnp.array([-21.0, -20.01, 20.01]))
+    np.testing.assert_allclose(weight, [0.0, 0.0, 7.0], atol=1e-3)
+
+
+def test_two_functions_of_one_name_are_two():
+    rule, schedule = (lambda strong, weak, weight: strong), (lambda logsnr: logsnr)
+    names = build_sampling.given_function(rule, 'rule'), build_sampling.given_function(schedule, 'schedule')
+    config = tiny.config(guidance__rule=names[0], guidance__schedule=names[1])
+    assert build_sampling.own_functions(config) == {'rule': rule, 'schedule': schedule}
+    assert len(build_sampling.guidance_digest(config)) == 64
+
+
+def test_a_set_depends_on_what_is_read_alone():
+    model = trained.Trained(tiny.config(), params=None, step=1, class_names=(), digest='a')
+    wanted = trained.Wanted(tuple(range(10)), 6, 1.0, 0.0)
+
+    def identity(**changes):
+        return trained.identity(dataclasses.replace(model, config=tiny.config(**changes)), wanted)
+
+    plain = identity()
+    for unread in (
+        {'guidance__rescale_factor': 0.1},
+        {'sample__churn_noise': 2.0},
+        {'guidance__time_scale': 3.0},
+        {'sample__rho': 3.0},
+    ):
+        assert identity(**unread) == plain
+    for read in (
+        {'guidance__rule': 'rescale'}, {'guidance__interval': (-1.0, 2.0)}, {'sample__sampler': 'heun'},
+        {'sample__grid': 'karras'},
+        {'guidance__momentum': 0.1}, {'guidance__schedule': 'linear'}, {'sample__v': 0.7}, {'guidance__weak': 'time'},
+    ):  # fmt: skip
+        assert identity(**read) != plain
+    rescale = identity(guidance__rule='rescale')
+    assert identity(guidance__rule='rescale', guidance__rescale_factor=0.1) != rescale
+
+
+def test_churns_calls_are_counted():
+    """An interval's end lies between a step and the call after its noise is added."""
+    changes = {'sample__sampler': 'heun', 'sample__churn': 20.0, 'guidance__interval': (-2.0, 2.0)}
+    config = tiny.config(**{**FEW_STEPS, **changes, 'sample__num_steps': 12})
+    found = build_sampling.count_evaluations(config, 2.0)['network_evaluations']
+    assert found == counted(config)

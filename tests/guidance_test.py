@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from cfg_jax import diffusion, guidance, losses, samplers, schedules
+from cfg_jax import denoisers, diffusion, guidance, losses, samplers, schedules
 from cfg_jax.diffusion import Prediction
 from tests import mixture
 from tests.tiny import ROOT
@@ -449,3 +449,16 @@ def test_two_denoisers_with_a_state_extrapolate():
     x = drawn(guidance.extrapolate(a, b, 0.0))
     np.testing.assert_allclose(x, drawn(a), atol=1e-5)
     assert np.abs(drawn(guidance.extrapolate(a, b, 1.0)) - x).max() > 1e-2
+
+
+def test_cfgpp_at_weight_zero_is_off_also_below_a_classifier_and_with_clipping():
+    """For the images whose weight is 0, what is added back is their eps as the classifier has moved it."""
+    weights = jnp.where(jnp.arange(len(Z)) % 2 == 0, 0.0, -0.4)
+    plusplus = guidance.extrapolate(conditional, unconditional, weights, rule=guidance.RULES['cfgpp'])
+    for change in (
+        lambda denoise: guidance.classifier(denoise, mixture.log_posterior, LABELS, 0.5),
+        lambda denoise: denoisers.mapped(denoise, diffusion.clip_prediction),
+    ):
+        x, expected = drawn(change(plusplus)), drawn(change(conditional))
+        np.testing.assert_allclose(x[::2], expected[::2], atol=1e-4)
+        assert np.abs(x - expected)[1::2].max() > 0.1

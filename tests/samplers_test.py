@@ -302,9 +302,10 @@ def test_churn_adds_the_noise_that_it_says():
         assert abs(z.std() / deviation - 1.0) < 0.05
 
 
-def test_a_denoiser_may_name_the_noise_that_is_added_back():
-    """CFG++: every solver steps as if z were alpha x + sigma renoise_eps."""
-    keys, grid = samplers.image_keys(0, jnp.arange(8)), np.array([-1.0, 1.0], np.float32)
+@pytest.mark.parametrize('sampler', ['ddim', 'dpmpp_2m'])
+def test_a_denoiser_may_name_the_noise_that_is_added_back(sampler):
+    """CFG++: a step from z = alpha x + sigma renoise_eps, at every call; the same as DDIM's own formula there."""
+    keys, grid = samplers.image_keys(0, jnp.arange(8)), np.array([-2.0, -1.0, 1.0, 2.0], np.float32)
     z, seen = samplers.step_noise(keys, 0, (2,)), []
 
     def denoise(z, logsnr):
@@ -312,6 +313,42 @@ def test_a_denoiser_may_name_the_noise_that_is_added_back():
         return Prediction(0.2 * z, renoise_eps=0.1 * z)
 
     with jax.disable_jit():
-        samplers.ddim(denoise, z, grid, clip_x=False)
-    x, (alpha, sigma) = diffusion.predict_x(z, 0.2 * z, -1.0), diffusion.alpha_sigma(1.0)
-    np.testing.assert_allclose(seen[1], alpha * x + sigma * 0.1 * z, rtol=1e-5)
+        EVERY[sampler](denoise, z, grid, keys)
+    x_before = h_before = None
+    for before, after, logsnr_t, logsnr_s in zip(seen, seen[1:], grid, grid[1:]):
+        x = diffusion.predict_x(before, 0.2 * before, logsnr_t)
+        moved = diffusion.q_sample(x, 0.1 * before, logsnr_t)
+        (_, sigma_t), (alpha, sigma) = diffusion.alpha_sigma(logsnr_t), diffusion.alpha_sigma(logsnr_s)
+        if sampler == 'ddim':
+            np.testing.assert_allclose(after, alpha * x + sigma * 0.1 * before, rtol=1e-4, atol=1e-5)
+        elif sampler == 'dpmpp_2m':
+            h = 0.5 * (logsnr_s - logsnr_t)
+            middle = x if x_before is None else x + 0.5 * h / h_before * (x - x_before)
+            np.testing.assert_allclose(
+                after, sigma / sigma_t * moved - alpha * np.expm1(-h) * middle, rtol=1e-4, atol=1e-4
+            )
+            x_before, h_before = x, h
+
+
+@pytest.mark.parametrize('sampler', ['heun', 'unipc_2'])
+def test_solvers_that_step_from_an_earlier_z_refuse_another_noise(sampler):
+    z = jnp.ones((8, 2))
+    with pytest.raises(ValueError, match=r'cannot renoise with another eps \(CFG\+\+\)'):
+        EVERY[sampler](lambda z, logsnr: Prediction(z, renoise_eps=z), z, jnp.array([-1.0, 1.0]))
+
+
+@pytest.mark.parametrize('sampler', ['dpmpp_2m', 'unipc_2'])
+def test_a_long_last_step_is_taken_with_order_one(sampler):
+    """On the default grid the last step is ten times as long as the one before: there x is not extrapolated."""
+    start = samplers.step_noise(samplers.image_keys(1, jnp.arange(256)), 0, (2,))
+
+    def error(name, grid, **options):
+        keys = samplers.image_keys(0, jnp.arange(256))
+        solve = lambda name, grid, **options: np.float64(EVERY[name](gaussian, start, grid, keys, **options))  # noqa: E731
+        exact = solve('ddim', schedules.logsnr_grid(schedules.cosine_logsnr, 1024))
+        return np.sqrt(np.mean((solve(name, grid, **options) - exact) ** 2))
+
+    for steps in (16, 32):
+        grid = schedules.logsnr_grid(schedules.cosine_logsnr, steps)
+        first_order, lowered = error('ddim', grid), error(sampler, grid, lower_order_final=True)
+        assert lowered < 0.7 * first_order < 2.0 * error(sampler, grid), (steps, first_order, lowered)
