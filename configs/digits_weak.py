@@ -4,11 +4,12 @@ r"""A weak model for autoguidance on the digits: half as wide as configs/digits.
     python -m cfg_jax.main --config=configs/digits.py --mode=evaluate --config.eval.folder=autoguidance \
         --config.guidance.weak=checkpoint --config.guidance.weak_workdir=runs/digits_weak
 
-Hardware: two CPU cores. Cost: COST.
+Hardware: two CPU cores. Cost: 33 CPU seconds.
 Karras et al. 2024 guide with a model that is smaller and trained less: it makes the same mistakes, but more of them. An
 earlier checkpoint of the model itself needs no second training; configs/digits.py keeps one every 500 steps:
 --config.guidance.weak=checkpoint --config.guidance.weak_step=500.
-Expect: see the table of docs/guidance.md.
+Expect, over 2,000 images: FID 0.79 ± 0.20 at w = 0.5, where no guidance has 1.36 ± 0.28, the null label at its best
+0.74 ± 0.17, and the checkpoint of step 500 0.60 ± 0.12. See docs/guidance.md.
 """
 
 from cfg_jax.config import default

@@ -28,7 +28,7 @@ VARIANTS = {
     'TCFG': {'guidance.rule': 'tangential'},
     'dynamic threshold': {'guidance.rule': 'dynamic_threshold'},
     # its strength is another at each step: see docs/guidance.md
-    'CFG++': {'guidance.rule': 'cfgpp', 'eval.guidance_weights': (0.0, -0.88, -0.85, -0.8)},
+    'CFG++': {'guidance.rule': 'cfgpp', 'eval.guidance_weights': (-0.8, -0.7, -0.6, -0.5)},
     # what from
     'random label': {'guidance.weak': 'random_label'},
     'wrong time': {'guidance.weak': 'time'},
