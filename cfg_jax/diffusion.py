@@ -57,6 +57,14 @@ def check_prediction(prediction: object, z: Float[Array, ' B *D']) -> Prediction
     return prediction
 
 
+def with_eps(prediction: Prediction, eps: Float[Array, ' B *D']) -> Prediction:
+    """Return the prediction with another eps; where its own was to be added back, the new one is."""
+    renoise = prediction.renoise_eps
+    if renoise is not None:
+        renoise = jnp.where(renoise == prediction.eps, eps, renoise)
+    return prediction._replace(eps=eps, renoise_eps=renoise)
+
+
 def check_logsnrs(logsnrs: Float[Array, ' T'], *, increasing: bool = True) -> None:
     """Raise ValueError unless the values of λ are finite and increase strictly (increasing=False: decrease).
 
@@ -159,14 +167,6 @@ def clip_prediction(prediction: Prediction, z: Float[Array, ' B *D'], logsnr: Pe
     prediction = check_prediction(prediction, z)
     x = clip_to_range(predict_x(z, prediction.eps, logsnr))
     return with_eps(prediction, predict_eps(z, x, logsnr))
-
-
-def with_eps(prediction: Prediction, eps: Float[Array, ' B *D']) -> Prediction:
-    """Return the prediction with another eps; where its own was to be added back, the new one is."""
-    renoise = prediction.renoise_eps
-    if renoise is not None:
-        renoise = jnp.where(renoise == prediction.eps, eps, renoise)
-    return prediction._replace(eps=eps, renoise_eps=renoise)
 
 
 # ---------------------------------------------------------------- v = alpha eps - sigma x (Salimans & Ho 2022, sec. 4)

@@ -180,7 +180,11 @@ def extrapolate_pair(
     """
     remembers = not (isinstance(momentum, int | float) and momentum == 0.0)
     if not remembers and not isinstance(pair, Stateful):
-        return lambda z, logsnr: _guided(rule, *pair(z, logsnr), z, logsnr, weight)[0]
+
+        def denoise(z: Float[Array, ' B *D'], logsnr: Float[Array, ' B']) -> Prediction:
+            return _guided(rule, *pair(z, logsnr), z, logsnr, weight)[0]
+
+        return denoise
     both = denoisers.stateful(pair)
 
     def start(z):

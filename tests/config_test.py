@@ -102,7 +102,7 @@ def test_a_shrunk_config_trains_a_step_and_samples(name, compiled):
         assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, before) and metrics['loss'].shape == ()
         if config.model.kind == 'unet':
             arguments = after.ema_params, 0, jnp.arange(2), jnp.arange(2), 1.0
-            assert jax.eval_shape(build.sampler(config), *arguments).shape == (2, *shape)
+            assert jax.eval_shape(build_sampling.sampler(config), *arguments).shape == (2, *shape)
         return
     after, metrics = jax.jit(train_step)(before, batch, jax.random.key(1))
     assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0

@@ -172,7 +172,7 @@ def test_names_of_any_bytes(tmp_path, real):
     (read,) = csv.DictReader((tmp_path / 'results.csv').read_text('utf-8').splitlines())
     assert read['reference'].endswith('donn\\udce9es')
     assert 'donn\\udce9es' in (tmp_path / 'samples_report.html').read_text('utf-8')
-    pages.write_tables(tmp_path, '', [], [judging.Judged('w=0', row, [0.5], b'', None)], ['caf\udce9'])
+    pages.write_tables(tmp_path, '', [], [judging.Judged('w=0', row, [0.5], b'', None, None)], ['caf\udce9'])
     assert (tmp_path / 'accuracy_by_class.csv').read_text('utf-8') == 'class,w=0\ncaf\\udce9,0.5\n'
 
 

@@ -327,7 +327,7 @@ def test_a_classifier_knows_the_models_classes_in_the_same_order():
     check_same_order(
         names, ('cat', *names[1:]), 'classifier', 'classifier_workdir'
     )  # imported weights have numbers for names
-    with pytest.raises(UserError, match=r'label 2 is .2. to the model but .10. to the classifier in classifier; both'):
+    with pytest.raises(UserError, match=r'label 2 is .2. to the model but .10. to that in classifier; both'):
         check_same_order(names, tuple(sorted(names)), 'classifier', 'classifier_workdir')
 
 

@@ -334,7 +334,7 @@ def test_variants_are_curves_of_their_names_and_are_ranked_above_all():
     assert [item.text()[1:] for item in legend.all('li')] == ['variant 0', 'variant 1', 'variant 2']
     table = next(tree.all('table'))
     head, *lines = ([cell.text() for kind in ('th', 'td') for cell in line.all(kind)] for line in table.all('tr'))
-    assert head[:4] == ['variant', 'FID ↓', 'tie', 'w'] and 'interval' not in head
+    assert head[:5] == ['variant', 'FID ↓', 'tie', 'above the first ↓', 'w'] and 'interval' not in head
     assert [(line[0][1:], line[2]) for line in lines] == [
         (f'variant {i}', t) for i, t in enumerate(('first', 'no', 'no'))
     ]
