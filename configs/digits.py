@@ -2,13 +2,13 @@
 
     python -m cfg_jax.main --config=configs/digits.py
 
-Hardware: two CPU cores. Cost: 330 CPU seconds, three and a half minutes, on an AMD EPYC with AVX-512; 660 CPU seconds on
-one of family 25, model 1 (Zen 3: AVX2, no AVX-512).
-Expect, over 1,000 samples per weight, judged by a classifier of its own (real images have IS 9.63): on the first of
-the two (and the second), with jaxlib 0.12.0.1, FID 1.59 (1.59) at w=0, 1.06 (1.10) at w=0.3, 2.45 (2.56) at w=1, 8.64
-(8.84) at w=4, and 3% to 4% less with 0.10.2; IS 9.5 at w=0, 9.9 at w=1; accuracy from 0.985 at w=0 to 1.0 at w=1. It is the shape of the paper's tables 1 and 2, on data
-small enough for it. The variance is the upper one (v=1): at 32 steps the paper's v=0.3, made for 256, loses variety
-before any guidance does, and with it the dip of FID at small w.
+Hardware: two CPU cores. Cost: 330 CPU seconds, three and a half minutes, on an AMD EPYC with AVX-512; 660 CPU seconds
+on one of family 25, model 1 (Zen 3: AVX2, no AVX-512).
+Expect, over 1,000 samples per weight, judged by a classifier of its own (real images have IS 9.63): FIDS
+(another processor or version of jaxlib: some percent more or less); IS 9.5 at w=0, 9.9 at w=1; accuracy from 0.985 at
+w=0 to 1.0 at w=1. It is the shape of the paper's tables 1 and 2, on data small enough for it. The variance is the upper
+one (v=1): at 32 steps the paper's v=0.3, made for 256, loses variety before any guidance does, and with it the dip of
+FID at small w.
 """
 
 from cfg_jax.config import default

@@ -112,6 +112,15 @@ class ResBlock(nn.Module):
         return x + h
 
 
+def attend(
+    query: Float[Array, 'N T D'], key: Float[Array, 'N T D'], value: Float[Array, 'N T D']
+) -> Float[Array, 'N T D']:
+    """Return softmax(query keyᵀ / sqrt(D)) value, of each of N; the softmax in float32."""
+    D = query.shape[-1]
+    logits = jnp.einsum('nqd,nkd->nqk', query * D**-0.5, key, preferred_element_type=jnp.float32)
+    return jnp.einsum('nqk,nkd->nqd', jax.nn.softmax(logits).astype(value.dtype), value)
+
+
 class SelfAttention(nn.Module):
     """Residual multi-head attention over all pixels. The output projection starts at zero.
 
@@ -127,10 +136,14 @@ class SelfAttention(nn.Module):
         self, x: Float[Array, 'B H W C'], identity: Bool[Array, ' B'] | None = None
     ) -> Float[Array, 'B H W C']:
         B, H, W, C = x.shape
-        h = GroupNorm(self.num_groups, name='norm')(x).reshape(B, H * W, C)
-        qkv = Dense(3 * C, dtype=self.dtype, name='qkv')(h).reshape(B, H * W, 3, self.num_heads, C // self.num_heads)
-        h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        T, D = H * W, C // self.num_heads
+        # Rows of pixels, so that a weight's gradient contracts one axis; heads beside images, so that the products are
+        # plain batches of matrices.
+        h = GroupNorm(self.num_groups, name='norm')(x).reshape(B * T, C)
+        qkv = Dense(3 * C, dtype=self.dtype, name='qkv')(h).reshape(B, T, 3, self.num_heads, D)
+        query, key, value = qkv.transpose(2, 0, 3, 1, 4).reshape(3, B * self.num_heads, T, D)
+        h = attend(query, key, value)
         if identity is not None:
-            h = jnp.where(identity[:, None, None, None], qkv[:, :, 2], h)
-        h = h.reshape(B, H * W, C)
+            h = jnp.where(jnp.repeat(identity, self.num_heads)[:, None, None], value, h)
+        h = h.reshape(B, self.num_heads, T, D).swapaxes(1, 2).reshape(B * T, C)
         return x + Dense(C, dtype=self.dtype, kernel_init=zeros, name='out')(h).reshape(x.shape)
