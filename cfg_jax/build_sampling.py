@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import math
 from pathlib import Path
 
 import jax
@@ -75,7 +76,7 @@ def sampling_logsnrs(config):
     low, high = grid_ends(config)
     if sample.grid == 'logsnr':
         return schedules.uniform_logsnr_grid(sample.num_steps, logsnr_min=low, logsnr_max=high)
-    ends = {'sigma_min': float(jnp.exp(-0.5 * high)), 'sigma_max': float(jnp.exp(-0.5 * low))}
+    ends = {'sigma_min': math.exp(-0.5 * high), 'sigma_max': math.exp(-0.5 * low)}
     return schedules.karras_grid(sample.num_steps, **ends, rho=sample.rho)
 
 
@@ -228,8 +229,9 @@ def weak_name(config):
 
 
 def at_weight(config, weight):
-    """Return the config that images of this guidance weight are drawn with: at w = 0 without any guidance but a
-    classifier's, so that nothing is computed for it. A guidance function of the user's own is left as it is.
+    """Return the config to draw with at this guidance weight: at w = 0 one without guidance, except a classifier's.
+
+    Nothing is then computed for it. A guidance function of the user's own is left as it is.
     """
     function = config.guidance.function
     if weight != 0.0 or function not in FUNCTIONS or not weak_name(config):
@@ -354,24 +356,15 @@ def sampler(config, classifier_config=None, weak_config=None):
 def count_evaluations(config, weight=1.0):
     """Return the cost of one image at this weight: {'network_evaluations', 'classifier_gradients'}.
 
-    A weak model's evaluations count as the model's own. It traces each part of the sampler's scan once.
+    A weak model's evaluations count as the model's own.
     """
-    config, calls, images = at_weight(config, weight), call_logsnrs(config), []
+    config = at_weight(config, weight)
+    calls, keys, labels = call_logsnrs(config), samplers.image_keys(0, jnp.arange(1)), jnp.zeros(1, jnp.int32)
 
-    def counting(z, logsnr, labels, **_):
-        images.append(len(z))
-        return diffusion.Prediction(z)
+    def guided(model):
+        return guide(config, model, labels, jnp.float32(weight), keys=keys, weak_model=model)
 
-    def count(step):
-        images.clear()
-        jax.eval_shape(lambda z, logsnr: step(z, logsnr, start(z))[0], z, jax.ShapeDtypeStruct((1,), jnp.float32))
-        return sum(images)
-
-    keys, labels = samplers.image_keys(0, jnp.arange(1)), jnp.zeros(1, jnp.int32)
-    z = jax.ShapeDtypeStruct((1, *build.image_shape(config)), jnp.float32)
-    denoise = guide(config, counting, labels, jnp.float32(weight), keys=keys, weak_model=counting)
-    start, parts = denoisers.parts(denoise, calls)
-    evaluations = sum((part.stop - part.start) * count(step) for part, step in parts)
+    evaluations = denoisers.count_evaluations(guided, calls, build.image_shape(config))
     gradients = len(calls) if config.guidance.classifier_workdir else 0
     return {'network_evaluations': evaluations, 'classifier_gradients': gradients}
 

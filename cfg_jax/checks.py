@@ -253,10 +253,8 @@ def _check_weak(config):
     )
     for applies, names, allowed, reason in reasons:
         _require(not (applies and weak in names), config, 'guidance.weak', f'{allowed} because {reason}')
-    if labels == 'classes' and function == 'unconditional':
-        _require(
-            False, config, 'guidance.function', "'conditional' or 'module:function' because there is no null label"
-        )
+    null = labels != 'classes' or function != 'unconditional'
+    _require(null, config, 'guidance.function', "'conditional' or 'module:function' because there is no null label")
     sizes = build.attention_sizes(config)
     of_sizes = f'a tuple of image sizes that have attention: {", ".join(map(str, sizes))}'
     chosen = settings.attention_resolutions
@@ -294,8 +292,11 @@ def _check_grid(config):
         fields = 'config.sample.logsnr_min, config.sample.logsnr_max, config.diffusion.logsnr_max'
         if first >= last:
             raise UserError(f'the grid {sample.grid!r} would go from λ = {first:.4g} to {last:.4g} ({fields}).')
-    calls, ends = build_sampling.call_logsnrs(config), config.guidance.interval
+    if not uniform or config.diffusion.schedule in build.TABLES:
+        build_sampling.sampling_logsnrs(config)  # raises for a spacing that cannot be
+    ends = config.guidance.interval
     if len(ends):
+        calls = build_sampling.call_logsnrs(config)
         inside = denoisers.within(calls, *ends)
         steps = f'an interval with a step in it: there are {len(calls)} from λ = {calls[0]:.4g} to {calls[-1]:.4g}'
         _require(bool(inside.any()), config, 'guidance.interval', steps)

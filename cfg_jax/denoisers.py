@@ -133,3 +133,26 @@ def parts(
 
     pieces = [slice(a, b) for a, b in pairwise(bounds)]
     return whole.start, [(piece, step_of(0 if guided[piece.start] else 1)) for piece in pieces]
+
+
+def count_evaluations(
+    guided: Callable[[Callable[..., Prediction]], Denoiser], logsnrs: Float[Array, ' T'], image_shape: tuple[int, ...]
+) -> int:
+    """Return how many images the network sees for one image drawn, when its denoiser is called at these λ.
+
+    guided: a model -> the denoiser of one image. Each part of the scan is traced once, with a model that only counts.
+    """
+    seen = []
+
+    def counting(z, logsnr, labels, **_):
+        seen.append(len(z))
+        return Prediction(z)
+
+    start, pieces = parts(guided(counting), logsnrs)
+    z, logsnr = (jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in (image_shape, ()))
+    total = 0
+    for piece, step in pieces:
+        seen.clear()
+        jax.eval_shape(lambda z, logsnr, step=step: step(z, logsnr, start(z))[0], z, logsnr)
+        total += (piece.stop - piece.start) * sum(seen)
+    return total

@@ -72,6 +72,8 @@ def with_helpers(model, mesh=None, *, former=None):
     classifier = classifier or load_classifier(model.config, mesh)
     if former and _weak_place(former.config) == _weak_place(model.config):
         weak = former.weak
+    if weak:
+        _check_null_label(weak.config, model.config, weak.workdir)
     weak = weak or load_weak(model.config, model.workdir, mesh)
     if weak and weak.digest == model.digest and settings.weak_conditional:
         raise UserError(
@@ -127,7 +129,7 @@ def _weak_place(config):
     settings = config.guidance
     if build_sampling.weak_name(config) != 'checkpoint':
         return None
-    return settings.weak_workdir, settings.weak_step, settings.weak_ema, settings.weak_conditional
+    return settings.weak_workdir, settings.weak_step, settings.weak_ema
 
 
 def load_weak(config, workdir, mesh=None):
@@ -150,12 +152,7 @@ def load_weak(config, workdir, mesh=None):
     if saved.model.kind != 'unet':
         raise UserError(f'{place} holds a {saved.model.kind}, not a diffusion model {field}.')
     _check_same_data(saved, config, f'the weak model in {place}', field)
-    unconditional = not settings.weak_conditional or settings.function == 'unconditional'
-    if saved.model.labels == 'classes' and unconditional:
-        raise UserError(
-            f'the weak model in {place} has no null label, and without labels it is asked for one '
-            '(config.guidance.weak_conditional, config.guidance.function).'
-        )
+    _check_null_label(saved, config, place)
     mesh = mesh or sharding.make_mesh()
     try:
         return _load(saved, place, mesh, step=settings.weak_step, ema=settings.weak_ema)
@@ -163,6 +160,16 @@ def load_weak(config, workdir, mesh=None):
         if settings.weak_step is None:
             raise
         raise UserError(f'{error} It was asked for by config.guidance.weak_step.') from None
+
+
+def _check_null_label(saved, config, place):
+    """Raise UserError if the weak model with config `saved` would be asked for a null label that it does not have."""
+    unconditional = not config.guidance.weak_conditional or config.guidance.function == 'unconditional'
+    if saved.model.labels == 'classes' and unconditional:
+        raise UserError(
+            f'the weak model in {place} has no null label and can only be asked with the labels '
+            '(config.guidance.weak_conditional, config.guidance.function).'
+        )
 
 
 def saved_config(workdir):

@@ -257,6 +257,14 @@ def test_a_weak_model_may_be_smaller_earlier_or_not_averaged(workdirs):
         assert trained.identity(model, wanted) != trained.identity(plain, wanted)
         off = dataclasses.replace(wanted, weight=0.0)
         assert trained.identity(model, off) == trained.identity(plain, off)
+    changed = tiny.config(guidance__weak='checkpoint', guidance__weak_ema=False, guidance__weak_conditional=False)
+    again = trained.with_helpers(dataclasses.replace(plain, config=changed), former=model)
+    assert again.weak is model.weak  # read once, with the labels or without
+    classes = dataclasses.replace(model.weak, config=tiny.config(model__labels='classes', loss__p_uncond=0.0))
+    with pytest.raises(UserError, match='no null label and can only be asked with the labels'):
+        trained.with_helpers(
+            dataclasses.replace(plain, config=changed), former=dataclasses.replace(model, weak=classes)
+        )
     batches = trained.image_batches(config, None, model.weak, batch_size=6)
     drawn = {weight: next(batches(model.params, LABELS, weight, 0)) for weight in (0.0, 3.0, 9.0)}
     assert (drawn[9.0] != drawn[3.0]).any() and drawn[0.0].dtype == np.uint8

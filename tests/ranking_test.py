@@ -100,6 +100,16 @@ def test_a_variant_is_one_curve_whatever_it_varies(changes, over, names, full):
     assert (sweep.over, list(sweep.curves), sweep.full_name(rows[-1])) == (over, names, full)
 
 
+def test_samplers_are_drawn_over_their_steps_where_no_weight_varies():
+    """Then FID is also drawn over evaluations, a line for each sampler; a classifier's weight is a weight too."""
+    rows = [
+        {'sampler': s, 'num_steps': t, 'guidance_weight': 0.3, 'classifier_weight': 0.0} for s in 'ab' for t in (8, 16)
+    ]
+    assert (Sweep(rows).over, list(Sweep(rows).curves)) == ('num_steps', ['a', 'b'])
+    rows += [{**each, 'classifier_weight': 1.0} for each in rows]
+    assert Sweep(rows).over == 'classifier_weight'
+
+
 def test_each_variant_is_drawn_over_its_own_weight():
     rows = [{'variant': 'a', 'guidance_weight': w, 'classifier_weight': 0} for w in (0, 1)]
     rows += [{'variant': 'b', 'guidance_weight': 0, 'classifier_weight': c} for c in (2, 0)]

@@ -133,25 +133,19 @@ def over_evaluations(curves, *, title):
 
     curves: {name: rows}; each row has fid, fid_error and network_evaluations.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     with style.figure((680, 440)) as (figure, axis):
         for number, (name, rows) in enumerate(curves.items()):
             rows = sorted(rows, key=lambda row: row['network_evaluations'])
-            at, errors = Curve(rows, 'num_steps').points('network_evaluations', 'fid')[1:]
-            paper = PALETTE['paper'] if _is_hollow(number) else _color(Curve(rows, 'num_steps', style=number))
-            axis.errorbar(
-                *at.T, errors[:, 1], color=_color(Curve(rows, 'num_steps', style=number)), linestyle=dash(number),
-                marker=_marker(number)[0], markerfacecolor=paper, label=style.drawable(name),
-            )  # fmt: skip
-        for ticks, scale, subs in (
-            (axis.xaxis, axis.set_xscale, (1, 1.5, 2, 3, 4, 6)),
-            (axis.yaxis, axis.set_yscale, (1, 2, 5)),
-        ):
-            scale('log')
-            ticks.set_major_locator(LogLocator(subs=subs))
-            ticks.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-            ticks.set_minor_locator(NullLocator())
+            curve = Curve(rows, 'num_steps', style.drawable(name), number)
+            at, errors = curve.points('network_evaluations', 'fid')[1:]
+            look = {'color': _color(curve), 'linestyle': dash(number), 'marker': _marker(number)[0]}
+            if _is_hollow(number):
+                look['markerfacecolor'] = PALETTE['paper']
+            axis.errorbar(*at.T, errors[:, 1], label=curve.label, **look)
+        axis.set_xscale('log')
+        axis.set_yscale('log')
+        _write_plain_ticks(axis.xaxis, (1, 1.5, 2, 3, 4, 6))
+        _write_plain_ticks(axis.yaxis, (1, 2, 5))
         axis.set_xlabel('evaluations of the network per image, logarithmic', loc='right')
         axis.set_title(f'{column("fid").axis}, logarithmic')
         axis.legend()
@@ -235,13 +229,18 @@ def _spans_factors(shown):
 
 def _make_logarithmic(axis, shown):
     """Make the y axis logarithmic, so that among many curves the few good values are not squeezed by the bad ones."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     axis.set_yscale('log', nonpositive='clip')
     axis.set_ylim(np.nanmin(shown) / 1.15, np.nanmax(shown) * 1.15)
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-    axis.yaxis.set_minor_locator(NullLocator())
+    _write_plain_ticks(axis.yaxis, (1, 1.5, 2, 3, 5, 7))
+
+
+def _write_plain_ticks(axis, subs):
+    """Write the numbers of a logarithmic x or y axis as they are, at these multiples of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axis.set_minor_locator(NullLocator())
 
 
 def _limits(shown, line):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import denoisers, diffusion, guidance, samplers
+from cfg_jax import denoisers, guidance, samplers
 from cfg_jax.evaluation.experiments import LABEL, against, draw, for_each, row, target_at
 
 
@@ -74,23 +74,12 @@ def draw_form(bench, form, weights, *, n=None):
 
 def evaluations(bench, form):
     """Return how often one sample of a form evaluates the network: for a pair, two at a λ."""
-    batches = []
-
-    def counting(z, logsnr, labels):
-        batches.append(len(z))
-        return diffusion.Prediction(z)
-
-    def count(step):
-        batches.clear()
-        jax.eval_shape(lambda z, logsnr: step(z, logsnr, start(z))[0], z, jax.ShapeDtypeStruct((1,), jnp.float32))
-        return sum(batches)
-
-    z = jax.ShapeDtypeStruct((1, bench.mixture.dimensions), jnp.float32)
     keys = samplers.image_keys(bench.seed, jnp.arange(1))
-    start, parts = denoisers.parts(
-        denoiser(form, bench, bench.labels(1), jnp.ones(1), keys, model=counting), bench.logsnrs
-    )
-    return sum((part.stop - part.start) * count(step) for part, step in parts)
+
+    def guided(model):
+        return denoiser(form, bench, bench.labels(1), jnp.ones(1), keys, model=model)
+
+    return denoisers.count_evaluations(guided, bench.logsnrs, (bench.mixture.dimensions,))
 
 
 def compare(bench, weights, forms: Mapping[str, Form] = FORMS, *, target_samples=400_000):

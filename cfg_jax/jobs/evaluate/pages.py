@@ -81,17 +81,15 @@ def write_summary(config, workdir, folder, rows, pictures, measuring, influences
         both = {curve_name(name, rows): rows for name, rows in pairs}
         style.save(folder / 'comparison', figures.comparison(both, title=title_of(config, rows, guidance=False)))
         print(f'wrote {folder}/comparison.png and .svg', flush=True)
+    sweep, data, judge = Sweep(rows), build.data_name(config), f'judge {config.eval.judge!r}'
+    named = {name: [rows[index] for index in members] for name, members in sweep.curves.items()}
     if config.eval.variants:
-        named = {name: [rows[index] for index in members] for name, members in Sweep(rows).curves.items()}
-        title = f'{build.data_name(config)}: {rows[0]["num_samples"]:,} samples per weight, judge {config.eval.judge!r}'
+        title = f'{data}: {rows[0]["num_samples"]:,} samples per weight, {judge}'
         style.save(folder / 'variants', figures.comparison(named, title=title))
-    if len(set(config.eval.num_steps)) > 1 and len({row['guidance_weight'] for row in rows}) == 1:
-        of_sampler = {}
-        for row in rows:
-            of_sampler.setdefault(row['sampler'], []).append(row)
-        place = f'{build.data_name(config)}: {rows[0]["num_samples"]:,} samples, w = {rows[0]["guidance_weight"]:g}'
-        title = f'{place}, grid {rows[0]["grid"]}, judge {config.eval.judge!r}'
-        style.save(folder / 'evaluations', figures.over_evaluations(of_sampler, title=title))
+    if sweep.over == 'num_steps':  # nothing else varies along the curves, one for each sampler
+        where = f'w = {rows[0]["guidance_weight"]:g}, grid {rows[0]["grid"]}'
+        title = f'{data}: {rows[0]["num_samples"]:,} samples, {where}, {judge}'
+        style.save(folder / 'evaluations', figures.over_evaluations(named, title=title))
     print(*ranking.lines(ranked) if ranked else (), sep='\n', end='\n' if ranked else '', flush=True)
     beside = '' if config.eval.samples else ', its tables and its pictures'
     again = f', {replaced} in place of rows of the same settings' if replaced else ''
