@@ -87,7 +87,7 @@ def sharded(init, train_step, mesh, *, fsdp):
     shardings = sharding.state_shardings(shapes, mesh, fsdp)
     step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     # it runs once: on CPUs, XLA's full optimization would compile for seven times as long, to the same numbers
-    options = {'xla_backend_optimization_level': 1} if mesh.devices.flat[0].platform == 'cpu' else None
+    options = {'xla_backend_optimization_level': 1} if sharding.is_on_cpus(mesh) else None
     init = jax.jit(init, out_shardings=shardings, compiler_options=options)
     return init, sharding.abstract(shapes, shardings), step
 
