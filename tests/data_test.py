@@ -49,6 +49,22 @@ def test_digits_are_sklearns():
         example['image'][..., 0] / 255 * 16, bunch.images[100], atol=0.04
     )  # half a grey level of 255
     assert source.images.max() == 255 and source.images.min() == 0
+    np.testing.assert_array_equal(source.labels, bunch.target)
+    np.testing.assert_array_equal(source.images[..., 0], np.round(bunch.images * (255 / 16)))
+
+
+def test_digits_without_the_file_come_from_sklearn(monkeypatch):
+    known = sources.digits()
+    monkeypatch.setattr(sources.importlib.util, 'find_spec', lambda name: None)
+    other = sources.digits()
+    np.testing.assert_array_equal(other.images, known.images)
+    np.testing.assert_array_equal(other.labels, known.labels)
+
+
+def test_digits_do_not_import_sklearn():
+    """It would take a second of every start."""
+    code = 'import sys; from cfg_jax.data import sources; sources.digits(); assert "sklearn" not in sys.modules'
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=tiny.ROOT)
 
 
 # ---------------------------------------------------------------- the pipeline

@@ -221,6 +221,13 @@ def test_the_loss_falls_and_ema_follows(undisturbed):
     assert distance(state.ema_params, state.params) < 0.05 * distance(start, state.params)
 
 
+@pytest.mark.parametrize('seed', [0, 7, 2**31, 2**32 - 1])
+def test_the_keys_of_training_are_those_of_older_runs(seed):
+    """A run that is resumed goes on with them."""
+    before = jax.random.split(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)))
+    assert (jnp.stack(build.training_keys(tiny.config(seed=seed))) == before).all()
+
+
 def initial(config):
     return jax.jit(lambda: build.init_params(config, jax.random.key(0)))()
 
