@@ -19,24 +19,29 @@ NO_PEERS = 'no --torch_python: the PyTorch peers are left out'
 
 
 def parser(description, *, rounds, models=()):
-    """Return the parser of a benchmark's options. rounds, models: its defaults; without models, it has no peers either."""
+    """Return the parser of a benchmark's options. rounds, models: its defaults; without models, it has no peers."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument('--rounds', type=int, default=rounds, help=f'rounds of the contest (default: {rounds})')
     made.add_argument('--before', metavar='FOLDER', help='another checkout of this project, measured as `before`')
     made.add_argument(
-        '--results', default=contest.RESULTS, metavar='FILE', help=f'append a line of JSON here (default: {contest.RESULTS})'
+        '--results',
+        default=contest.RESULTS,
+        metavar='FILE',
+        help=f'append a line of JSON here (default: {contest.RESULTS})',
     )
     if models:
         default = ','.join(models)
         made.add_argument('--models', default=default, help=f'networks of shapes.py (default: {default})')
-        made.add_argument('--torch_python', metavar='PYTHON', help='of an environment with torch, and perhaps diffusers')
+        made.add_argument(
+            '--torch_python', metavar='PYTHON', help='of an environment with torch, and perhaps diffusers'
+        )
         made.add_argument('--guided_diffusion', metavar='FOLDER', help="OpenAI's repository, to measure its network")
         made.add_argument('--only', default='', metavar='NAMES', help='measure these contestants alone, with commas')
     return made
 
 
 def parse(made, arguments=None):
-    """Return the parsed options, `models` as a list. A mistake ends the program with a line that says what is allowed."""
+    """Return the parsed options, `models` as a list. A mistake ends the program with a line that says what is wrong."""
     options = made.parse_args(arguments)
     if options.rounds < 1:
         made.error(f'--rounds={options.rounds}: it must be 1 or more')

@@ -7,6 +7,7 @@ It measures the cfg_jax that it imports, which PYTHONPATH may choose, with this 
 
 import argparse
 import json
+import os
 import runpy
 import time
 from pathlib import Path
@@ -111,6 +112,8 @@ def main():
 
     from cfg_jax import runtime
 
+    if options.task == 'memory':  # compiles in half the time, to other code in the same buffers
+        os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
     runtime.configure()
     import jax
 

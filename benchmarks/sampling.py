@@ -10,9 +10,11 @@ contestants take turns; times are medians over the rounds. Leave the machine alo
 import contest
 import contestants
 
+MODELS = ('unet8m', 'digits')
+
 
 def main(arguments=None):
-    parser = contestants.parser(__doc__, rounds=3)
+    parser = contestants.parser(__doc__, rounds=3, models=MODELS)
     parser.add_argument('--calls', type=int, default=1, help='calls of each contestant in a round (default: 1)')
     parser.add_argument('--steps', type=int, default=32, help='steps of the sampler (default: 32)')
     parser.add_argument('--compile', action='store_true', help='also torch.compile; it takes minutes to begin')

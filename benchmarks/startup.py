@@ -2,9 +2,9 @@
 
     python benchmarks/startup.py [--before=FOLDER] [--rounds=3]
 
-Each round starts it twice with a compilation cache of its own: `first` finds it empty, `second` finds what the first has
-compiled. What the seconds consist of: Python and its imports; tracing functions and lowering them to XLA's language;
-compiling, or reading the compiled program; and the rest: reading the data, the first step, and what has no name.
+Each round starts it twice with a compilation cache of its own: `first` finds it empty, `second` finds what the first
+has compiled. What the seconds consist of: Python and its imports; tracing functions and lowering them to XLA's language;
+compiling, or reading what was compiled; and the rest: reading the data, the first step, and what has no name.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class _FirstStep:
 
 
 def covered(spans):
-    """Return the seconds that a list of (begin, end) covers; one may lie within another, as a function that calls one."""
+    """Return the seconds that a list of (begin, end) covers. One may lie within another."""
     seconds, last = 0.0, float('-inf')
     for begin, end in sorted(spans):
         seconds += max(0.0, end - max(begin, last))

@@ -11,9 +11,11 @@ the machine alone meanwhile.
 import contest
 import contestants
 
+MODELS = ('unet8m', 'digits')
+
 
 def main(arguments=None):
-    parser = contestants.parser(__doc__, rounds=5)
+    parser = contestants.parser(__doc__, rounds=5, models=MODELS)
     parser.add_argument(
         '--calls', type=int, help='calls of each contestant in a round (default: as many as take a second)'
     )
