@@ -73,9 +73,11 @@ class _Contestant:
 
     def answer(self):
         """Return the next answer; None, after a line that says why, if the process has failed."""
+        line = self._process.stdout.readline()
         with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(self._process.stdout.readline())
-        self._process.kill()  # if it has printed something else
+            return json.loads(line)
+        if line:
+            self._process.kill()  # it prints something else
         self.close()
         self._errors.seek(0)
         _say(f'{self.name}: {_failure(self._process.returncode, self._errors.read().decode(errors="replace"))}')
@@ -116,8 +118,8 @@ def hold(commands, *, rounds, calls=None):
                 continue
             running[name], found[name], runs[name], per_round[name] = contestant, facts, [], calls
             _say(f'{name}: ready after {facts["ready"]:.3g} s')
-            if calls is None and (run := ran(name, 1)):
-                per_round[name] = max(1, math.ceil(1 / max(run['wall'], 1e-3)))
+            if calls is None and (run := ran(name, 1)) and (again := ran(name, 1)):
+                per_round[name] = max(1, math.ceil(1 / max(min(run['wall'], again['wall']), 1e-3)))
         for number in range(rounds):
             for name in list(running):
                 if run := ran(name, per_round[name]):

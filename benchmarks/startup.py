@@ -3,7 +3,7 @@
     python benchmarks/startup.py [--before=FOLDER] [--rounds=3]
 
 Each round starts it twice with a compilation cache of its own: `first` finds it empty, `second` finds what the first
-has compiled. What the seconds consist of: Python and its imports; tracing functions and lowering them to XLA's language;
+has compiled. What the seconds consist of: Python and its imports; tracing functions and lowering them to HLO;
 compiling, or reading what was compiled; and the rest: reading the data, the first step, and what has no name.
 """
 
