@@ -137,10 +137,13 @@ def hold(commands, *, rounds, calls=None):
 
 def ask(name, command):
     """Return what a program prints last, read as JSON; None, after a line that says why, if it fails."""
+    began = time.perf_counter()
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode == 0:
         with contextlib.suppress(json.JSONDecodeError, IndexError):
-            return json.loads(done.stdout.splitlines()[-1])
+            answer = json.loads(done.stdout.splitlines()[-1])
+            _say(f'{name}: answered after {time.perf_counter() - began:.0f} s')
+            return answer
     _say(f'{name}: {_failure(done.returncode, done.stderr)}')
     return None
 
