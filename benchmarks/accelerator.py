@@ -13,10 +13,12 @@ written after every figure, so that a kill loses nothing. It needs jax, flax, op
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -40,9 +42,14 @@ AIMS = (
 COUNTING = (
     'FLOPs are those of the products and convolutions of the program, counted from their shapes before it is compiled '
     "(2 for a multiplication and an addition); XLA's own count can miss what a library computes. Share: of the fastest "
-    'matrix product in the first table. Compile: with choosing algorithms, without tracing, nothing cached. Peak memory '
-    'is that of the process so far, temporary memory that of the one program.'
+    'matrix product in the first table. Compile: from the traced program, with choosing algorithms, nothing cached. Peak '
+    'memory is that of the process so far, temporary memory that of the one program.'
 )
+PROGRAM_COLUMNS = (
+    *('part', 'batch', 'images/s', 'TFLOP per call', 'TFLOP/s', 'share'),
+    *('compile, s', 'temporary, GiB', 'peak, GiB'),
+)
+PEER_COLUMNS = ('part', 'batch', 'seconds', 'images/s', 'first call, s', 'peak, GiB', 'cfg_jax / it')
 
 
 # ---------------------------------------------------------------- running the parts
@@ -66,7 +73,9 @@ class Record:
         elif kind == 'begin':
             self.running = message['part']
         elif kind == 'end':
-            self.needs[message['part'].split()[0]] = message['needs']
+            self.running = None
+            if 'needs' in message:
+                self.needs[message['part'].split()[0]] = message['needs']
         else:
             self.found[kind] = message
             self.write()
@@ -102,7 +111,7 @@ def follow(command, record, deadline):
     Its lines of JSON go to the record, all others to the output.
     """
     environment = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92', 'TF_CPP_MIN_LOG_LEVEL': '2', **os.environ}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     lines = queue.Queue()
 
     def read():
@@ -123,7 +132,8 @@ def follow(command, record, deadline):
     except queue.Empty:
         return None
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it may have started
         process.wait()
 
 
@@ -147,7 +157,7 @@ def run_parts(library, parts, record, options, deadline):
         before = len(record.found['rows'])
         status = follow([str(word) for word in command], record, deadline)
         if status is None:
-            for part in [record.running or parts[0], *record.missing(parts)]:
+            for part in [*[record.running] * bool(record.running), *record.missing(parts)]:
                 record.row(part=part, note='cut off: the time is up')
             return
         if status:
@@ -188,22 +198,10 @@ def markdown(found):
     lines += table('Matrix products, bfloat16', ['side', 'TFLOP/s'], [
         [str(row['side']), f'{row["flops_per_second"] / 1e12:.4g}'] for row in kinds['rate']
     ])  # fmt: skip
-    columns = [
-        'part',
-        'batch',
-        'images/s',
-        'TFLOP per call',
-        'TFLOP/s',
-        'share',
-        'compile, s',
-        'temporary, GiB',
-        'peak, GiB',
-    ]
     for title, kind in (('Training', 'train'), (f'Sampling, scaled to {FULL_STEPS} steps', 'sample')):
-        lines += table(title, columns, [program_cells(row, rate) for row in kinds[kind]])
-    lines += table("guided-diffusion's class in PyTorch", ['part', 'batch', 'seconds', 'images/s', 'first call, s', 'peak, GiB', 'cfg_jax / it'], [
-        peer_cells(row, kinds['train']) for row in kinds['peer']
-    ])  # fmt: skip
+        lines += table(title, PROGRAM_COLUMNS, [program_cells(row, rate) for row in kinds[kind]])
+    cells = [peer_cells(row, kinds['train']) for row in kinds['peer']]
+    lines += table("guided-diffusion's class in PyTorch", PEER_COLUMNS, cells)
     for title, kind in (('Attention', 'attention'), ('Group norm and SiLU', 'norm')):
         lines += table(title, ['shape', 'variant', 'forward, ms', 'with gradients, ms'], [
             [row['shape'], row['variant'], f'{row["forward_ms"]:.3g}', f'{row["both_ms"]:.3g}'] for row in kinds[kind]

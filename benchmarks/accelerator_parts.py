@@ -2,8 +2,8 @@
 
     python benchmarks/accelerator_parts.py --parts='rate,train 64,sample w=1' --deadline=SECONDS [--tiny]
 
-It needs jax, flax, optax and numpy alone. deadline: the Unix time by which it has to be done; a part that is unlikely to
-fit is skipped, with a line that says so. A part that fails, or does not fit into memory, is one line too.
+It needs jax, flax, optax and numpy alone. deadline: the Unix time by which it has to be done; a part that is unlikely
+to fit is skipped, with a line that says so. A part that fails, or does not fit into memory, is one line too.
 """
 
 import argparse
@@ -53,8 +53,8 @@ def adm64():
 TINY = {
     'data': {'image_size': 8, 'num_classes': 10},
     'model': {
-        **{'channels': 32, 'channel_mult': (1, 2), 'num_blocks': 1},
-        **{'attention_resolutions': (4,), 'head_channels': 16},
+        **{'channels': 32, 'channel_mult': (1,), 'num_blocks': 1},
+        **{'attention_resolutions': (8,), 'head_channels': 16},
     },
 }
 
@@ -291,19 +291,22 @@ def sample(sizes, config, params, weight):
 
 
 def forward_and_both(function, arguments, cotangent, seconds, what):
-    """Return {'forward_ms', 'both_ms'}: of a layer, and of it with its gradients."""
+    """Return {'forward_ms', 'both_ms'}: of a layer, and of it with its gradients; {'note'} if it cannot be computed."""
     import jax
 
     def both(arguments, cotangent):
         out, gradients = jax.vjp(function, *arguments)
         return out, gradients(cotangent)
 
-    forward, _ = compiled(function, arguments, what)
-    with_gradients, _ = compiled(both, (arguments, cotangent), f'{what}, with gradients')
-    return {
-        'forward_ms': 1e3 * seconds_per_call(lambda: forward(*arguments), seconds),
-        'both_ms': 1e3 * seconds_per_call(lambda: with_gradients(arguments, cotangent), seconds),
-    }
+    try:
+        forward, _ = compiled(function, arguments, what)
+        with_gradients, _ = compiled(both, (arguments, cotangent), f'{what}, with gradients')
+        return {
+            'forward_ms': 1e3 * seconds_per_call(lambda: forward(*arguments), seconds),
+            'both_ms': 1e3 * seconds_per_call(lambda: with_gradients(arguments, cotangent), seconds),
+        }
+    except Exception as error:
+        return {'note': reason(error)}
 
 
 def attention(sizes, config, params):
@@ -339,11 +342,8 @@ def attention(sizes, config, params):
         cotangent = jax.random.normal(jax.random.key(1), (B, T, channels), jnp.bfloat16)
         for name, function in variants.items():
             row = {'shape': f'{B}x{T}, {heads} heads of {D}', 'variant': name}
-            yield row | attempted(
-                lambda function=function, qkv=qkv, cotangent=cotangent, what=f'attention, {name}, T = {T}': (
-                    forward_and_both(function, (qkv,), cotangent, sizes.seconds / 16, what)
-                )
-            )
+            what = f'attention, {name}, T = {T}'
+            yield row | forward_and_both(function, (qkv,), cotangent, sizes.seconds / 16, what)
 
 
 def norm(sizes, config, params):
@@ -372,6 +372,9 @@ def norm(sizes, config, params):
         layer = cls(groups, epsilon=1e-5, **options)
         return lambda x, scale, bias: layer.apply({'params': {'scale': scale, 'bias': bias}}, x)
 
+    def with_silu(function):
+        return lambda *arguments: nn.silu(function(*arguments))
+
     variants = {
         'cfg_jax': module(blocks.GroupNorm),
         'flax': module(nn.GroupNorm, dtype=jnp.bfloat16),
@@ -384,24 +387,11 @@ def norm(sizes, config, params):
         arguments = x, jnp.ones(channels), jnp.zeros(channels)
         for name, function in variants.items():
             row = {'shape': 'x'.join(map(str, shape)), 'variant': name}
-            yield row | attempted(
-                lambda function=function, arguments=arguments, cotangent=cotangent, what=f'a norm, {name}, {size}x{size}': (
-                    forward_and_both(
-                        lambda *values: nn.silu(function(*values)), arguments, cotangent, sizes.seconds / 16, what
-                    )
-                )
-            )
+            what = f'a norm, {name}, {size}x{size}'
+            yield row | forward_and_both(with_silu(function), arguments, cotangent, sizes.seconds / 16, what)
 
 
 # ---------------------------------------------------------------- one part after the other
-
-
-def attempted(run):
-    """Return run()'s facts, or {'note': why there are none}."""
-    try:
-        return run()
-    except Exception as error:
-        return {'note': reason(error)}
 
 
 def reason(error):

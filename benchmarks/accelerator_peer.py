@@ -2,10 +2,10 @@
 
     python benchmarks/accelerator_peer.py --guided_diffusion=FOLDER --parts='peer bfloat16 eager' --deadline=SECONDS
 
-A part is 'peer TYPE eager' or 'peer TYPE compiled', TYPE float16 or bfloat16. Convolutions and attention compute in that
-type, as the network's own convert_to_fp16 arranges it; parameters, Adam (fused) and the moving average are float32, the
-latter two in torch's multi-tensor form. compiled: by torch.compile, in channels_last, and without the recomputation of
-attention, which the network does in the backward pass and torch.compile cannot follow.
+A part is 'peer TYPE eager' or 'peer TYPE compiled', TYPE float16 or bfloat16. Convolutions and attention compute in
+that type, as the network's own convert_to_fp16 arranges it; Adam (fused), clipping and the moving average work on float32
+copies of the parameters, in torch's multi-tensor form. compiled: by torch.compile, in channels_last, and without the
+recomputation of attention, which the network does in the backward pass and torch.compile cannot follow.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SHAPES = {
         **{'classes': 1001, 'batch': 64, 'seconds': 4.0},
     },
     True: {
-        **{'size': 8, 'channels': 32, 'mult': (1, 2), 'blocks': 1, 'attention': (4,), 'head': 16},
+        **{'size': 8, 'channels': 32, 'mult': (1,), 'blocks': 1, 'attention': (8,), 'head': 16},
         **{'classes': 11, 'batch': 4, 'seconds': 0.02},
     },
 }
@@ -209,6 +209,7 @@ def main():
                 tell('row', part=part, note='out of memory' if small else text.splitlines()[0][:200])
             if device == 'cuda':
                 torch.cuda.empty_cache()
+            tell('end', part=part)
 
 
 if __name__ == '__main__':

@@ -305,9 +305,8 @@ def guide(config, model, labels, weight, *, keys=None, weak_model=None):
 def denoiser(config, params, labels, weight, of_label=None, classifier_weight=0.0, *, keys=None, weak_model=None):
     """Return the guided denoiser (z, λ) -> Prediction of labels [B] at a guidance weight.
 
-    of_label: the `build.log_prob` of a classifier that guides too (ADM, Algorithm 2), or None; nothing is computed for
-    it at a classifier_weight that is the number 0. keys and weak_model: see `guide`; keys are those of images 0 to B - 1
-    by default.
+    of_label: the `build.log_prob` of a classifier that guides too (ADM, Algorithm 2), or None; it is not computed where
+    classifier_weight is the number 0. keys and weak_model: see `guide`; keys are those of images 0 to B - 1 by default.
     """
     if keys is None:
         keys = samplers.image_keys(config.sample.seed, jnp.arange(len(labels)))
