@@ -41,9 +41,9 @@ AIMS = (
 )
 COUNTING = (
     'FLOPs are those of the products and convolutions of the program, counted from their shapes before it is compiled '
-    "(2 for a multiplication and an addition); XLA's own count can miss what a library computes. Share: of the fastest "
-    'matrix product in the first table. Compile: from the traced program, with choosing algorithms, nothing cached. Peak '
-    'memory is that of the process so far, temporary memory that of the one program.'
+    "(2 for a multiplication and an addition, none for padding); XLA's own count can miss what a library computes. "
+    'Share: of the fastest matrix product in the first table. Compile: from the traced program, with choosing '
+    'algorithms, nothing cached. Peak memory is that of the process so far, temporary memory that of the one program.'
 )
 PROGRAM_COLUMNS = (
     *('part', 'batch', 'images/s', 'TFLOP per call', 'TFLOP/s', 'share'),

@@ -54,7 +54,7 @@ TINY = {
     'data': {'image_size': 8, 'num_classes': 10},
     'model': {
         **{'channels': 32, 'channel_mult': (1,), 'num_blocks': 1},
-        **{'attention_resolutions': (8,), 'head_channels': 16},
+        **{'attention_resolutions': (8,), 'head_channels': 16, 'dtype': 'float32'},
     },
 }
 
@@ -144,13 +144,27 @@ def product_flops(jaxpr):
             length = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * equation.outvars[0].aval.size * length
         elif name == 'conv_general_dilated':
-            kernel = equation.invars[1].aval
-            outputs = kernel.shape[parameters['dimension_numbers'].rhs_spec[0]]
-            total += 2 * equation.outvars[0].aval.size * kernel.size // outputs
+            total += convolution_flops(equation)
         else:
             inner = [getattr(value, 'jaxpr', value) for value in parameters.values()]
             turns = parameters['length'] if name == 'scan' else 1
             total += turns * sum(product_flops(each) for each in inner if hasattr(each, 'eqns'))
+    return total
+
+
+def convolution_flops(equation):
+    """Return the FLOPs of a convolution of a jaxpr, without those of padding, which XLA does not count either."""
+    import numpy as np
+
+    parameters, (image, kernel) = equation.params, (each.aval.shape for each in equation.invars)
+    out, numbers = equation.outvars[0].aval.shape, parameters['dimension_numbers']
+    total = 2 * out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
+    for axis, (before, _) in enumerate(parameters['padding']):
+        stride, spread, gap = (parameters[name][axis] for name in ('window_strides', 'lhs_dilation', 'rhs_dilation'))
+        places, taps = np.arange(out[numbers.out_spec[2 + axis]]), np.arange(kernel[numbers.rhs_spec[2 + axis]])
+        read = np.add.outer(places * stride - before, taps * gap)
+        inside = (read >= 0) & (read <= (image[numbers.lhs_spec[2 + axis]] - 1) * spread) & (read % spread == 0)
+        total *= int(inside.sum())
     return total
 
 

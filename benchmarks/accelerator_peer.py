@@ -3,9 +3,9 @@
     python benchmarks/accelerator_peer.py --guided_diffusion=FOLDER --parts='peer bfloat16 eager' --deadline=SECONDS
 
 A part is 'peer TYPE eager' or 'peer TYPE compiled', TYPE float16 or bfloat16. Convolutions and attention compute in
-that type, as the network's own convert_to_fp16 arranges it; Adam (fused), clipping and the moving average work on float32
-copies of the parameters, in torch's multi-tensor form. compiled: by torch.compile, in channels_last, and without the
-recomputation of attention, which the network does in the backward pass and torch.compile cannot follow.
+that type, as the network's own convert_to_fp16 arranges it; Adam (fused), clipping and the average of the parameters
+work on float32 copies of them, in torch's multi-tensor form. compiled: by torch.compile, in channels_last, and without
+the recomputation of attention, which the network does in the backward pass and torch.compile cannot follow.
 """
 
 import argparse
