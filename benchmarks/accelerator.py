@@ -206,8 +206,11 @@ def markdown(found):
         lines += table(title, ['shape', 'variant', 'forward, ms', 'with gradients, ms'], [
             [row['shape'], row['variant'], f'{row["forward_ms"]:.3g}', f'{row["both_ms"]:.3g}'] for row in kinds[kind]
         ])  # fmt: skip
-    notes = [f'- {row["part"]}{", " * ("variant" in row)}{row.get("variant", "")}: {row["note"]}' for row in
-             found['rows'] if 'note' in row]  # fmt: skip
+    notes = [
+        f'- {", ".join(row[key] for key in ("part", "shape", "variant") if key in row)}: {row["note"]}'
+        for row in found['rows']
+        if 'note' in row
+    ]
     return '\n'.join([*lines, *(['', '## Not measured', '', *notes] if notes else []), ''])
 
 

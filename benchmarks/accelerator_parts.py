@@ -247,8 +247,10 @@ def train(sizes, config, params, batch_size):
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (batch_size, *build.image_shape(config)), np.uint8)
     labels = (np.arange(batch_size) % config.data.num_classes).astype(np.int32)
-    batch, key = jax.device_put({'image': images, 'label': labels}), jax.random.key(0)
-    state = TrainState.create(jax.device_put(params), build.optimizer(config))
+    with stage('placing the training state'):
+        batch, key = jax.device_put({'image': images, 'label': labels}), jax.random.key(0)
+        state = jax.jit(lambda params: TrainState.create(params, build.optimizer(config)))(params)
+        jax.block_until_ready(state)
     what = f'the training step, batch {batch_size}'
     step, facts = compiled(build.train_step(config), (state, batch, key), what, donate_argnums=0)
 
