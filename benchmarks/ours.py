@@ -85,9 +85,7 @@ def main():
             jax.block_until_ready(sample(*arguments))
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    contest.serve(
-        run, parameters=parameters, compile=time.perf_counter() - began, version=f'jaxlib {jax.lib.__version__}'
-    )
+    contest.serve(run, parameters=parameters, compile=time.perf_counter() - began, version=f'jaxlib {jax.lib.__version__}')
 
 
 if __name__ == '__main__':

@@ -17,28 +17,8 @@ import contest
 import torch
 
 SHAPES = {
-    'digits': {
-        'image': (1, 8, 8),
-        'channels': 16,
-        'mult': (1, 2),
-        'blocks': 1,
-        'attention': (4,),
-        'heads': 2,
-        'groups': 8,
-        'batch': 64,
-        'sampled': 100,
-    },
-    'unet8m': {
-        'image': (3, 32, 32),
-        'channels': 64,
-        'mult': (1, 2, 2),
-        'blocks': 2,
-        'attention': (16, 8),
-        'heads': 4,
-        'groups': 32,
-        'batch': 16,
-        'sampled': 64,
-    },
+    'digits': {'image': (1, 8, 8), 'channels': 16, 'mult': (1, 2), 'blocks': 1, 'attention': (4,), 'heads': 2, 'groups': 8, 'batch': 64, 'sampled': 100},
+    'unet8m': {'image': (3, 32, 32), 'channels': 64, 'mult': (1, 2, 2), 'blocks': 2, 'attention': (16, 8), 'heads': 4, 'groups': 32, 'batch': 16, 'sampled': 64},
 }
 LABELS = 11
 
@@ -50,7 +30,6 @@ def guided_diffusion(shape, path):
     from guided_diffusion import unet
 
     if shape['groups'] != 32:
-
         def normalization(channels):
             return their_nn.GroupNorm32(shape['groups'], channels)
 
