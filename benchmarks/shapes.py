@@ -15,7 +15,7 @@ SHAPES = {
     },
     # 8.0M parameters
     'unet8m': {**_UNET, 'image': (3, 32, 32), 'mult': (1, 2, 2), 'blocks': 2, 'batch': 16, 'sampled': 64},
-    # for memory: one network at two sizes, and at a batch and its double, whose difference is an image's share
+    # for memory, measured at this batch and its double, whose difference is what an image adds
     'unet64': {**_UNET, 'image': (3, 64, 64), 'mult': (1, 2, 3, 4), 'blocks': 1, 'batch': 4, 'sampled': 4},
     'unet128': {**_UNET, 'image': (3, 128, 128), 'mult': (1, 2, 3, 4), 'blocks': 1, 'batch': 2, 'sampled': 2},
 }  # fmt: skip
