@@ -174,11 +174,12 @@ def best_peer(found):
 
 def summary(title, found):
     """Return the table of a contest in Markdown, and the ratios that it comes to below it."""
-    columns = ('wall s', 'CPU s', 'compile s', 'ours / this', 'parameters', 'version')
+    columns = ('wall s', 'rounds', 'CPU s', 'compile s', 'ours / this', 'parameters', 'version')
     rows = []
     for name, each in found.items():
         against = f'{ratio(found, "ours", name):.2f}' if 'ours' in found else '-'
-        row = [f'{each["wall"]:.4g}', f'{each["cpu"]:.4g}', f'{each["compile"]:.1f}', against]
+        span = f'{min(each["rounds"]):.4g} to {max(each["rounds"]):.4g}'
+        row = [f'{each["wall"]:.4g}', span, f'{each["cpu"]:.4g}', f'{each["compile"]:.1f}', against]
         rows.append((name, [*row, f'{each.get("parameters", 0):,}', each.get('version', '-')]))
     lines, peer = [table(title, columns, rows)], best_peer(found)
     if 'ours' in found and peer:

@@ -5,8 +5,8 @@
 The network has ADM's shape with 64 channels (unet64 and unet128 of shapes.py), in float32. `planned` is the temporary
 memory of the compiled program, by its memory_analysis(). `measured` is by how much a step raises the resident memory of
 the process at its peak (Linux), the same for ours and the peers. Both are what is needed besides parameters, moving
-average and optimizer state. They are taken at a batch and at its double: the difference is what an image adds, the rest
-is what a step needs at any batch, gradients among it. Recomputation: config.model.remat, guided-diffusion's
+average and optimizer state. They are taken at a batch and at its double: the difference is what an image adds. What is
+left, extrapolated, is what a step needs at any batch. Recomputation: config.model.remat, guided-diffusion's
 use_checkpoint, diffusers' gradient checkpointing. guided-diffusion recomputes attention in any case.
 """
 
