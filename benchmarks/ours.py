@@ -35,6 +35,16 @@ def shaped(model, *, remat=False):
     return config
 
 
+def configure_as_main(runtime, config):
+    """Make the process's settings as cfg_jax.main does; an earlier checkout's had no arguments."""
+    try:
+        from cfg_jax.config import needs_much_memory
+    except ImportError:
+        runtime.configure()
+    else:
+        runtime.configure(keep_memory=needs_much_memory(config))
+
+
 def new_state(config):
     import jax
 
@@ -114,11 +124,11 @@ def main():
 
     if options.task == 'memory':  # compiles in half the time, to other code in the same buffers
         os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-    runtime.configure()
+    config = shaped(options.model, remat=options.remat)
+    configure_as_main(runtime, config)
     import jax
 
     jax.config.update('jax_compilation_cache_dir', None)  # compiling is timed too
-    config = shaped(options.model, remat=options.remat)
     config.sample.num_steps = options.steps
     state = new_state(config)
     facts = {

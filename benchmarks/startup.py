@@ -71,8 +71,8 @@ def start(began, arguments):
 
     configure = runtime.configure
 
-    def configured():
-        configure()
+    def configured(**settings):
+        configure(**settings)
         from jax import monitoring  # behind the flags
 
         def add(event, duration, **_):

@@ -8,16 +8,103 @@ import pytest
 from cfg_jax import runtime
 from tests import tiny
 
+FLAG = runtime._CPU_REDUCTIONS
+NO_FLAG = '--xla_cpu_no_such_flag=1'
+
+
+@pytest.fixture
+def trials(monkeypatch, tmp_path):
+    """The list of flags that were tried in a child process; answers are kept in tmp_path."""
+    tried, really = [], runtime._try_flag
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+    monkeypatch.setattr(runtime, '_try_flag', lambda flag: tried.append(flag) or really(flag))
+    return tried
+
 
 @pytest.mark.parametrize(
     ('version', 'known'),
     [
-        *((version, True) for version in ('0.10.2', '0.11.0', '0.11.2', '0.12.0', '0.12.0.1')),
-        *((version, False) for version in ('0.9.2', '0.10.1', '0.12.0.2', '0.12.1', '0.13.0', '1.0')),
+        *((version, True) for version in ('0.10.0', '0.10.2', '0.11.0', '0.11.2', '0.12.0', '0.12.0.1')),
+        *((version, False) for version in ('0.9.2', '0.12.0.2', '0.12.1', '0.13.0', '0.13.0.dev20270101', '1.0')),
     ],
 )
-def test_only_tried_releases_get_the_flag(version, known):
-    assert runtime.knows_cpu_reductions(version) == known
+def test_only_versions_that_were_not_tried_pay_a_trial(version, known, monkeypatch, trials):
+    monkeypatch.setattr(runtime, '_try_flag', lambda flag: trials.append(flag))  # and None: the trial failed
+    assert runtime.knows_flag(FLAG, version) == known
+    assert trials == ([] if known else [FLAG])
+
+
+@pytest.mark.parametrize(('flag', 'known'), [(FLAG, True), (NO_FLAG, False)])
+def test_a_new_version_is_tried_once(flag, known, monkeypatch, trials, tmp_path):
+    """With XLA itself: XLA ends the child on a flag that XLA does not know, and the user's flags do not reach it."""
+    monkeypatch.setenv('XLA_FLAGS', '--xla_another_unknown_flag=1')
+    assert runtime.knows_flag(flag, '99.1') == known
+    assert runtime.knows_flag(flag, '99.1') == known
+    assert trials == [flag]
+    assert len(list(tmp_path.iterdir())) == 1  # and no core file, no temporary file
+    assert runtime.knows_flag(flag, '99.2') == known
+    assert len(trials) == 2
+
+
+def test_a_damaged_answer_is_asked_again(trials, tmp_path):
+    assert not runtime.knows_flag(NO_FLAG, '99.1')
+    (kept,) = tmp_path.iterdir()
+    for content in (b'', b'y', b'\xff\xfe', b'yes\nno\n'):
+        kept.write_bytes(content)
+        assert not runtime.knows_flag(NO_FLAG, '99.1')
+        assert kept.read_bytes() == b'no\n'
+    assert len(trials) == 5
+
+
+@pytest.mark.parametrize('folder', ['/proc/nowhere', '/dev/null/cache'])
+def test_an_answer_that_cannot_be_kept_is_used(folder, monkeypatch, trials):
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', folder)
+    assert not runtime.knows_flag(NO_FLAG, '99.1')
+    assert not runtime.knows_flag(NO_FLAG, '99.1')
+    assert len(trials) == 2
+
+
+@pytest.mark.parametrize('folder', ['', 'gs://bucket/cache'])
+def test_without_a_local_cache_the_answer_is_kept_at_home(folder, monkeypatch, trials, tmp_path):
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', folder)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    runtime.knows_flag(NO_FLAG, '99.1')
+    runtime.knows_flag(NO_FLAG, '99.1')
+    assert len(trials) == 1
+    assert len(list((tmp_path / '.cache/cfg_jax').iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    'code', ['import time; time.sleep(60)', 'raise SystemExit(1)', 'import os; os.kill(os.getpid(), 9)']
+)
+def test_a_trial_that_fails_says_nothing(code, monkeypatch, trials, tmp_path):
+    """It ran out of time, or jaxlib was not found, or the machine ended it: no flag, and the next start tries again."""
+    monkeypatch.setattr(runtime, '_READ_FLAGS', code)
+    monkeypatch.setattr(runtime, '_TRIAL_SECONDS', 1)
+    assert not runtime.knows_flag(FLAG, '99.1')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('python', [None, '', '/no/such/python'])
+def test_without_a_python_to_start_there_is_no_flag(python, monkeypatch, trials):
+    monkeypatch.setattr(sys, 'executable', python)
+    assert not runtime.knows_flag(FLAG, '99.1')
+
+
+TRY = """
+from cfg_jax import runtime
+print(runtime.knows_flag('--xla_cpu_no_such_flag=1', '99.1'), runtime.knows_flag(runtime._CPU_REDUCTIONS, '99.1'))
+"""
+
+
+def test_processes_that_start_at_once_agree(tmp_path):
+    environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}
+    jobs = [
+        subprocess.Popen([sys.executable, '-c', TRY], stdout=subprocess.PIPE, text=True, cwd=tiny.ROOT, env=environment)
+        for _ in range(3)
+    ]
+    assert [job.communicate()[0] for job in jobs] == ['False True\n'] * 3
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ['no\n', 'yes\n']
 
 
 def in_process(code, **environment):
