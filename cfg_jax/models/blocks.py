@@ -35,7 +35,7 @@ def sinusoidal_embedding(
 def upsample(x: Float[Array, 'B H W C']) -> Float[Array, 'B 2*H 2*W C']:
     """Double the height and width, by nearest neighbours."""
     B, H, W, C = x.shape
-    # stack, not broadcast: the gradient is then a sum of slices, which XLA for CPUs does ten times as fast as a reduction
+    # stack, not broadcast: the gradient is then a sum of slices, ten times as fast as a reduction on CPUs
     x = jnp.stack([x, x], axis=3)
     return jnp.stack([x, x], axis=2).reshape(B, 2 * H, 2 * W, C)
 
