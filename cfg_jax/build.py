@@ -49,9 +49,15 @@ def run_identity(config):
     return {**model, **run, 'data': data | model['data']}
 
 
-def training_key(config):
-    """Return the key of all randomness in training; it differs from every image's fold_in(seed, index)."""
-    return jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
+def training_keys(config):
+    """Return two keys, of the network's first parameters and of the steps: all randomness in training."""
+    return _training_keys(np.uint32(config.seed))
+
+
+@jax.jit  # one program, not seven
+def _training_keys(seed):
+    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1))  # differs from every image's
+    return tuple(jax.random.split(key))
 
 
 def image_shape(config):
@@ -240,7 +246,7 @@ def optimizer(config):
 
 def quarter_edges(config):
     """Return λ at u = 1, 3/4, 1/2, 1/4, 0: [5], increasing. Training draws the four quarters equally often."""
-    return schedule(config)(jnp.array([1.0, 0.75, 0.5, 0.25, 0.0]))
+    return jax.jit(schedule(config))(np.array([1.0, 0.75, 0.5, 0.25, 0.0], np.float32))
 
 
 def train_step(config, mesh=None):
@@ -263,7 +269,7 @@ def train_step(config, mesh=None):
 
 def sharded_training(config, mesh):
     """Return (init, abstract state, training step), jitted for `mesh`, as `training.step.sharded` gives them."""
-    init_key, _ = jax.random.split(training_key(config))
+    init_key, _ = training_keys(config)
 
     def init():
         return TrainState.create(init_params(config, init_key), optimizer(config))

@@ -213,7 +213,7 @@ def test_the_loss_falls_and_ema_follows(undisturbed):
     losses = [line['loss'] for line in lines_of(workdir)]
     assert losses[-1] < 0.7 * losses[0]
     config = tiny.config(**RUN)
-    start = jax.jit(lambda: build.init_params(config, jax.random.split(build.training_key(config))[0]))()
+    start = jax.jit(lambda: build.init_params(config, build.training_keys(config)[0]))()
 
     def distance(a, b):
         return float(sum(jnp.square(x - y).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))))

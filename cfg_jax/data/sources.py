@@ -75,11 +75,21 @@ class ArraySource(Source):
 
 def digits():
     """Return scikit-learn's digits: 1,797 handwritten digits of the UCI test set, 8x8x1, ten classes; no download."""
+    table = _digits_table()
+    pixels = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)  # 17 grey levels, 0 to 16
+    return ArraySource(pixels, table[:, -1], map(str, range(10)))
+
+
+def _digits_table():
+    """Return scikit-learn's digits as numbers, [1797, 65]: an image's 64 pixels and its label, from 0 to 9."""
+    found = importlib.util.find_spec('sklearn')  # does not import it, which takes more than a second
+    folder = os.path.dirname(found.origin) if found and found.origin else ''
+    path = os.path.join(folder, 'datasets', 'data', 'digits.csv.gz')
+    if os.path.isfile(path):
+        return np.loadtxt(path, delimiter=',')
     from sklearn import datasets
 
-    bunch = datasets.load_digits()
-    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # 17 grey levels, 0 to 16
-    return ArraySource(pixels, bunch.target, [str(name) for name in bunch.target_names])
+    return np.column_stack(datasets.load_digits(return_X_y=True))
 
 
 class EncodedSource(Source):

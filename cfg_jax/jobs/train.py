@@ -70,7 +70,7 @@ def _train(config, workdir, mesh, source, report):
 
 def _train_steps(config, workdir, mesh, source, checkpoints, stack, report):
     """Train up to the last step, or the one to stop at, which is saved; return the state. `stack` closes the rest."""
-    _, step_key = jax.random.split(build.training_key(config))
+    _, step_key = build.training_keys(config)
     init, abstract_state, train_step = build.sharded_training(config, mesh)
     restored = _restore(config, workdir, source, checkpoints, abstract_state)
     if restored:
