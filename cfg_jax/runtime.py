@@ -12,7 +12,7 @@ from importlib import metadata
 
 from cfg_jax.errors import UserError
 
-# It keeps the fast library for reductions and gives convolutions back to Eigen: benchmarks/JAXLIB.md.
+# It keeps the fast library for reductions and gives convolutions back to Eigen: benchmarks/RESULTS.md.
 _CPU_REDUCTIONS = '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE'
 _OLDEST_TRIED, _NEWEST_TRIED = (0, 10, 0), (0, 12, 0, 1)  # all between these two, inclusive, know it
 # Make XLA read its flags: the first way takes 0.2 s; should a later jaxlib not have it, the second takes a second.
