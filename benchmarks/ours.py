@@ -1,91 +1,149 @@
-"""A contestant: cfg_jax's training step, forward pass or sampler. `python benchmarks/ours.py MODEL TASK`."""
+"""A contestant: cfg_jax's training step, forward pass or sampler, or the memory of its training step.
+
+    python benchmarks/ours.py MODEL TASK [--steps=32] [--remat]
+
+It measures the cfg_jax that it imports, which PYTHONPATH may choose, with this file's networks.
+"""
 
 import argparse
+import json
+import os
 import runpy
 import time
 from pathlib import Path
 
 import contest
 import numpy as np
-
-ROOT = Path(__file__).parent.parent
-
-
-def digits_config():
-    """Return the config of the digits: 0.2M parameters, 8x8 pixels, batches of 64."""
-    return runpy.run_path(str(ROOT / 'configs' / 'digits.py'))['get_config']()
+from shapes import NUM_CLASSES, SHAPES, TASKS
 
 
-def unet8m_config():
-    """Return the config of a network of ADM's shape: 8.0M parameters, 32x32 pixels, batches of 16."""
-    config = digits_config()
-    config.data.image_size, config.data.image_channels = 32, 3
-    config.model.channels, config.model.channel_mult, config.model.num_blocks = 64, (1, 2, 2), 2
-    config.model.attention_resolutions, config.model.num_heads, config.model.num_groups = (16, 8), 4, 32
-    config.train.batch_size, config.sample.batch_size = 16, 64
+def shaped(model, *, remat=False):
+    """Return the config of a network of shapes.py: the digits' config of the same checkout in another shape."""
+    import cfg_jax
+
+    shape, root = SHAPES[model], Path(cfg_jax.__file__).parent.parent
+    config = runpy.run_path(str(root / 'configs' / 'digits.py'))['get_config']()
+    config.data.image_channels, config.data.image_size, _ = shape['image']
+    config.model.channels, config.model.channel_mult, config.model.num_blocks = (
+        shape['channels'],
+        shape['mult'],
+        shape['blocks'],
+    )
+    config.model.attention_resolutions, config.model.num_heads = shape['attention'], shape['heads']
+    config.model.num_groups, config.model.remat = shape['groups'], remat
+    config.train.batch_size, config.sample.batch_size = shape['batch'], shape['sampled']
     return config
 
 
-CONFIGS = {'digits': digits_config, 'unet8m': unet8m_config}
+def configure_as_main(runtime, config):
+    """Make the process's settings as cfg_jax.main does; an earlier checkout's had no arguments."""
+    try:
+        from cfg_jax.config import needs_much_memory
+    except ImportError:
+        runtime.configure()
+    else:
+        runtime.configure(keep_memory=needs_much_memory(config))
+
+
+def new_state(config):
+    import jax
+
+    from cfg_jax import build
+    from cfg_jax.training.train_state import TrainState
+
+    key = jax.random.key(0)
+    return jax.jit(lambda: TrainState.create(build.init_params(config, key), build.optimizer(config)))()
+
+
+def training_step(config, state):
+    """Return the function that takes one training step on random images, and the compiled program."""
+    import jax
+
+    from cfg_jax import build
+
+    images = np.random.default_rng(0).integers(0, 256, (config.train.batch_size, *build.image_shape(config)), np.uint8)
+    labels = np.arange(len(images), dtype=np.int32) % NUM_CLASSES
+    batch, key = jax.device_put({'image': images, 'label': labels}), jax.random.key(0)
+    step = jax.jit(build.train_step(config), donate_argnums=0).lower(state, batch, key).compile()
+
+    def run():
+        nonlocal state
+        state, metrics = step(state, batch, key)
+        jax.block_until_ready((state, metrics))
+
+    return run, step
+
+
+def forward(config, state):
+    """Return the function that evaluates the network once."""
+    import jax
+    import jax.numpy as jnp
+
+    from cfg_jax import build
+
+    network, count = build.network(config), config.train.batch_size
+    z, logsnr = jnp.ones((count, *build.image_shape(config))), jnp.zeros(count)
+    arguments = {'params': state.params}, z, logsnr, jnp.zeros(count, jnp.int32)
+    compiled = jax.jit(network.apply).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def sampler(config, state):
+    """Return the function that draws images with classifier-free guidance, w = 1."""
+    import jax
+    import jax.numpy as jnp
+
+    from cfg_jax import build_sampling
+
+    indices = jnp.arange(config.sample.batch_size)
+    arguments = state.ema_params, np.uint32(0), indices, indices % NUM_CLASSES, np.float32(1.0)
+    compiled = jax.jit(build_sampling.sampler(config)).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def memory(config):
+    """Return {images: bytes} of a training step besides its state: 'planned' by the compiled program and 'measured'."""
+    planned, measured = {}, {}
+    for images in (config.train.batch_size, 2 * config.train.batch_size):
+        config.train.batch_size = images
+        run, step = training_step(config, new_state(config))
+        run()  # what the first call allocates for good is not a step's
+        planned[images], measured[images] = step.memory_analysis().temp_size_in_bytes, contest.peak_growth(run)
+    return {'planned': planned, 'measured': measured}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('model', choices=CONFIGS)
-    parser.add_argument('task', choices=('train', 'forward', 'sample'))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('model', choices=SHAPES)
+    parser.add_argument('task', choices=TASKS)
     parser.add_argument('--steps', type=int, default=32, help='steps of the sampler')
+    parser.add_argument('--remat', action='store_true', help='config.model.remat')
     options = parser.parse_args()
 
     from cfg_jax import runtime
 
-    runtime.configure()
+    if options.task == 'memory':  # compiles in half the time, to other code in the same buffers
+        os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+    config = shaped(options.model, remat=options.remat)
+    configure_as_main(runtime, config)
     import jax
-    import jax.numpy as jnp
-
-    from cfg_jax import build, build_sampling
-    from cfg_jax.training.train_state import TrainState
 
     jax.config.update('jax_compilation_cache_dir', None)  # compiling is timed too
-    config = CONFIGS[options.model]()
     config.sample.num_steps = options.steps
-    key = jax.random.key(0)
-    state = jax.jit(lambda: TrainState.create(build.init_params(config, key), build.optimizer(config)))()
+    state = new_state(config)
+    facts = {
+        'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        'version': f'jaxlib {jax.lib.__version__}',
+    }
     began = time.perf_counter()
-    if options.task == 'train':
-        rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (config.train.batch_size, *build.image_shape(config)), np.uint8)
-        batch = jax.device_put({'image': images, 'label': np.arange(len(images), dtype=np.int32) % 10})
-        step = jax.jit(build.train_step(config), donate_argnums=0).lower(state, batch, key).compile()
-
-        def run():
-            nonlocal state
-            state, metrics = step(state, batch, key)
-            jax.block_until_ready((state, metrics))
-
-    elif options.task == 'forward':
-        network = build.network(config)
-        arguments = (
-            state.params,
-            jnp.ones((config.train.batch_size, *build.image_shape(config))),
-            jnp.zeros(config.train.batch_size),
-            jnp.zeros(config.train.batch_size, jnp.int32),
-        )
-        forward = jax.jit(lambda params, *inputs: network.apply({'params': params}, *inputs)).lower(*arguments)
-        forward = forward.compile()
-
-        def run():
-            jax.block_until_ready(forward(*arguments))
-
+    if options.task == 'memory':
+        del state
+        print(json.dumps({**facts, **memory(config)}))
+    elif options.task == 'train':
+        contest.serve(training_step(config, state)[0], began, **facts)
     else:
-        indices = jnp.arange(config.sample.batch_size)
-        arguments = state.ema_params, np.uint32(0), indices, indices % 10, np.float32(1.0)
-        sample = jax.jit(build_sampling.sampler(config)).lower(*arguments).compile()
-
-        def run():
-            jax.block_until_ready(sample(*arguments))
-
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    contest.serve(run, parameters=parameters, compile=time.perf_counter() - began, version=f'jaxlib {jax.lib.__version__}')
+        make = forward if options.task == 'forward' else sampler
+        contest.serve(make(config, state), began, **facts)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """A contestant: the same in PyTorch, run by the Python of an environment with torch (and diffusers, for its network).
 
-    python benchmarks/peers.py NETWORK MODEL TASK [--compile] [--channels_last] [--path=FOLDER] [--steps=32]
+    python benchmarks/peers.py NETWORK MODEL TASK [--compile] [--channels_last] [--checkpoint] [--path=FOLDER]
 
 NETWORK is `diffusers`, its UNet2DModel built to the same shape, or `guided_diffusion`, whose package lies in FOLDER.
 The training step is that of cfg_jax's configs: the loss on eps, clipping, Adam (fused) and the moving average (in
@@ -9,31 +9,26 @@ torch's multi-tensor form). The sampler doubles the batch and takes ancestral st
 
 import argparse
 import copy
+import itertools
+import json
 import math
 import sys
 import time
 
 import contest
 import torch
+from shapes import NULL_LABEL, NUM_CLASSES, SHAPES, TASKS
 
-SHAPES = {
-    'digits': {'image': (1, 8, 8), 'channels': 16, 'mult': (1, 2), 'blocks': 1, 'attention': (4,), 'heads': 2, 'groups': 8, 'batch': 64, 'sampled': 100},
-    'unet8m': {'image': (3, 32, 32), 'channels': 64, 'mult': (1, 2, 2), 'blocks': 2, 'attention': (16, 8), 'heads': 4, 'groups': 32, 'batch': 16, 'sampled': 64},
-}
-LABELS = 11
+LABELS = NUM_CLASSES + 1
 
 
-def guided_diffusion(shape, path):
-    """Return OpenAI's network as a function (z, t, labels) -> eps, and the module."""
+def guided_diffusion(shape, path, checkpoint):
+    """Return OpenAI's network: the module, and the function (z, t, labels) -> eps. checkpoint: recompute each block."""
     sys.path.insert(0, path)
     from guided_diffusion import nn as their_nn
     from guided_diffusion import unet
 
-    if shape['groups'] != 32:
-        def normalization(channels):
-            return their_nn.GroupNorm32(shape['groups'], channels)
-
-        unet.normalization = normalization
+    unet.normalization = lambda channels: their_nn.GroupNorm32(shape['groups'], channels)  # theirs are always 32
     network = unet.UNetModel(
         image_size=shape['image'][1],
         in_channels=shape['image'][0],
@@ -47,12 +42,13 @@ def guided_diffusion(shape, path):
         use_scale_shift_norm=True,
         resblock_updown=True,
         use_new_attention_order=True,
+        use_checkpoint=checkpoint,
     )
     return network, network
 
 
-def diffusers(shape, path):
-    """Return diffusers' UNet2DModel as a function (z, t, labels) -> eps, and the module."""
+def diffusers(shape, path, checkpoint):
+    """Return diffusers' UNet2DModel, likewise."""
     del path
     from diffusers import UNet2DModel
 
@@ -74,6 +70,8 @@ def diffusers(shape, path):
         upsample_type='resnet',
         num_class_embeds=LABELS,
     )
+    if checkpoint:
+        network.enable_gradient_checkpointing()
     return network, lambda z, t, labels: network(z, t, labels, return_dict=False)[0]
 
 
@@ -83,14 +81,14 @@ def training_step(network, call, shape, memory_format):
     params, means = list(network.parameters()), list(average.parameters())
     optimizer = torch.optim.Adam(params, lr=1e-4, fused=True)
     images = torch.randint(0, 256, (shape['batch'], *shape['image']), dtype=torch.uint8)
-    labels = torch.arange(shape['batch']) % 10
+    labels = torch.arange(shape['batch']) % NUM_CLASSES
 
     def run():
         x = (images.float() / 127.5 - 1.0).contiguous(memory_format=memory_format)
         logsnr = torch.empty(len(x)).uniform_(-20, 20)
         alpha, sigma = (torch.sigmoid(sign * logsnr).sqrt()[:, None, None, None] for sign in (1, -1))
         eps = torch.randn_like(x)
-        given = torch.where(torch.rand(len(x)) < 0.1, 10, labels)
+        given = torch.where(torch.rand(len(x)) < 0.1, NULL_LABEL, labels)
         loss = (call(alpha * x + sigma * eps, logsnr, given) - eps).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -119,12 +117,12 @@ def sampler(call, shape, memory_format, steps):
     """Return the function that draws images with classifier-free guidance, w = 1, in ancestral steps."""
     logsnrs = torch.linspace(-20, 20, steps + 1).tolist()
     count = shape['sampled']
-    labels = torch.cat([torch.arange(count) % 10, torch.full((count,), 10)])
+    labels = torch.cat([torch.arange(count) % NUM_CLASSES, torch.full((count,), NULL_LABEL)])
 
     @torch.inference_mode()
     def run():
         z = torch.randn(count, *shape['image']).contiguous(memory_format=memory_format)
-        for low, high in zip(logsnrs, logsnrs[1:]):
+        for low, high in itertools.pairwise(logsnrs):
             twice = torch.cat([z, z]).contiguous(memory_format=memory_format)
             with_label, without = call(twice, torch.full((2 * count,), low), labels).chunk(2)
             eps = 2.0 * with_label - without
@@ -138,37 +136,46 @@ def sampler(call, shape, memory_format, steps):
     return run
 
 
+def memory(network, call, shape, memory_format):
+    """Return {images: bytes} by which a training step raises the resident memory at its peak, as 'measured'."""
+    measured = {}
+    for images in (shape['batch'], 2 * shape['batch']):
+        run = training_step(network, call, {**shape, 'batch': images}, memory_format)
+        run()  # makes the optimizer's state
+        network.zero_grad(set_to_none=True)
+        measured[images] = contest.peak_growth(run)
+        network.zero_grad(set_to_none=True)
+    return {'measured': measured}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('network', choices=('guided_diffusion', 'diffusers'))
     parser.add_argument('model', choices=SHAPES)
-    parser.add_argument('task', choices=('train', 'forward', 'sample'))
-    parser.add_argument('--compile', action='store_true')
+    parser.add_argument('task', choices=TASKS)
+    parser.add_argument('--compile', action='store_true', help='torch.compile')
     parser.add_argument('--channels_last', action='store_true')
-    parser.add_argument('--path', default='')
+    parser.add_argument('--checkpoint', action='store_true', help='recompute the blocks in the backward pass')
+    parser.add_argument('--path', default='', help="OpenAI's repository, for guided_diffusion")
     parser.add_argument('--steps', type=int, default=32, help='steps of the sampler')
     options = parser.parse_args()
     torch.manual_seed(0)
-    shape = SHAPES[options.model]
-    network, call = {'guided_diffusion': guided_diffusion, 'diffusers': diffusers}[options.network](shape, options.path)
+    shape, make = SHAPES[options.model], {'guided_diffusion': guided_diffusion, 'diffusers': diffusers}[options.network]
+    network, call = make(shape, options.path, options.checkpoint)
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
-    network.to(memory_format=memory_format).train(options.task == 'train')
+    network.to(memory_format=memory_format).train(options.task in ('train', 'memory'))
+    facts = {'parameters': sum(p.numel() for p in network.parameters()), 'version': f'torch {torch.__version__}'}
     began = time.perf_counter()
     if options.compile:
         call = torch.compile(call)
-    if options.task == 'train':
-        run = training_step(network, call, shape, memory_format)
+    if options.task == 'memory':
+        print(json.dumps({**facts, **memory(network, call, shape, memory_format)}))
+    elif options.task == 'train':
+        contest.serve(training_step(network, call, shape, memory_format), began, **facts)
     elif options.task == 'forward':
-        run = forward(call, shape, memory_format)
+        contest.serve(forward(call, shape, memory_format), began, **facts)
     else:
-        run = sampler(call, shape, memory_format, options.steps)
-    run()
-    contest.serve(
-        run,
-        parameters=sum(p.numel() for p in network.parameters()),
-        compile=time.perf_counter() - began,
-        version=f'torch {torch.__version__}',
-    )
+        contest.serve(sampler(call, shape, memory_format, options.steps), began, **facts)
 
 
 if __name__ == '__main__':

@@ -305,8 +305,8 @@ def guide(config, model, labels, weight, *, keys=None, weak_model=None):
 def denoiser(config, params, labels, weight, of_label=None, classifier_weight=0.0, *, keys=None, weak_model=None):
     """Return the guided denoiser (z, λ) -> Prediction of labels [B] at a guidance weight.
 
-    of_label: the `build.log_prob` of a classifier that guides too (ADM, Algorithm 2), or None. keys and weak_model: see
-    `guide`; keys are those of images 0 to B - 1 by default.
+    of_label: the `build.log_prob` of a classifier that guides too (ADM, Algorithm 2), or None; it is not computed where
+    classifier_weight is the number 0. keys and weak_model: see `guide`; keys are those of images 0 to B - 1 by default.
     """
     if keys is None:
         keys = samplers.image_keys(config.sample.seed, jnp.arange(len(labels)))
@@ -315,6 +315,8 @@ def denoiser(config, params, labels, weight, of_label=None, classifier_weight=0.
         return denoise
     if config.sample.clip_x and config.guidance.clip_first:
         denoise = denoisers.mapped(denoise, diffusion.clip_prediction)
+    if isinstance(classifier_weight, int | float) and classifier_weight == 0.0:
+        return denoise
     return guidance.classifier(denoise, of_label, labels, classifier_weight)
 
 
@@ -353,8 +355,8 @@ def sampler(config, classifier_config=None, weak_config=None):
     return sample
 
 
-def count_evaluations(config, weight=1.0):
-    """Return the cost of one image at this weight: {'network_evaluations', 'classifier_gradients'}.
+def count_evaluations(config, weight=1.0, classifier_weight=1.0):
+    """Return the cost of one image at these weights: {'network_evaluations', 'classifier_gradients'}.
 
     A weak model's evaluations count as the model's own.
     """
@@ -365,7 +367,7 @@ def count_evaluations(config, weight=1.0):
         return guide(config, model, labels, jnp.float32(weight), keys=keys, weak_model=model)
 
     evaluations = denoisers.count_evaluations(guided, calls, build.image_shape(config))
-    gradients = len(calls) if config.guidance.classifier_workdir else 0
+    gradients = len(calls) if config.guidance.classifier_workdir and classifier_weight != 0.0 else 0
     return {'network_evaluations': evaluations, 'classifier_gradients': gradients}
 
 

@@ -7,6 +7,7 @@ import sys
 from absl import app
 
 from cfg_jax import command_line, runtime
+from cfg_jax.config import needs_much_memory
 from cfg_jax.distributed import join
 from cfg_jax.distributed.job import INTERRUPTED, USER_ERROR, Stopped, the_job
 from cfg_jax.errors import UserError, disk_errors
@@ -15,7 +16,8 @@ from cfg_jax.errors import UserError, disk_errors
 def main(argv):
     arguments = command_line.arguments(argv)
     config, workdir = arguments.config, arguments.workdir
-    runtime.configure()  # sets XLA's flags, so everything that imports JAX is imported after it
+    # sets XLA's flags, so everything that imports JAX is imported after it
+    runtime.configure(keep_memory=needs_much_memory(config))
     joined = join.join(**arguments.joining)
     if joined:
         the_job.joined()

@@ -1,6 +1,7 @@
 """Settings of the whole process, made before JAX starts its first computation."""
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ from importlib import metadata
 
 from cfg_jax.errors import UserError
 
-# It keeps the fast library for reductions and gives convolutions back to Eigen: benchmarks/JAXLIB.md.
+# It keeps the fast library for reductions and gives convolutions back to Eigen: benchmarks/RESULTS.md.
 _CPU_REDUCTIONS = '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE'
 _OLDEST_TRIED, _NEWEST_TRIED = (0, 10, 0), (0, 12, 0, 1)  # all between these two, inclusive, know it
 # Make XLA read its flags: the first way takes 0.2 s; should a later jaxlib not have it, the second takes a second.
@@ -29,11 +30,14 @@ except Exception:
     jax.devices()
 """
 _TRIAL_SECONDS = 60
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # malloc.h
 
 
-def configure():
+def configure(*, keep_memory=False):
     """Set the XLA flags for CPUs and the persistent compilation cache. What the user's environment sets stays.
 
+    keep_memory: keep the temporary memory of programs on CPUs from call to call; for networks whose activations take
+    more than the 64 MB that are kept anyway. Small networks are better off without: they gain by asynchronous calls.
     The cache is $JAX_COMPILATION_CACHE_DIR, or else ~/.cache/cfg_jax; there is none without a home folder to write to.
     """
     _set_cpu_flags()
@@ -44,6 +48,24 @@ def configure():
     if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
         # small programs too: a start compiles forty of them, at 0.05 to 0.15 s each
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    if keep_memory:
+        _keep_memory()
+
+
+def _keep_memory():
+    """Tell malloc to keep what is freed, and JAX to run programs on CPUs in the calling thread, where malloc does so.
+
+    XLA asks malloc for a program's temporary memory at each call. In other threads than the first, glibc maps more than
+    64 MB anew whatever it is told, and Linux clears each page of it: a fifth of a training step of 8M parameters.
+    """
+    options = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+    if options is None or any(name.startswith(('MALLOC_', 'GLIBC_TUNABLES')) for name in os.environ):
+        return
+    import jax
+
+    options(_MMAP_THRESHOLD, 2**31 - 1)
+    options(_TRIM_THRESHOLD, -1)
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 def _set_cpu_flags():

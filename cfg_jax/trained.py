@@ -224,17 +224,20 @@ def image_batches(config, guide=None, weak=None, *, batch_size=None):
 
     guide: the classifier that guides too, a `Trained`, or None. weak: the weak model, likewise. params: on every
     device. batch_size: images that a device draws at once. classifier_weight and batch_size are the config's by
-    default. It compiles once for all weights, and once for w = 0, where no guidance is computed.
+    default. It compiles once for all weights, and once for w = 0, where no guidance is computed; once more for a
+    classifier_weight of 0, where no classifier is.
     """
     mesh = sharding.local_mesh()
 
     @functools.cache
-    def drawing(guided):
-        """Return (the function that draws, the parameters of the weak model) at w = 0 or at any other weight."""
+    def drawing(guided, by_classifier):
+        """Return (the function that draws, the parameters of the weak model), each weight being 0 or any other."""
         at_weight = build_sampling.at_weight(config, float(guided))
         needs_weak = weak if guided or at_weight is config else None
         draw = generate.image_batches(
-            build_sampling.sampler(at_weight, guide and guide.config, needs_weak and needs_weak.config),
+            build_sampling.sampler(
+                at_weight, guide.config if by_classifier else None, needs_weak and needs_weak.config
+            ),
             mesh,
             batch_size=batch_size or config.sample.batch_size,
             num_classes=config.data.num_classes,
@@ -246,9 +249,11 @@ def image_batches(config, guide=None, weak=None, *, batch_size=None):
     def batches(params, labels, weight, seed, classifier_weight=None, *, units=None):
         if classifier_weight is None:
             classifier_weight = config.guidance.classifier_weight
-        draw, weak_params = drawing(is_guided(config, weight))
+        by_classifier = guide is not None and classifier_weight != 0.0
+        draw, weak_params = drawing(is_guided(config, weight), by_classifier)
+        guiding = (guide_params, classifier_weight) if by_classifier else (None, 0.0)
         params = sharding.to_local(params, mesh)
-        return draw(params, labels, weight, seed, guide_params, classifier_weight, weak_params, units=units)
+        return draw(params, labels, weight, seed, *guiding, weak_params, units=units)
 
     return batches
 

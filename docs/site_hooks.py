@@ -87,7 +87,9 @@ def _outside(page):
 
 
 def _shown(path):
-    """Return a file as Markdown: its text in a block of code; a notebook's cells one after the other."""
+    """Return a file as Markdown: itself, its text in a block of code, or a notebook's cells one after the other."""
+    if path.suffix == '.md':
+        return path.read_text().partition('\n')[2]  # its heading is replaced by the file's name
     if path.suffix != '.ipynb':
         return _block(_LANGUAGES.get(path.suffix, 'text'), path.read_text())
     cells = [(cell['cell_type'], ''.join(cell['source'])) for cell in json.loads(path.read_text())['cells']]

@@ -7,7 +7,7 @@ import pytest
 
 from cfg_jax import build, build_sampling
 from cfg_jax.checks import check_config
-from cfg_jax.config import default
+from cfg_jax.config import default, imagenet, needs_much_memory
 from cfg_jax.errors import UserError
 from cfg_jax.training.train_state import TrainState
 from tests import tiny
@@ -163,3 +163,11 @@ def test_a_wrong_value_is_named(field, value):
     config = tiny.config(**{field.replace('.', '__'): value})
     with pytest.raises(UserError, match=rf'config\.{field} is {re.escape(repr(value))}; (it must be|allowed)'):
         check_config(config)
+
+
+def test_what_needs_much_memory():
+    """The digits' training step has 25 MB of temporary memory, which malloc keeps anyway."""
+    digits = tiny.config()
+    digits.train.batch_size, digits.data.image_size, digits.model.channels = 64, 8, 16
+    assert not needs_much_memory(digits)
+    assert needs_much_memory(imagenet(64))

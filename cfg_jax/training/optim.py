@@ -1,7 +1,5 @@
 """The optimizer as one optax chain, and the moving average of the parameters."""
 
-import math
-
 import jax
 import optax
 
@@ -30,8 +28,8 @@ def make_optimizer(rate, *, name='adam', b1=0.9, b2=0.999, eps=1e-8, weight_deca
         update = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     else:
         raise ValueError(f"optimizer is {name!r}; allowed: 'adam', 'adamw'")
-    # 'off' clips at infinity, so that the state's tree is the same and a resumed run may change it
-    return optax.chain(optax.clip_by_global_norm(clip_norm or math.inf), update)
+    # both have an empty state, so that the state's tree is the same and a resumed run may change it
+    return optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), update)
 
 
 def ema(average, params, decay):

@@ -85,9 +85,10 @@ def sharded(init, train_step, mesh, *, fsdp):
     """
     shapes = jax.eval_shape(init)
     shardings = sharding.state_shardings(shapes, mesh, fsdp)
-    step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    # it runs once: on CPUs, XLA's full optimization would compile for seven times as long, to the same numbers
+    # for CPUs LLVM's level 1 gives as fast a step, compiled in 0.8 of the time, and init in a seventh
     options = {'xla_backend_optimization_level': 1} if sharding.is_on_cpus(mesh) else None
+    placed = shardings, sharding.replicated(mesh)
+    step = jax.jit(train_step, donate_argnums=0, out_shardings=placed, compiler_options=options)
     init = jax.jit(init, out_shardings=shardings, compiler_options=options)
     return init, sharding.abstract(shapes, shardings), step
 

@@ -93,9 +93,9 @@ def open_drawing(model, workdir, count):
     batches = trained.image_batches(config, model.classifier, model.weak, batch_size=batch_size)
 
     @functools.cache
-    def compile_sampler(guided):
+    def compile_sampler(guided, by_classifier):
         """Draw one unit, so that the time of the first weight is like that of the others."""
-        next(batches(model.params, np.resize(ids, batch_size), float(guided), seed))
+        next(batches(model.params, np.resize(ids, batch_size), float(guided), seed, float(by_classifier)))
 
     def draw_points(points):
         wanted = [trained.Wanted(ids, count, point.guidance_weight, point.classifier_weight) for point in points]
@@ -104,7 +104,7 @@ def open_drawing(model, workdir, count):
         for point, images, missing in zip(points, sets, sample_sets.all_missing(sets)):
 
             def draw(units, point=point, labels=images.labels):
-                compile_sampler(trained.is_guided(config, point.guidance_weight))
+                compile_sampler(trained.is_guided(config, point.guidance_weight), point.classifier_weight != 0.0)
                 return batches(model.params, labels, point.guidance_weight, seed, point.classifier_weight, units=units)
 
             is_new = not images.folder.exists()

@@ -105,7 +105,7 @@ def judge_set(model, curve, measuring, point, images):
         'seed': config.sample.seed,
         'seconds_per_image': images.seconds() / len(images),
         'samples_sha256': images.sha256,
-        **build_sampling.count_evaluations(config, point.guidance_weight),
+        **build_sampling.count_evaluations(config, point.guidance_weight, point.classifier_weight),
         **measuring.facts,
         **settings_of(config),
         'classifier': network_name(model.classifier, config.guidance.classifier_workdir),

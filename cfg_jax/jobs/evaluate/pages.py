@@ -46,7 +46,7 @@ def title_of(config, rows, *, guidance=True):
     parts = [f'{row["num_samples"]:,} samples per weight']
     if row['step'] is not None:  # drawn here
         parts += [f'{row["num_steps"]} {row["sampler"]} steps', f'training step {row["step"]:,}']
-        parts += [guidance_name(row['guidance'], row['classifier_gradients'])] * guidance
+        parts += [guidance_name(row['guidance'], max(each['classifier_gradients'] for each in rows))] * guidance
     return f'{build.data_name(config)}: {", ".join(parts)}, judge {config.eval.judge!r}'
 
 
@@ -150,5 +150,5 @@ def report_page(config, rows, pictures, measuring, ranked=()):
 
 def curve_name(folder, rows):
     """Return the name of a folder's curve in a plot with others."""
-    kind = guidance_name(rows[0].get('guidance'), rows[0]['classifier_gradients'])
+    kind = guidance_name(rows[0].get('guidance'), max(row['classifier_gradients'] for row in rows))
     return kind if folder == '.' else f'{kind} ({folder})'
