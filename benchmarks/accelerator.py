@@ -25,6 +25,8 @@ import threading
 import time
 from pathlib import Path
 
+import contest
+
 HERE = Path(__file__).parent
 # Each is a process of its own, so that PyTorch finds the memory free that JAX has reserved.
 PARTS = (
@@ -218,8 +220,7 @@ def table(title, columns, rows):
     """Return the lines of a table under its title; none without rows."""
     if not rows:
         return []
-    lines = ['', f'## {title}', '', f'| {" | ".join(columns)} |', f'|{" --- |" * len(columns)}']
-    return lines + [f'| {" | ".join(row)} |' for row in rows]
+    return ['', f'## {title}', '', contest.table(columns[0], columns[1:], [(row[0], row[1:]) for row in rows])]
 
 
 def program_cells(row, rate):

@@ -109,23 +109,25 @@ def stage(what):
         yield
 
 
-def seconds_per_call(run, wanted):
-    """Return the median over three rounds of seconds per call of run(), which returns arrays still being computed.
+def seconds_per_call(run, wanted, wait=None):
+    """Return the median over three rounds of seconds per call of run(), whose result may still be being computed.
 
-    wanted: seconds that all rounds together take, roughly. run has compiled before.
+    wanted: seconds that all rounds together take, roughly. run has compiled before. wait(result) waits for it; None:
+    jax.block_until_ready.
     """
-    import jax
+    if wait is None:
+        from jax import block_until_ready as wait
 
-    jax.block_until_ready(run())
+    wait(run())
     began = time.perf_counter()
-    jax.block_until_ready(run())
+    wait(run())
     count = min(max(round(wanted / 3 / (time.perf_counter() - began)), 1), 200)
     rounds = []
     for _ in range(3):
         began = time.perf_counter()
         for _ in range(count):
             result = run()
-        jax.block_until_ready(result)
+        wait(result)
         rounds.append((time.perf_counter() - began) / count)
     return statistics.median(rounds)
 

@@ -9,15 +9,13 @@ the recomputation of attention, which the network does in the backward pass and 
 """
 
 import argparse
-import contextlib
 import copy
-import json
-import statistics
 import sys
-import threading
 import time
 
 import torch
+from accelerator_parts import seconds_per_call, stage, tell
+from peers import eps_loss
 
 SHAPES = {
     False: {
@@ -31,28 +29,6 @@ SHAPES = {
 }
 NEEDS = {'eager': 40, 'compiled': 150}  # seconds that a part is likely to need
 LOSS_SCALE = {torch.float16: 2.0**12, torch.bfloat16: 1.0}
-
-
-def tell(kind, **facts):
-    """Print a line for `accelerator.py`: the kind of message and its facts."""
-    print(json.dumps({'message': kind, **facts}), flush=True)
-
-
-@contextlib.contextmanager
-def stage(what):
-    """Context manager: print what begins, and every ten seconds for how long it has been running."""
-    print(what, flush=True)
-    finished, began = threading.Event(), time.time()
-
-    def show():
-        while not finished.wait(10):
-            print(f'{what} for {time.time() - began:.0f}s', flush=True)
-
-    threading.Thread(target=show, daemon=True).start()
-    try:
-        yield
-    finally:
-        finished.set()
 
 
 def network_of(shape, dtype, folder, *, compiled):
@@ -100,12 +76,7 @@ def training_step(network, call, shape, dtype, device, memory_format):
     labels, null = torch.arange(batch, device=device) % (shape['classes'] - 1), shape['classes'] - 1
 
     def run():
-        x = (images.float() / 127.5 - 1.0).contiguous(memory_format=memory_format)
-        logsnr = torch.empty(batch, device=device).uniform_(-20, 20)
-        alpha, sigma = (torch.sigmoid(sign * logsnr).sqrt()[:, None, None, None] for sign in (1, -1))
-        eps = torch.randn_like(x)
-        given = torch.where(torch.rand(batch, device=device) < 0.1, null, labels)
-        loss = (call(alpha * x + sigma * eps, logsnr, given) - eps).square().mean()
+        loss = eps_loss(call, images, labels, null, memory_format)
         network.zero_grad(set_to_none=True)
         (scale * loss).backward()
         for master, parameter in zip(masters, params):
@@ -135,30 +106,17 @@ def evaluation(call, shape, device, memory_format):
     return run
 
 
-def seconds_per_call(run, wanted, wait):
-    """Return the median over three rounds of seconds per call of run(); wait() waits for what it has begun."""
-    run()
-    wait()
-    began = time.perf_counter()
-    run()
-    wait()
-    count = min(max(round(wanted / 3 / (time.perf_counter() - began)), 1), 200)
-    rounds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        for _ in range(count):
-            run()
-        wait()
-        rounds.append((time.perf_counter() - began) / count)
-    return statistics.median(rounds)
-
-
 def measure(part, shape, folder, device):
     """Return the row of a part, a dict."""
     _, name, how = part.split()
     dtype, compiled = getattr(torch, name), how == 'compiled'
     memory_format = torch.channels_last if compiled else torch.contiguous_format
-    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+
+    def wait(result):
+        del result
+        if device == 'cuda':
+            torch.cuda.synchronize()
+
     torch.backends.cudnn.benchmark = True
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
@@ -168,7 +126,7 @@ def measure(part, shape, folder, device):
     began = time.perf_counter()
     with stage(f'{part}: the first training step, batch {shape["batch"]}, with compiling'):
         loss = run()
-        wait()
+        wait(loss)
     row = {'batch': shape['batch'], 'compile_seconds': time.perf_counter() - began, 'loss': loss.item()}
     with stage(f'{part}: timing the training step'):
         row['seconds'] = seconds_per_call(run, shape['seconds'], wait)

@@ -61,14 +61,19 @@ def parse(made, arguments=None):
 
 
 def checkout(folder):
-    """Return the start of a command that imports cfg_jax from a checkout and computes on the CPU, as the peers do."""
-    return ['env', f'PYTHONPATH={Path(folder).absolute()}', 'JAX_PLATFORMS=cpu', sys.executable]
+    """Return the start of a command that imports cfg_jax from a checkout, an absolute path, and computes on the CPU."""
+    return ['env', f'PYTHONPATH={folder}', 'JAX_PLATFORMS=cpu', sys.executable]
+
+
+def checkouts(options):
+    """Return {'ours': this checkout} and, where it is given, 'before', the folders' absolute paths."""
+    folders = {'ours': contest.ROOT} | ({'before': Path(options.before)} if options.before else {})
+    return {name: folder.absolute() for name, folder in folders.items()}
 
 
 def own(options, *arguments):
     """Return the commands of ours and, where it is given, the checkout before."""
-    folders = {'ours': contest.ROOT} | ({'before': options.before} if options.before else {})
-    return {name: [*checkout(folder), HERE / 'ours.py', *arguments] for name, folder in folders.items()}
+    return {name: [*checkout(folder), HERE / 'ours.py', *arguments] for name, folder in checkouts(options).items()}
 
 
 def peers(options, *arguments, variants):

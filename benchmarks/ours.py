@@ -7,7 +7,6 @@ It measures the cfg_jax that it imports, which PYTHONPATH may choose, with this 
 
 import argparse
 import json
-import os
 import runpy
 import time
 from pathlib import Path
@@ -45,17 +44,16 @@ def configure_as_main(runtime, config):
         runtime.configure(keep_memory=needs_much_memory(config))
 
 
-def new_state(config):
-    import jax
-
+def training(config):
+    """Return (the first state, the jitted training step), as --mode=train has them."""
     from cfg_jax import build
-    from cfg_jax.training.train_state import TrainState
+    from cfg_jax.training import sharding
 
-    key = jax.random.key(0)
-    return jax.jit(lambda: TrainState.create(build.init_params(config, key), build.optimizer(config)))()
+    init, _, step = build.sharded_training(config, sharding.make_mesh())
+    return init(), step
 
 
-def training_step(config, state):
+def training_step(config, state, step):
     """Return the function that takes one training step on random images, and the compiled program."""
     import jax
 
@@ -64,7 +62,7 @@ def training_step(config, state):
     images = np.random.default_rng(0).integers(0, 256, (config.train.batch_size, *build.image_shape(config)), np.uint8)
     labels = np.arange(len(images), dtype=np.int32) % NUM_CLASSES
     batch, key = jax.device_put({'image': images, 'label': labels}), jax.random.key(0)
-    step = jax.jit(build.train_step(config), donate_argnums=0).lower(state, batch, key).compile()
+    step = step.lower(state, batch, key).compile()
 
     def run():
         nonlocal state
@@ -106,7 +104,7 @@ def memory(config):
     planned, measured = {}, {}
     for images in (config.train.batch_size, 2 * config.train.batch_size):
         config.train.batch_size = images
-        run, step = training_step(config, new_state(config))
+        run, step = training_step(config, *training(config))
         run()  # what the first call allocates for good is not a step's
         planned[images], measured[images] = step.memory_analysis().temp_size_in_bytes, contest.peak_growth(run)
     return {'planned': planned, 'measured': measured}
@@ -122,15 +120,13 @@ def main():
 
     from cfg_jax import runtime
 
-    if options.task == 'memory':  # compiles in half the time, to other code in the same buffers
-        os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
     config = shaped(options.model, remat=options.remat)
     configure_as_main(runtime, config)
     import jax
 
     jax.config.update('jax_compilation_cache_dir', None)  # compiling is timed too
     config.sample.num_steps = options.steps
-    state = new_state(config)
+    state, step = training(config)
     facts = {
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         'version': f'jaxlib {jax.lib.__version__}',
@@ -140,7 +136,7 @@ def main():
         del state
         print(json.dumps({**facts, **memory(config)}))
     elif options.task == 'train':
-        contest.serve(training_step(config, state)[0], began, **facts)
+        contest.serve(training_step(config, state, step)[0], began, **facts)
     else:
         make = forward if options.task == 'forward' else sampler
         contest.serve(make(config, state), began, **facts)

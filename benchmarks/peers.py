@@ -75,6 +75,16 @@ def diffusers(shape, path, checkpoint):
     return network, lambda z, t, labels: network(z, t, labels, return_dict=False)[0]
 
 
+def eps_loss(call, images, labels, null, memory_format):
+    """Return the mean loss on eps, at λ uniform from -20 to 20 and with a tenth of the labels dropped."""
+    x = (images.float() / 127.5 - 1.0).contiguous(memory_format=memory_format)
+    logsnr = torch.empty(len(x), device=x.device).uniform_(-20, 20)
+    alpha, sigma = (torch.sigmoid(sign * logsnr).sqrt()[:, None, None, None] for sign in (1, -1))
+    eps = torch.randn_like(x)
+    given = torch.where(torch.rand(len(x), device=x.device) < 0.1, null, labels)
+    return (call(alpha * x + sigma * eps, logsnr, given) - eps).square().mean()
+
+
 def training_step(network, call, shape, memory_format):
     """Return the function that takes one training step on random images."""
     average = copy.deepcopy(network)
@@ -84,12 +94,7 @@ def training_step(network, call, shape, memory_format):
     labels = torch.arange(shape['batch']) % NUM_CLASSES
 
     def run():
-        x = (images.float() / 127.5 - 1.0).contiguous(memory_format=memory_format)
-        logsnr = torch.empty(len(x)).uniform_(-20, 20)
-        alpha, sigma = (torch.sigmoid(sign * logsnr).sqrt()[:, None, None, None] for sign in (1, -1))
-        eps = torch.randn_like(x)
-        given = torch.where(torch.rand(len(x)) < 0.1, NULL_LABEL, labels)
-        loss = (call(alpha * x + sigma * eps, logsnr, given) - eps).square().mean()
+        loss = eps_loss(call, images, labels, NULL_LABEL, memory_format)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)

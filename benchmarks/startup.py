@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 import contest
 import contestants
@@ -119,11 +118,11 @@ def timed_start(name, folder, cache, config):
 
 def contest_of_starts(options):
     """Return {(name, 'first' or 'second'): [figures of a round, ...]}."""
-    folders = {'ours': contest.ROOT} | ({'before': Path(options.before)} if options.before else {})
+    folders = contestants.checkouts(options)
     runs = {(name, which): [] for name in folders for which in STARTS}
     for _ in range(options.rounds):
         for name, folder in folders.items():
-            config = folder.absolute() / 'configs' / f'{options.config}.py'
+            config = folder / 'configs' / f'{options.config}.py'
             with tempfile.TemporaryDirectory() as cache:
                 for which in STARTS:
                     if run := timed_start(f'{name}, {which} start', folder, cache, config):

@@ -56,7 +56,7 @@ def _keep_memory():
     """Tell malloc to keep what is freed, and JAX to run programs on CPUs in the calling thread, where malloc does so.
 
     XLA asks malloc for a program's temporary memory at each call. In other threads than the first, glibc maps more than
-    64 MB anew whatever it is told, and Linux clears each page of it: a fifth of a training step of 8M parameters.
+    64 MB anew whatever it is told, and Linux clears each page of it: a sixth of a training step of 8M parameters.
     """
     options = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
     if options is None or any(name.startswith(('MALLOC_', 'GLIBC_TUNABLES')) for name in os.environ):
