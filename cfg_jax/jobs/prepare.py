@@ -28,7 +28,7 @@ def run(config, workdir):
         raise UserError('config.prepare.path is not set; give a folder or zip of images, or an archive: docs/data.md.')
     tfds_writer.check_split(config.data.split)
     data, start = config.data, time.monotonic()
-    raw = archives.open_images(config.prepare.path, split=data.split)
+    raw = archives.open_images(config.prepare.path, split=data.split, name=data.name)
     target = locate(config, raw)
     if len(target.class_names) != data.num_classes:
         raise UserError(

@@ -10,8 +10,9 @@ from cfg_jax.data.images import ImageError, Unreadable
 from cfg_jax.errors import UserError, first_line, printable, unusable
 
 _RECOGNISED = (
-    'a folder or zip file of images, cifar-10-python.tar.gz or cifar-10-batches-py, downsampled ImageNet '
-    '(train_data_batch_*.npz, val_data.npz or zip files of them), ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar'
+    'a folder or zip file of images, cifar-10-python.tar.gz or cifar-10-batches-py, MNIST and its like '
+    '(train-images-idx3-ubyte.gz or its folder), downsampled ImageNet ('
+    'train_data_batch_*.npz, val_data.npz or zip files of them), ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar'
 )
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 PROGRESS_SECONDS = 5
@@ -25,9 +26,9 @@ _SYSTEM_FOLDERS = {
 class RawImages:
     """A sequence of labelled images as they are stored. It pickles; each process that reads opens the files itself.
 
-    kind: 'folder' | 'zip' | 'cifar10' | 'imagenet_npz' | 'imagenet_tar'. class_names: tuple of str. names: unique
-    relative names, always in the same order. labels: int32 [N]. ignored: list of (name, reason) of the entries that
-    are no images.
+    kind: 'folder' | 'zip' | 'cifar10' | 'idx' | 'imagenet_npz' | 'imagenet_tar'. class_names: tuple of str. names:
+    unique relative names, always in the same order. labels: int32 [N]. ignored: list of (name, reason) of the entries
+    that are no images.
     """
 
     def __init__(self, kind, class_names, names, labels, ignored=()):

@@ -1,0 +1,24 @@
+r"""Classifier-free guidance on Fashion-MNIST: 28x28, ten classes of clothes.
+
+    python -m cfg_jax.main --config=configs/fashion_mnist.py --mode=prepare --config.prepare.path=DIR
+    python -m cfg_jax.main --config=configs/fashion_mnist.py --mode=prepare --config.prepare.path=DIR \
+        --config.data.split=test
+    python -m cfg_jax.main --config=configs/fashion_mnist.py
+
+Data: DIR holds the four files of Fashion-MNIST, 31 MB: /usr/share/datasets/fashion-mnist on Debian and Ubuntu after
+`apt-get install dataset-fashion-mnist`; elsewhere from https://github.com/zalandoresearch/fashion-mnist. The first two
+commands make TFDS's `fashion_mnist` of them: 60,000 images to train on, 10,000 to test.
+Hardware: not decided yet; the model is the default one. Expect: not measured.
+"""
+
+from cfg_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.data.source = 'tfds'
+    config.data.name = 'fashion_mnist'
+    config.data.image_size = 28
+    config.data.image_channels = 1
+    config.data.num_classes = 10
+    return config
