@@ -173,7 +173,7 @@ def default():
 
     config.prepare = prepare = ConfigDict()
     prepare.path = (
-        ''  # --mode=prepare: a folder or zip of images, or CIFAR-10's or ImageNet's archive; see docs/data.md
+        ''  # --mode=prepare: a folder or zip of images, or the files of MNIST, CIFAR-10 or ImageNet; see docs/data.md
     )
     prepare.num_workers = 0  # processes; 0: one per core
     prepare.num_shards = 0  # files; 0: one per 10,000 images, up to 16 for small data sets

@@ -409,7 +409,7 @@ def test_an_archive_that_the_system_does_not_let_us_read_is_not_called_damaged(t
         open_images(path)
 
 
-@pytest.mark.parametrize('form', ['folder', 'zip', 'cifar10', 'npz'])
+@pytest.mark.parametrize('form', ['folder', 'zip', 'cifar10', 'npz', 'idx'])
 def test_stamps_differ_once_a_file_does(tmp_path, form):
     """A zip file is compared by its members' checksums, whatever its time; other files by their times."""
     files = {'cat/1.png': 1, 'cat/2.png': 2}
@@ -417,11 +417,15 @@ def test_stamps_differ_once_a_file_does(tmp_path, form):
         path = put_cifar(tmp_path, {name: pickle.dumps(value) for name, value in cifar_files().items()}, True)
     elif form == 'npz':
         path = put(tmp_path, npz_batches())
+    elif form == 'idx':
+        path = put(tmp_path, idx_files())
     else:
         path = put(tmp_path, files) if form == 'folder' else put_zip(tmp_path / 'x.zip', files)
-    changed = {'folder': tmp_path / 'cat/1.png', 'npz': tmp_path / 'train_data_batch_2.npz'}.get(
-        form, pathlib.Path(path)
-    )
+    changed = {
+        'folder': tmp_path / 'cat/1.png',
+        'npz': tmp_path / 'train_data_batch_2.npz',
+        'idx': tmp_path / 'train-labels-idx1-ubyte',
+    }.get(form, pathlib.Path(path))
     before = list(open_images(path).stamps())
     assert before and list(open_images(path).stamps()) == before
     time = os.stat(changed).st_mtime_ns
@@ -521,7 +525,13 @@ def test_what_is_not_there_or_not_known(tmp_path):
     for name, data in [('x.txt', b'text'), ('x.png', png(1)), ('empty', b'')]:
         (tmp_path / name).write_bytes(data)
         refuses(
-            tmp_path / name, name, 'zip file of images', 'cifar-10-python.tar.gz', 'ILSVRC2012_img_train.tar', 'npz'
+            tmp_path / name,
+            name,
+            'zip file of images',
+            'cifar-10-python.tar.gz',
+            'ILSVRC2012_img_train.tar',
+            'npz',
+            'idx3',
         )
     os.mkfifo(tmp_path / 'pipe')  # reading it would wait for ever
     refuses(tmp_path / 'pipe', 'is not recognised')
@@ -650,6 +660,227 @@ def test_cifar10_that_cannot_be_read(tmp_path):
     refuses(path, path.name, 'damaged', 'CRC')
     other = put_tar(tmp_path / 'other.tgz', {'cifar-100-python/train': b'x'}, 'w:gz')
     refuses(other, 'is not recognised', 'cifar-10-python.tar.gz')
+
+
+# IDX files.
+
+
+def idx(values):
+    """Return the bytes of an IDX file of unsigned bytes."""
+    values = np.asarray(values, np.uint8)
+    return struct.pack(f'>HBB{values.ndim}I', 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def idx_pixels(count, height=4, width=6):
+    """Return uint8 [count, height, width], no two images alike."""
+    return np.random.default_rng(count).integers(0, 256, (count, height, width), np.uint8)
+
+
+def idx_files(labels=(1, 0, 2, 1), data_set='', split='train', **sides):
+    """Return {name: bytes} of the two files of a split, not compressed."""
+    stem = f'{data_set}-{split}' if data_set else split
+    return {
+        f'{stem}-images-idx3-ubyte': idx(idx_pixels(len(labels), **sides)),
+        f'{stem}-labels-idx1-ubyte': idx(labels),
+    }
+
+
+def gzipped(files):
+    return {f'{name}.gz': gzip.compress(data) for name, data in files.items()}
+
+
+@pytest.mark.parametrize('form', ['gz', 'plain', 'gz without its suffix', 'a file', 'a gz file', 'with dots', 'both'])
+def test_idx_files(tmp_path, form):
+    """Both splits of a folder, or the split of one file, however the files are compressed and called."""
+    train, test = idx_files(), idx_files([2, 0], split='t10k')
+    files = gzipped(train | test) if 'gz' in form else train | test
+    if 'without' in form:
+        files = {name.removesuffix('.gz'): data for name, data in files.items()}
+    if form == 'with dots':
+        files = {name.replace('-idx', '.idx'): data for name, data in files.items()}
+    if form == 'both':
+        files |= dict.fromkeys(gzipped(files), b'not read')
+    put(tmp_path, files)
+    (tmp_path / 'train-images-idx3-ubyte.unpacked').mkdir()
+    in_file = 'file' in form
+    for split, word, ids in (('train', 'train', [1, 0, 2, 1]), ('test', 't10k', [2, 0])):
+        path = tmp_path / next(name for name in files if name.startswith(f'{word}-images')) if in_file else tmp_path
+        images = open_images(str(path), split=split)
+        check(images, 'idx', '012'[: max(ids) + 1], [f'{split}-images/{i}' for i in range(len(ids))], ids)
+        for order in (range(len(ids)), reversed(range(len(ids)))):
+            for index in order:
+                image = images.read(index)
+                assert image.dtype == np.uint8 and image.shape == (4, 6, 1)
+                np.testing.assert_array_equal(image[..., 0], idx_pixels(len(ids))[index])
+        other = {'train': 'test', 'test': 'train'}[split] if in_file else 'validation'
+        with pytest.raises(UserError, match=rf"has the splits .*'{split}'.*, not '{other}' \(config\.data\.split\)"):
+            open_images(str(path), split=other)
+
+
+def test_idx_files_in_the_current_folder(tmp_path, monkeypatch):
+    put(tmp_path, idx_files())
+    monkeypatch.chdir(tmp_path)
+    assert len(open_images('.')) == len(open_images('train-images-idx3-ubyte')) == 4
+
+
+DIGITS, CAPITALS, SMALL = '0123456789', 'ABCDEFGHIJKLMNOPQRSTUVWXYZ', 'abcdefghijklmnopqrstuvwxyz'
+FASHION = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot')
+
+
+@pytest.mark.parametrize(
+    ('name', 'class_names'),
+    [
+        ('mnist', DIGITS),
+        ('fashion_mnist', FASHION),
+        ('fashion_mnist_32', FASHION),
+        ('fashion_mnist/32x32', FASHION),
+        ('kmnist', ('o', 'ki', 'su', 'tsu', 'na', 'ha', 'ma', 'ya', 're', 'wo')),
+        ('fashion_mnists', '012'),
+        ('mine', '012'),
+        ('', '012'),
+    ],
+)
+def test_the_classes_of_idx_files_are_named_after_the_data_set(tmp_path, name, class_names):
+    images = open_images(put(tmp_path, idx_files()), name=name)
+    assert images.class_names == tuple(class_names) and images.labels.tolist() == [1, 0, 2, 1]
+    assert images.read(0).shape == (4, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ('data_set', 'class_names', 'first'),
+    [
+        ('byclass', DIGITS + CAPITALS + SMALL, 0),
+        ('bymerge', DIGITS + CAPITALS + 'abdefghnqrt', 0),
+        ('balanced', DIGITS + CAPITALS + 'abdefghnqrt', 0),
+        ('letters', CAPITALS, 1),
+        ('digits', DIGITS, 0),
+        ('mnist', DIGITS, 0),
+    ],
+)
+@pytest.mark.parametrize('by', ['name', 'file', 'only one', 'files without names'])
+def test_emnist_is_turned_upright_and_letters_count_from_0(tmp_path, data_set, class_names, first, by):
+    """TFDS's documentation: the images are mirrored and turned by a quarter, which a transposition undoes."""
+    labels = [first, first + len(class_names) - 1]
+    files = idx_files(labels, '' if 'without' in by else f'emnist-{data_set}')
+    others = {'emnist-others-mapping.txt': b'0 48'}
+    if by in ('name', 'file'):
+        others |= idx_files([0], 'emnist-others') | idx_files([0])
+    path = put(tmp_path, gzipped(files) | others)
+    if by == 'file':
+        path += f'/emnist-{data_set}-train-images-idx3-ubyte.gz'
+    name = 'mine' if by in ('file', 'only one') else f'emnist_{data_set}'
+    images = open_images(path, name=name)
+    check(images, 'idx', class_names, ['train-images/0', 'train-images/1'], [0, len(class_names) - 1])
+    for index in range(2):
+        np.testing.assert_array_equal(images.read(index)[..., 0], idx_pixels(2)[index].T)
+    put(tmp_path, {f'{next(iter(files)).split("-images")[0]}-labels-idx1-ubyte.gz': gzip.compress(idx([first, 200]))})
+    refuses(path, f'labels outside {first} to {first + len(class_names) - 1}', name=name)
+    if first:
+        put(tmp_path, {f'{next(iter(files)).split("-images")[0]}-labels-idx1-ubyte.gz': gzip.compress(idx([0, 1]))})
+        refuses(path, 'labels outside 1 to 26', name=name)
+
+
+def test_which_of_several_data_sets_in_idx_files(tmp_path):
+    sets = {'emnist-letters': [1], 'emnist-digits': [2, 3], 'qmnist': [4, 5, 6], '': [7, 8, 9, 9]}
+    path = put(tmp_path, {name: data for key, labels in sets.items() for name, data in idx_files(labels, key).items()})
+    for name, count in [('emnist_letters', 1), ('emnist_digits_32', 2), ('qmnist', 3), ('mnist', 4), ('kmnist/x', 4)]:
+        assert len(open_images(path, name=name)) == count
+    choices = 'config.data.name to one of emnist_digits, emnist_letters, fashion_mnist, kmnist, mnist, qmnist, or give'
+    for name in ('', 'mine', 'emnist_balanced'):
+        refuses(path, 'holds several data sets', choices, name=name)
+    for name in ('emnist', 'emnist/letters'):
+        refuses(
+            path, f"config.data.name is {name!r}, TFDS's own", 'transposed', "'emnist_letters'", name=name, field=''
+        )
+    letters = path + '/emnist-letters-train-images-idx3-ubyte'
+    for name in ('emnist_digits', 'mnist'):
+        refuses(letters, f'is emnist_letters, but config.data.name is {name!r}', name=name)
+
+
+IMAGES, LABELS = 'train-images-idx3-ubyte', 'train-labels-idx1-ubyte'
+
+
+@pytest.mark.parametrize('compress', [False, True], ids=['plain', 'gz'])
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({IMAGES: idx(idx_pixels(4))[:-1]}, [IMAGES, 'is truncated: it holds 95 bytes of images instead of 96']),
+        ({LABELS: idx([1, 0, 2, 1])[:-4]}, [LABELS, 'is truncated: it holds 0 bytes of labels instead of 4']),
+        ({IMAGES: idx(idx_pixels(4)) + b'xx'}, [IMAGES, 'holds 2 bytes after its last value']),
+        ({LABELS: idx([1, 0, 2, 1]) + b'x'}, [LABELS, 'holds 1 bytes after its last value']),
+        ({IMAGES: idx(idx_pixels(4))[:9]}, [IMAGES, 'is truncated in its header']),
+        ({IMAGES: idx([1, 0])}, [IMAGES, 'holds 1-dimensional unsigned bytes; images are 3-dimensional']),
+        ({LABELS: idx(idx_pixels(4))}, [LABELS, 'holds 3-dimensional unsigned bytes; labels are 1-dimensional']),
+        ({IMAGES: struct.pack('>HBB3I', 0, 13, 3, 1, 1, 1) + bytes(4)}, [IMAGES, 'holds 3-dimensional float32']),
+        ({LABELS: struct.pack('>HBB1I', 0, 12, 1, 1) + bytes(4)}, [LABELS, 'holds 1-dimensional int32']),
+        ({IMAGES: b''}, [IMAGES, 'is not an IDX file']),
+        ({IMAGES: b'<html>Not found</html>'}, [IMAGES, 'is not an IDX file']),
+        ({LABELS: idx([1, 0, 2])}, [LABELS, 'holds 3 labels for 4 images']),
+        ({IMAGES: idx(idx_pixels(0)), LABELS: idx([])}, [IMAGES, 'holds no images']),
+        ({IMAGES: idx(idx_pixels(4, 0, 6))}, [IMAGES, 'holds no images']),
+        ({LABELS: idx([])}, [LABELS, 'holds no labels']),
+        ({LABELS: None}, [IMAGES, 'has no file of labels beside it']),
+        ({IMAGES: None}, [LABELS, 'has no file of images beside it']),
+        ({IMAGES: struct.pack('>HBB3I', 0, 8, 3, *3 * [2**31])}, [IMAGES, 'truncated', f'instead of {2**93}']),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_idx_files_that_cannot_be_read(tmp_path, changes, words, compress):
+    files = {name: data for name, data in (idx_files() | changes).items() if data is not None}
+    if compress:
+        files = gzipped(files)
+    refuses(put(tmp_path, files), *words)
+    for name in files:
+        refuses(tmp_path / name, *words)
+
+
+def test_damaged_gzip_of_idx_files(tmp_path):
+    files = gzipped(idx_files())
+    path = put(tmp_path, files)
+    for name, data in files.items():
+        flipped = bytearray(data)
+        flipped[-8] ^= 1  # of the checksum
+        for damaged in (data[:5], data[:20], data[: len(data) // 2], data[:-9], data[:-1], bytes(flipped), data + b'x'):
+            put(tmp_path, files | {name: damaged})
+            refuses(path, name, 'is damaged')
+
+
+def test_idx_files_that_change_or_go_later(tmp_path):
+    """They concern every image, so none is left out because of them."""
+    path = put(tmp_path, idx_files())
+    images = open_images(path)
+    os.truncate(tmp_path / IMAGES, 100)
+    with pytest.raises(UserError, match=rf'{IMAGES} is truncated \(config\.prepare\.path\)'):
+        images.read(3)
+    os.remove(tmp_path / IMAGES)
+    with pytest.raises(UserError, match=rf'{IMAGES} cannot be read: No such file'):
+        pickle.loads(pickle.dumps(images)).read(0)
+
+
+@pytest.mark.parametrize('compress', [False, True], ids=['plain', 'gz'])
+def test_idx_images_are_never_whole_in_memory(tmp_path, compress):
+    files = idx_files(np.arange(10_000) % 10, height=28, width=28)
+    path = put(tmp_path, gzipped(files) if compress else files)
+    tracemalloc.start()
+    try:
+        images = open_images(path)
+        copy = pickle.loads(pickle.dumps(images))
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for index in range(0, 10_000, 99):
+            copy.read(index)
+        assert tracemalloc.get_traced_memory()[1] - before < 1e6 < len(files[IMAGES]) / 7
+    finally:
+        tracemalloc.stop()
+
+
+def test_idx_files_among_other_things(tmp_path):
+    """They are not images that can be read where they are; class folders beside them come first."""
+    path = put(tmp_path, idx_files())
+    with pytest.raises(UserError, match=r'not a folder or zip file of images .*--mode=prepare'):
+        open_plain_images(path, field='config.data.data_dir')
+    put(tmp_path, {'cat/1.png': 1})
+    check(open_images(path), 'folder', ['cat'], ['cat/1.png'], [0], ignored=[IMAGES, LABELS])
 
 
 # Downsampled ImageNet.

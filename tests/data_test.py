@@ -620,6 +620,14 @@ def test_data_that_is_not_there(tfds_dir, tmp_path):
         assert part in str(error.value)
     with pytest.raises(UserError, match=r'--mode=prepare'):
         open_tfds(tmp_path, 'my_own', 64)
+    for name, archive in [
+        ('fashion_mnist', '/usr/share/datasets/fashion-mnist'),
+        ('kmnist_32', 'train-images-idx3-ubyte'),
+        ('emnist_letters', r'emnist-\*-images-idx3-ubyte'),
+        ('cifar100', 'a folder or zip of images'),
+    ]:
+        with pytest.raises(UserError, match=f'where PATH is .*{archive}'):
+            open_tfds(tmp_path, name, 28)
     with pytest.raises(UserError, match=r"no split 'eval'; allowed: 'train'.*config\.data\.split"):
         open_tfds(tfds_dir, 'cifar10', 32, 'eval')
     with pytest.raises(UserError, match=r'config\.data\.name'):

@@ -1,4 +1,5 @@
 import errno
+import gzip
 import io
 import json
 import os
@@ -6,6 +7,7 @@ import pickle
 import re
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -105,6 +107,87 @@ def test_cifar10_as_tfds_has_it(tmp_path):
     ours = sources.TfdsSource('cifar10', 'train[10:]', str(tmp_path), (32, 32, 3))
     assert len(ours) == 20 and tfds_layout.number_of(ours[3]['image']) == 13
     assert 'tensorflow' not in sys.modules
+
+
+def write_idx(folder, split, numbers):
+    """Write Fashion-MNIST's files of a split: image i is the gray `picture(i, 28)`, of class 3 i mod 10."""
+    pixels = np.stack([tfds_layout.picture(i, 28)[..., 0] for i in numbers])
+    labels = np.array([3 * i % 10 for i in numbers], np.uint8)
+    return write_folder(
+        folder,
+        {
+            f'{split}-{name}-ubyte.gz': gzip.compress(
+                struct.pack(f'>HBB{values.ndim}I', 0, 8, values.ndim, *values.shape) + values.tobytes()
+            )
+            for name, values in (('images-idx3', pixels), ('labels-idx1', labels))
+        },
+    )
+
+
+FASHION = {'size': 28, 'classes': 10, 'data__image_channels': 1, 'data__name': 'fashion_mnist'}
+
+
+def test_fashion_mnist_as_tfds_has_it(tmp_path):
+    for split, numbers in (('train', range(30)), ('t10k', range(100, 108))):
+        raw = write_idx(tmp_path / 'in', split, numbers)
+    for split in ('train', 'test'):
+        folder = run(raw, tmp_path, **FASHION, data__split=split)
+    assert folder.parent == tmp_path / 'fashion_mnist'
+    for split, first, count in (('train', 0, 30), ('test', 100, 8)):
+        read = stock('fashion_mnist', tmp_path, split)
+        assert len(read) == count and read.dataset_info.features['label'].int2str(9) == 'Ankle boot'
+        for index, example in enumerate(read):
+            np.testing.assert_array_equal(example['image'], tfds_layout.picture(first + index, 28)[..., :1])
+            assert example['label'] == 3 * (first + index) % 10
+    ours = sources.TfdsSource('fashion_mnist', 'train[10:]', str(tmp_path), (28, 28, 1))
+    assert len(ours) == 20 and ours.class_names[0] == 'T-shirt/top'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'data__name': 'mine', 'data__image_channels': 3}, r'none of the 30 .* has 1 channels, not the 3 of config'),
+        ({'data__image_channels': 3}, r'are \(28, 28, 1\), not \(28, 28, 3\) \(config\.data\.image_size'),
+        ({'data__name': 'mine', 'size': 32}, r'none of the 30 .* smaller than 32x32: 28x28.*config\.data\.upsample'),
+        ({'data__name': 'mine', 'classes': 9}, r'config\.data\.num_classes is 9, but mine.* has 10 classes'),
+        ({'data__split': 'test'}, r"has the splits 'train', not 'test' \(config\.data\.split\)"),
+        ({'data__name': 'emnist/letters'}, r"is 'emnist/letters', TFDS's own data set.*'emnist_letters'"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_idx_files_that_do_not_fit_the_config(tmp_path, changes, message):
+    raw = write_idx(tmp_path / 'in', 'train', range(30))
+    with pytest.raises(UserError, match=message):
+        run(raw, tmp_path / 'out', **FASHION | changes)
+    assert not [path for path in tmp_path.joinpath('out').rglob('*') if path.is_file()]
+
+
+def test_damage_of_idx_files_during_the_work_leaves_nothing_that_looks_finished(tmp_path):
+    """The work is resumed when the file is back, and the records are those of undisturbed work."""
+    raw = write_idx(tmp_path / 'in', 'train', range(60))
+    undisturbed = run(raw, tmp_path / 'undisturbed', **FASHION, prepare__num_shards=6)
+    images, write = raw / 'train-images-idx3-ubyte.gz', shards.Work.write
+    sound, status = images.read_bytes(), images.stat()
+
+    def third_fails(work, shard, report):
+        if shard == 3:
+            images.write_bytes(sound[: len(sound) // 4])
+            work.raw._pixels._file.close()
+            work.raw._pixels._file = None
+        write(work, shard, report)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards.Work, 'write', third_fails)
+        with pytest.raises(UserError, match=r'train-images-idx3-ubyte\.gz is damaged: Compressed file ended'):
+            run(raw, tmp_path, **FASHION, prepare__num_shards=6)
+    begun = next((tmp_path / 'fashion_mnist').iterdir())
+    assert begun.name.endswith('.incomplete-train') and len(shard_bytes(begun)) == 3
+    images.write_bytes(sound)
+    os.utime(images, ns=(status.st_atime_ns, status.st_mtime_ns))
+    folder = run(raw, tmp_path, **FASHION, prepare__num_shards=6, prepare__num_workers=2)
+    assert shard_bytes(folder) == shard_bytes(undisturbed) and [path.name for path in folder.parent.iterdir()] == [
+        folder.name
+    ]
 
 
 def test_imagenet_resized_as_tfds_has_it(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 
 import numpy as np
 
@@ -10,11 +11,16 @@ from cfg_jax.data.preparing import archives, raw_images
 from cfg_jax.errors import UserError, first_line, printable, unusable
 from cfg_jax.files import composed
 
-# The archive from which --mode=prepare makes each of TFDS's data sets
+_IDX = 'the folder of train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz'
+# The archive from which --mode=prepare makes each data set, by the beginning of its name
 _ARCHIVES = {
     'cifar10': 'cifar-10-python.tar.gz',
     'imagenet_resized': 'the folder of Imagenet64_train_part1_npz.zip and Imagenet64_train_part2_npz.zip',
     'imagenet2012': 'ILSVRC2012_img_train.tar',
+    'mnist': _IDX,
+    'fashion_mnist': f'{_IDX}, which is /usr/share/datasets/fashion-mnist after apt-get install dataset-fashion-mnist',
+    'kmnist': _IDX,
+    'emnist': 'the folder of emnist-*-images-idx3-ubyte.gz and emnist-*-labels-idx1-ubyte.gz',
 }
 # The fields to change if an image cannot be used as it is
 _FIELDS = {
@@ -256,7 +262,8 @@ def _dataset_info(name, data_dir):
     except Exception as error:  # TFDS raises many kinds for a missing data set
         exists, reason = False, first_line(error)
     if not exists:
-        archive = _ARCHIVES.get(name.split('/')[0], 'a folder or zip of images, or ILSVRC2012_img_train.tar')
+        known = (archive for key, archive in _ARCHIVES.items() if re.match(rf'{key}(?![a-z0-9])', name))
+        archive = next(known, 'a folder or zip of images, or ILSVRC2012_img_train.tar')
         raise UserError(
             f'no data set {name or "of TFDS"!r} is prepared under {where} {fields}; to prepare it, add --mode=prepare '
             f'--config.prepare.path=PATH to this command, where PATH is {archive}. ({reason})'

@@ -1,11 +1,12 @@
 """IDX files, one of images and one of labels a split: MNIST, Fashion-MNIST, KMNIST and the sets of EMNIST.
 
-The layout is that of http://yann.lecun.com/exdb/mnist: two zero bytes, the type of the values, the number of axes, the
+The layout (LeCun's, http://yann.lecun.com/exdb/mnist): two zero bytes, the type of the values, the number of axes, the
 sizes of the axes as big-endian int32, and the values. Any file may be compressed by gzip.
 """
 
 import contextlib
 import gzip
+import math
 import os
 import re
 import string
@@ -14,16 +15,18 @@ import zlib
 
 import numpy as np
 
-from cfg_jax.data.images import ImageError, Unreadable
 from cfg_jax.data.preparing.raw_images import RawImages, check_split, stamp
 from cfg_jax.errors import UserError, first_line, unusable
 
 _NAME = re.compile(r'(?:(.+)-)?(\w+)-(images|labels)[-.]idx\d-ubyte(?:\.gz)?')
-_UNSIGNED_BYTES, _GZIP = 8, b'\x1f\x8b'
+_TYPES = {8: 'unsigned bytes', 9: 'signed bytes', 11: 'int16', 12: 'int32', 13: 'float32', 14: 'float64'}
+_AXES = {'images': 3, 'labels': 1}
+_GZIP = b'\x1f\x8b'
+
 _DIGITS, _CAPITALS = string.digits, string.ascii_uppercase
-_47_CLASSES = _DIGITS + _CAPITALS + 'abdefghnqrt'  # the other small letters count as capitals
+_MERGED = _DIGITS + _CAPITALS + 'abdefghnqrt'  # the other small letters count as capitals
 _EMNIST = 'emnist_'
-# The class names of each data set, by the name that config.data.name or the names of files begin with
+# data set -> its class names
 _CLASSES = {
     'mnist': _DIGITS,
     'fashion_mnist': (
@@ -31,12 +34,13 @@ _CLASSES = {
     ),
     'kmnist': ('o', 'ki', 'su', 'tsu', 'na', 'ha', 'ma', 'ya', 're', 'wo'),
     f'{_EMNIST}byclass': _DIGITS + _CAPITALS + string.ascii_lowercase,
-    f'{_EMNIST}bymerge': _47_CLASSES,
-    f'{_EMNIST}balanced': _47_CLASSES,
+    f'{_EMNIST}bymerge': _MERGED,
+    f'{_EMNIST}balanced': _MERGED,
     f'{_EMNIST}letters': _CAPITALS,
     f'{_EMNIST}digits': _DIGITS,
     f'{_EMNIST}mnist': _DIGITS,
 }  # fmt: skip
+_UNNAMED = ('fashion_mnist', 'kmnist', 'mnist')  # as published, their files do not say what they are of
 _FIRST_LABELS = {f'{_EMNIST}letters': 1}
 
 
@@ -51,96 +55,110 @@ def holds_idx_files(folder):
 
 
 class Idx(RawImages):
-    """One split of a data set in IDX files: HxWx1.
+    """One split of a data set in IDX files: HxWx1. EMNIST's images, which are stored transposed, are turned upright.
 
-    Each process reads the images' file as a stream and holds none of it, for gzip has no random access and EMNIST's
-    images take 547 MB. Reading is quick in the order of index; a step back in a gzip file reads it from its start.
+    Reading is quick in the order of index; a step back in a gzip file decompresses it from its start.
     """
 
     def __init__(self, path, split, field, name):
-        """name: config.data.name, which chooses among several data sets and gives the classes their names."""
-        known = _known(name)
-        chosen, splits = _choose(path, known, name, field)
+        """name: config.data.name, which chooses among several data sets in a folder and decides the class names."""
+        data_set, splits = _choose(path, name, field)
         check_split(split, splits, path)
         files = splits[split]
-        if 'images' not in files:
-            raise unusable(path, f'holds labels but no images of the split {split!r}', field)
-        if 'labels' not in files:
-            raise unusable(files['images'], 'has no file of labels beside it', field)
-        self._path, self._labels_path, self._field, self._file = files['images'], files['labels'], field, None
-        kind = chosen if chosen in _CLASSES else known
-        self._is_turned = (kind or '').startswith(_EMNIST)
-        (num_images, *self._shape), _ = self._read_whole(self._path, 3, keep=False)
-        (num_labels,), labels = self._read_whole(self._labels_path, 1, keep=True)
+        for content, other in (('images', 'labels'), ('labels', 'images')):
+            if content not in files:
+                raise unusable(files[other], f'has no file of {content} beside it', field)
+        self._files = files['images'], files['labels']
+        self._pixels, labels = _Values(files['images'], 'images', field), _Values(files['labels'], 'labels', field)
+        num_images, (num_labels,) = self._pixels.shape[0], labels.shape
         if num_images != num_labels:
-            raise unusable(self._labels_path, f'has {num_labels} labels for {num_images} images', field)
-        labels = np.frombuffer(labels, np.uint8).astype(np.int32)
-        first = _FIRST_LABELS.get(kind, 0)
-        class_names = _CLASSES[kind] if kind else [str(label) for label in range(labels.max() + 1)]
+            raise unusable(files['labels'], f'holds {num_labels} labels for {num_images} images', field)
+        labels = np.frombuffer(labels.read(0, num_labels), np.uint8).astype(np.int32)
+        first = _FIRST_LABELS.get(data_set, 0)
+        class_names = _CLASSES.get(data_set) or [str(label) for label in range(labels.max() + 1)]
         last = first + len(class_names) - 1
         if labels.min() < first or labels.max() > last:
-            raise unusable(self._labels_path, f'has labels outside {first} to {last}', field)
-        stem = re.sub(r'[-.]idx.*', '', os.path.basename(self._path))
-        super().__init__('idx', class_names, [f'{stem}/{row}' for row in range(num_images)], labels - first)
+            raise unusable(files['labels'], f'has labels outside {first} to {last}', field)
+        self._is_transposed = data_set.startswith(_EMNIST)
+        names = [f'{split}-images/{row}' for row in range(num_images)]
+        super().__init__('idx', class_names, names, labels - first)
+
+    def read(self, index):
+        _, *shape = self._pixels.shape
+        size = math.prod(shape)
+        image = np.frombuffer(self._pixels.read(index * size, size), np.uint8).reshape(*shape, 1)
+        return np.ascontiguousarray(image.swapaxes(0, 1)) if self._is_transposed else image
+
+    def stamps(self):
+        return map(stamp, self._files)
+
+
+class _Values:
+    """The values of one IDX file, checked to its end. It pickles without the open file.
+
+    Each process reads the file as a stream and holds none of it: gzip has no random access, and the images of EMNIST's
+    largest set take 547 MB. Raises UserError for whatever is wrong with the file.
+    """
+
+    def __init__(self, path, content, field):
+        """content: 'images' or 'labels'."""
+        self._path, self._field, self._file = path, field, None
+        size = 0
+        with self._errors(), _open(path) as file:
+            self.shape = self._read_header(file, content)
+            while piece := file.read(1 << 20):  # to the end, where gzip compares its checksum
+                size += len(piece)
+        self._start, expected = _header_size(len(self.shape)), math.prod(self.shape)
+        if size < expected:
+            raise self._unusable(f'is truncated: it holds {size} bytes of {content} instead of {expected}')
+        if size > expected:
+            raise self._unusable(f'holds {size - expected} bytes after its last value')
+        if not size:
+            raise self._unusable(f'holds no {content}')
 
     def __getstate__(self):
         return {**self.__dict__, '_file': None}
 
-    def read(self, index):
-        height, width = self._shape
-        try:
-            with self._damage(self._path):
-                if self._file is None:
-                    self._file = _open(self._path)
-                self._file.seek(_header_size(3) + index * height * width)
-                data = self._file.read(height * width)
-        except OSError as error:
-            raise Unreadable(f'unreadable: {error.strerror or first_line(error)}') from error
-        if len(data) < height * width:
-            raise ImageError('truncated')
-        image = np.frombuffer(data, np.uint8).reshape(height, width, 1)
-        return np.ascontiguousarray(image.swapaxes(0, 1)) if self._is_turned else image
+    def __del__(self):
+        if self._file is not None:
+            self._file.close()
 
-    def stamps(self):
-        return [stamp(self._path), stamp(self._labels_path)]
+    def read(self, offset, size):
+        """Return values `offset` to `offset + size` as bytes."""
+        with self._errors():
+            if self._file is None:
+                self._file = _open(self._path)
+            self._file.seek(self._start + offset)
+            data = self._file.read(size)
+        if len(data) < size:
+            raise self._unusable('is truncated')
+        return data
+
+    def _unusable(self, what):
+        return unusable(self._path, what, self._field)
 
     @contextlib.contextmanager
-    def _damage(self, path):
-        """Turn gzip's errors into UserError."""
+    def _errors(self):
+        """Turn the errors of gzip and of the system into UserError."""
         try:
             yield
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise unusable(path, f'is damaged: {first_line(error)}', self._field) from error
+            raise self._unusable(f'is damaged: {first_line(error)}') from error
+        except OSError as error:
+            raise self._unusable(f'cannot be read: {error.strerror or first_line(error)}') from error
 
-    def _read_whole(self, path, num_axes, *, keep):
-        """Return (the sizes of the axes, the values as bytes or, without `keep`, none) after checking the whole file."""
-        with self._damage(path), _open(path) as file:
-            shape = self._read_header(path, file, num_axes)
-            expected, size, values = int(np.prod(shape, dtype=object)), 0, b''
-            while piece := file.read(1 << 20):  # to the end, where gzip compares its checksum
-                size += len(piece)
-                values += piece if keep and size <= expected else b''
-        if not expected:
-            raise unusable(
-                path, f'holds no {"images" if num_axes == 3 else "labels"}: {"x".join(map(str, shape))}', self._field
-            )
-        if size != expected:
-            what = 'is truncated' if size < expected else 'goes on after its last value'
-            raise unusable(path, f'{what}: it holds {size} bytes of values instead of {expected}', self._field)
-        return shape, values
-
-    def _read_header(self, path, file, num_axes):
+    def _read_header(self, file, content):
         """Return the sizes of the axes, and leave the file where the values begin."""
-        needed = f'needed are {"images" if num_axes == 3 else "labels"}, unsigned bytes with {num_axes} axes'
+        num_axes = _AXES[content]
         header = file.read(_header_size(num_axes))
-        if header[:2] != b'\0\0' or len(header) < 4:
-            raise unusable(path, f'is not an IDX file; {needed}', self._field)
-        if tuple(header[2:4]) != (_UNSIGNED_BYTES, num_axes):
-            raise unusable(
-                path, f'holds values of the IDX type 0x{header[2]:02x} with {header[3]} axes; {needed}', self._field
+        if len(header) < 4 or header[:2] != b'\0\0' or header[2] not in _TYPES:
+            raise self._unusable('is not an IDX file')
+        if (header[2], header[3]) != (8, num_axes):
+            raise self._unusable(
+                f'holds {header[3]}-dimensional {_TYPES[header[2]]}; {content} are {num_axes}-dimensional {_TYPES[8]}'
             )
         if len(header) < _header_size(num_axes):
-            raise unusable(path, 'is truncated in its header', self._field)
+            raise self._unusable('is truncated in its header')
         return struct.unpack(f'>{num_axes}I', header[4:])
 
 
@@ -149,50 +167,56 @@ def _header_size(num_axes):
 
 
 def _open(path):
-    """Open a file for reading bytes, decompressed if it is gzip's, whatever its name."""
+    """Open a file for reading bytes, decompressed if gzip compressed it, whatever its name."""
     with open(path, 'rb') as file:
         is_gzip = file.read(2) == _GZIP
     return gzip.open(path) if is_gzip else open(path, 'rb')
 
 
-def _known(name):
-    """Return the key of `_CLASSES` that the name of a data set begins with, or None."""
-    name = name.replace('/', '_').replace('-', '_')
-    return next((key for key in _CLASSES if f'{name}_'.startswith(f'{key}_')), None)
+def _choose(path, name, field):
+    """Return (data set, {split: {'images' or 'labels': path}}) of a folder or file. Raises UserError.
 
-
-def _choose(path, known, name, field):
-    """Return (a data set's name by its files or '', {split: {'images' or 'labels': path}}) of the one to be read."""
+    data set: one of `_CLASSES`, by the files' names or else by config.data.name; any other string if neither says.
+    """
     found = _find(path)
-    if known in found:
-        chosen = known
+    named = _data_set(name, {*_CLASSES, *found} - {''})
+    if name.split('/')[0] == 'emnist':
+        raise UserError(
+            f"config.data.name is {name!r}, TFDS's own data set, whose images are stored transposed; call yours, with "
+            f'upright images, {named or "emnist_letters"!r} (config.data.name).'
+        )
+    if named in found:
+        chosen = named
     elif len(found) == 1:
         (chosen,) = found
-    elif known and not known.startswith(_EMNIST) and '' in found:
+    elif '' in found and named in _UNNAMED:
         chosen = ''
     else:
-        chosen = None
-    if chosen is None or (known and chosen in _CLASSES and chosen != known):
-        names = ', '.join(sorted(key or 'one without a name' for key in found))
+        choices = sorted({*found, *(_UNNAMED if '' in found else ())} - {''})
         raise UserError(
-            f'{path} holds {names}, and config.data.name is {name!r}: begin it with the name of one of them, or give '
-            f'one file of images ({field}).'
+            f'{path} holds several data sets: set config.data.name to one of {", ".join(choices)}, or give one of its '
+            f'files of images ({field}).'
         )
-    return chosen, found[chosen]
+    if named and chosen in _CLASSES and chosen != named:
+        raise UserError(f'{path} is {chosen}, but config.data.name is {name!r} ({field}, config.data.name).')
+    return (chosen if chosen in _CLASSES else named or chosen), found[chosen]
+
+
+def _data_set(name, known):
+    """Return the longest of the known names that config.data.name is or begins with, as in mnist_32, or None."""
+    name = f'{name.replace("/", "_")}_'
+    return max((each for each in known if name.startswith(f'{each}_')), key=len, default=None)
 
 
 def _find(path):
     """Return {data set or '': {split: {'images' or 'labels': path}}} of a folder, or of a file and its companion."""
-    is_file = os.path.isfile(path)
-    folder = os.path.dirname(path) if is_file else path
-    given = _parts(os.path.basename(path)) if is_file else None
+    folder, given = (path, None) if os.path.isdir(path) else (os.path.dirname(path), _parts(os.path.basename(path)))
     found = {}
-    for name in sorted(os.listdir(folder or '.')):  # uncompressed files before the same ones as .gz
+    for name in sorted(os.listdir(folder or '.')):  # a file before the same one with .gz
         parts, file = _parts(name), os.path.join(folder, name)
-        if parts is None or not os.path.isfile(file) or (given and parts[:2] != given[:2]):
-            continue
-        data_set, split, content = parts
-        found.setdefault(data_set, {}).setdefault(split, {}).setdefault(content, file)
+        if parts and os.path.isfile(file) and (given is None or parts[:2] == given[:2]):
+            data_set, split, content = parts
+            found.setdefault(data_set, {}).setdefault(split, {}).setdefault(content, file)
     if given:
         data_set, split, content = given
         found[data_set][split][content] = path

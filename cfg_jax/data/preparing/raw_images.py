@@ -11,8 +11,8 @@ from cfg_jax.errors import UserError, first_line, printable, unusable
 
 _RECOGNISED = (
     'a folder or zip file of images, cifar-10-python.tar.gz or cifar-10-batches-py, MNIST and its like '
-    '(train-images-idx3-ubyte.gz or its folder), downsampled ImageNet ('
-    'train_data_batch_*.npz, val_data.npz or zip files of them), ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar'
+    '(train-images-idx3-ubyte.gz or its folder), downsampled ImageNet '
+    '(train_data_batch_*.npz, val_data.npz or zip files of them), ILSVRC2012_img_train.tar or ILSVRC2012_img_val.tar'
 )
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 PROGRESS_SECONDS = 5

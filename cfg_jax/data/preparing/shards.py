@@ -105,7 +105,7 @@ class Work:
         if isinstance(image, bytes):
             image = images.decode(image, channels)
         elif image.shape[-1] != channels:
-            raise images.ImageError(f'has {image.shape[-1]} channels instead of {channels}')
+            raise images.ImageError(f'has {image.shape[-1]} channels, not the {channels} of config.data.image_channels')
         size, upsample = settings['image_size'], settings['upsample']
         return images.encode_png(images.resample(image, size, settings['resampling'], upsample=upsample))
 
