@@ -517,6 +517,8 @@ def test_progress_is_shown_when_it_takes_long(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(raw_images, 'PROGRESS_SECONDS', 0)
     open_images(str(tmp_path))
     assert f'{tmp_path}: 4 files found so far' in capsys.readouterr().out
+    open_images(put(tmp_path / 'idx', idx_files()))
+    assert f'{tmp_path}/idx/{IMAGES}: 1 MiB read so far' in capsys.readouterr().out
 
 
 def test_what_is_not_there_or_not_known(tmp_path):

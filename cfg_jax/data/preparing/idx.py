@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-from cfg_jax.data.preparing.raw_images import RawImages, check_split, stamp
+from cfg_jax.data.preparing.raw_images import RawImages, check_split, counted, stamp
 from cfg_jax.errors import UserError, first_line, unusable
 
 _NAME = re.compile(r'(?:(.+)-)?(\w+)-(images|labels)[-.]idx\d-ubyte(?:\.gz)?')
@@ -103,11 +103,10 @@ class _Values:
     def __init__(self, path, content, field):
         """content: 'images' or 'labels'."""
         self._path, self._field, self._file = path, field, None
-        size = 0
         with self._errors(), _open(path) as file:
             self.shape = self._read_header(file, content)
-            while piece := file.read(1 << 20):  # to the end, where gzip compares its checksum
-                size += len(piece)
+            pieces = iter(lambda: file.read(1 << 20), b'')  # to the end, where gzip compares its checksum
+            size = sum(map(len, counted(pieces, path, 'MiB read')))
         self._start, expected = _header_size(len(self.shape)), math.prod(self.shape)
         if size < expected:
             raise self._unusable(f'is truncated: it holds {size} bytes of {content} instead of {expected}')

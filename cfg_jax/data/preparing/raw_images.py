@@ -114,13 +114,13 @@ def check_split(split, splits, path):
         raise UserError(f'{path} has the splits {", ".join(map(repr, splits))}, not {split!r} (config.data.split).')
 
 
-def counted(items, path):
-    """Yield the items, and print every PROGRESS_SECONDS how many files were found so far."""
+def counted(items, path, what='files found'):
+    """Yield the items, and print every PROGRESS_SECONDS how many there were so far: `what` they are, and are done."""
     printed = time.monotonic()
     for count, item in enumerate(items, 1):
         if time.monotonic() - printed >= PROGRESS_SECONDS:
             printed = time.monotonic()
-            print(f'{printable(path)}: {count:,} files found so far', flush=True)
+            print(f'{printable(path)}: {count:,} {what} so far', flush=True)
         yield item
 
 
