@@ -21,4 +21,24 @@ def get_config():
     config.data.image_size = 28
     config.data.image_channels = 1
     config.data.num_classes = 10
+    config.data.num_threads = 1
+
+    config.model.channels = 16
+    config.model.channel_mult = (1, 2, 4)
+    config.model.num_heads = 4
+    config.model.num_groups = 8
+
+    config.optim.learning_rate = 2e-3
+    config.optim.decay = 'cosine'
+    config.optim.warmup_steps = 100
+    config.optim.ema_decay = 0.998
+
+    config.loss.low_discrepancy = True
+
+    config.train.batch_size = 128
+    config.train.num_steps = 3000
+    config.train.log_every = 50
+    config.train.checkpoint_every = 500
+    config.train.keep_every = 500  # earlier checkpoints are weak models: config.guidance.weak_step
+    config.train.grid_every = 500
     return config
