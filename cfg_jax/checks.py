@@ -63,6 +63,7 @@ _LEAST = {
     'sample.churn': 0,
     'sample.churn_noise': 0,
     'eval.nearest_k': 1,
+    'eval.coverage_k': 1,
     'eval.bound_evaluations': 1,
     'eval.judge_steps': 1,
     'eval.split_images': 1,

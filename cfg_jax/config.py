@@ -170,6 +170,7 @@ def default():
     evaluate.keep_samples = True  # keep the images that this job draws, so that they can be judged again
     evaluate.split_images = 5000  # images in each part that the Inception score is the mean over
     evaluate.nearest_k = 3  # neighbours that set the radius in precision and recall
+    evaluate.coverage_k = 5  # neighbours that set the radius in density and coverage
 
     config.prepare = prepare = ConfigDict()
     prepare.path = (

@@ -7,7 +7,7 @@ from cfg_jax.evaluation import columns, results, values
 
 TRADEOFF = (
     *('guidance_weight', 'fid', 'inception_score', 'precision', 'recall', 'accuracy', 'spread', 'num_samples'),
-    *('num_steps', 'sampler', 'seed', 'variant'),
+    *('num_steps', 'sampler', 'seed', 'variant', 'density', 'coverage', 'vendi', 'memorised', 'training_distance'),
 )
 COSTS = (
     *('guidance_weight', 'classifier_weight', 'network_evaluations', 'classifier_gradients', 'seconds_per_image'),
@@ -22,6 +22,8 @@ RESULTS = (
     *('guidance', 'folder', 'classifier', 'classifier_form', 'clip_first', 'spacing', 'v', 'eta', 'clip_x'),
     *('label_order', 'dtype', 'ema_decay', 'model_sha256', 'nearest_k', 'split_images'),
     *('interval', 'variant', 'overrides', 'grid', 'churn', 'weak'),
+    *('density', 'density_error', 'coverage', 'coverage_error', 'vendi', 'vendi_error', 'memorised', 'memorised_error'),
+    *('training_distance', 'training_distance_error', 'coverage_k', 'held_out'),
 )
 
 
@@ -31,11 +33,20 @@ def test_files_keep_their_columns_and_their_order():
 
 
 def test_the_report_has_what_varies_and_what_is_measured():
-    about = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', *RESULTS[-22:-6])
-    assert RESULTS[-22] == 'samples_sha256'
-    about += ('variant', 'overrides', 'grid', 'churn', 'weak')
-    expected = tuple(name for name in columns.RESULTS if not name.endswith('_error') and name not in about)
-    assert ('variant', *expected) == columns.IN_REPORT
+    settings = RESULTS[RESULTS.index('samples_sha256') : RESULTS.index('interval')]
+    about = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', *settings)
+    about += ('variant', 'overrides', 'grid', 'churn', 'weak', 'coverage_k', 'held_out')
+    expected = {name for name in columns.RESULTS if not name.endswith('_error') and name not in about}
+    assert columns.IN_REPORT[0] == 'variant' and set(columns.IN_REPORT[1:]) == expected
+    assert len(columns.IN_REPORT) == 1 + len(expected)
+
+
+def test_the_report_has_each_measure_beside_those_of_its_kind():
+    first = columns.IN_REPORT.index('precision')
+    assert columns.IN_REPORT[first : first + 10] == (
+        *('precision', 'recall', 'density', 'coverage', 'vendi', 'kernel_distance', 'accuracy', 'spread'),
+        *('memorised', 'training_distance'),
+    )
 
 
 def test_the_summary_line():
@@ -104,6 +115,16 @@ def test_the_same_experiment_replaces_its_row_and_another_is_added(tmp_path, cha
     both, replaced = added(path, [{**ROW, **change}])
     assert replaced == 0 and len(both) == 2
     assert added(path, [ROW, {**ROW, **change}]) == ([*results.read_all(path)[1]], 2)
+
+
+def test_rows_of_before_coverage_k_are_those_of_its_default(tmp_path):
+    path = tmp_path / 'results.csv'
+    path.write_text('step,fid\n2500,1.5\n')  # with no other column
+    new = {'step': 2500, 'fid': 1.25, 'coverage': 0.9, 'coverage_k': 5, 'held_out': 'test'}
+    (row,), replaced = added(path, [new])
+    assert replaced == 1 and (row['fid'], row['coverage']) == ('1.25', '0.9')
+    assert added(path, [{**new, 'coverage_k': 3}])[1] == 0
+    assert added(path, [{**new, 'held_out': ''}])[1] == 1
 
 
 def test_given_samples_are_told_apart_by_their_images(tmp_path):

@@ -9,7 +9,7 @@ ROWS = [{'guidance_weight': w, 'fid': 1 + w**2, 'inception_score': 5 + w} for w 
 
 
 def test_the_trade_off_is_a_picture():
-    image = Image.open(io.BytesIO(figures.tradeoff(ROWS, title='title', real=9.0).png))
+    image = Image.open(io.BytesIO(figures.tradeoff(ROWS, title='title', real={'inception_score': 9.0, 'fid': 0.8}).png))
     assert 1000 < image.width < 1300 and image.width > 1.4 * image.height  # 680 px, at 1.8 times
     figures.tradeoff(ROWS[:1], title='one weight')
     figures.tradeoff([{**ROWS[0], 'fid': float('nan')}, *ROWS[1:]], title='$not $ mathematics, \udcff')

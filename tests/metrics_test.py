@@ -16,6 +16,7 @@ from cfg_jax import metrics
 DATA = Path(__file__).parent / 'data'
 VECTORS = np.load(DATA / 'metrics.npz')
 EXPECTED = json.loads((DATA / 'metrics.json').read_text())
+NEIGHBOURS = json.loads((DATA / 'density_coverage.json').read_text())
 A, B, LOGITS = VECTORS['features_a'], VECTORS['features_b'], VECTORS['logits']
 
 
@@ -221,6 +222,59 @@ def test_features_must_be_finite():
         metrics.precision_recall(A, np.where(np.arange(len(B))[:, None] == 3, np.inf, B))
 
 
+@pytest.mark.parametrize('block', [128, 4096])
+def test_density_and_coverage_against_the_authors_program(block, monkeypatch):
+    monkeypatch.setattr(metrics, '_BLOCK', block)
+    for k in (3, 5):
+        expected = NEIGHBOURS[f'k{k}']
+        density, coverage = metrics.density_coverage(A, B, k=k)
+        assert density == pytest.approx(expected['density'], abs=1e-6)
+        assert coverage == pytest.approx(expected['coverage'], abs=1e-6)
+        assert metrics.precision_recall(A, B, k=k) == pytest.approx((expected['precision'], expected['recall']))
+    # all four at once, with a k of their own each
+    both = metrics.neighbourhoods(A, B, k=3, coverage_k=5)
+    assert (both.precise.mean(), both.recalled.mean()) == metrics.precision_recall(A, B, k=3)
+    assert (both.balls.mean() / 5, (both.members > 0).mean()) == metrics.density_coverage(A, B, k=5)
+
+
+@pytest.mark.parametrize('block', [37, 4096])
+def test_the_balls_are_those_of_plain_distances(block, monkeypatch):
+    monkeypatch.setattr(metrics, '_BLOCK', block)
+    for real in (A[:200], DUPLICATES, crowd(200, 1)):
+        real = real[:, :32]
+        inside = cdist(A[:, :32], real) < np.partition(cdist(real, real), 5, axis=1)[:, 5]
+        found = metrics.neighbourhoods(A[:, :32], real, k=None, coverage_k=5)
+        np.testing.assert_array_equal(found.balls, inside.sum(1))
+        np.testing.assert_array_equal(found.members, inside.sum(0))
+        np.testing.assert_array_equal(found.only, inside[:, inside.sum(0) == 1].sum(1))
+
+
+def test_density_and_coverage_properties():
+    assert metrics.density_coverage(A, A) == (1.0, 1.0)  # the k-th neighbour lies on the edge, which is outside
+    assert metrics.density_coverage(A, A + 1000.0) == (0.0, 0.0)
+    crowded = np.repeat(A[:1], 50, axis=0)
+    density, coverage = metrics.density_coverage(crowded, A)
+    assert density > 0 and coverage == density * 5 / len(A)  # one mode: each ball that holds it is covered
+    draws = [np.random.default_rng(seed).standard_normal((2000, 4)) for seed in range(2)]
+    assert metrics.density_coverage(*draws) == pytest.approx((1.0, 0.97), abs=0.05)
+    with pytest.raises(ValueError, match='k is 5; it must be below the number of images, 5'):
+        metrics.density_coverage(A, B[:5])
+
+
+def test_the_errors_of_density_and_coverage():
+    """Against draws of new generated images, with the real ones fixed."""
+    real = np.random.default_rng(0).standard_normal((300, 6))
+    values, errors = [], []
+    for seed in range(1, 101):
+        generated = 0.9 * np.random.default_rng(seed).standard_normal((100, 6))
+        found = metrics.neighbourhoods(generated, real, k=None)
+        values.append((found.balls.mean() / 5, (found.members > 0).mean()))
+        errors.append(metrics.density_coverage_errors(found))
+    density, coverage = np.mean(errors, axis=0) / np.std(values, axis=0, ddof=1)
+    assert density == pytest.approx(1.0, abs=0.2) and 0.95 < coverage < 1.8
+    assert metrics.density_coverage_errors(metrics.neighbourhoods(A, A + 1000.0)) == (0, 0)
+
+
 def test_kernel_distance_against_sklearns_kernel():
     def off_diagonal(matrix):
         return matrix[~np.eye(len(matrix), dtype=bool)].mean()
@@ -246,6 +300,107 @@ def test_kernel_distance_of_subsets():
     assert whole == pytest.approx((metrics.kernel_distance(A[:500], B), 0), rel=1e-9, abs=1e-9)
     with pytest.raises(ValueError, match='subset_size is 501'):
         metrics.kernel_distance_subsets(A, B, subset_size=501)
+
+
+def test_the_vendi_score_against_the_authors_program():
+    assert metrics.vendi_score(A[:300])[0] == pytest.approx(NEIGHBOURS['vendi_cosine_first300_of_a'], abs=1e-6)
+    # more features than images: from K itself
+    wide = np.hstack([A[:300], np.zeros((300, 400))])
+    assert metrics.vendi_score(wide) == pytest.approx(metrics.vendi_score(A[:300]), rel=1e-9)
+
+
+def test_the_vendi_score_counts_modes(monkeypatch):
+    monkeypatch.setattr(metrics, '_BLOCK', 64)
+    modes = np.eye(12)[np.arange(140) % 7] * np.arange(1, 141)[:, None]  # lengths do not count
+    assert metrics.vendi_score(modes) == pytest.approx((7.0, 0.0))
+    assert metrics.vendi_score(np.eye(12)[:7])[0] == pytest.approx(7.0)
+    assert metrics.vendi_score(np.ones((50, 3))) == pytest.approx((1.0, 0.0))
+    shares = np.array([0.7, 0.2, 0.1])
+    unequal = np.repeat(np.eye(3), [70, 20, 10], axis=0)
+    assert metrics.vendi_score(unequal)[0] == pytest.approx(np.exp(-shares @ np.log(shares)))
+    assert metrics.vendi_score(np.vstack([modes, np.zeros((1, 12))]))[0] == pytest.approx(7.0, rel=0.05)
+
+
+def test_the_error_of_the_vendi_score():
+    draws = [np.random.default_rng(seed).standard_normal((400, 8)) + 0.5 for seed in range(100)]
+    scores, errors = zip(*map(metrics.vendi_score, draws))
+    assert np.mean(errors) == pytest.approx(np.std(scores, ddof=1), rel=0.25)
+    _, error = metrics.vendi_score(draws[0])
+    assert error == pytest.approx(bootstrap(lambda x: metrics.vendi_score(x)[0], draws[0]), rel=0.25)
+
+
+@pytest.mark.parametrize('block', [37, 4096])
+def test_nearest_neighbours_against_plain_distances(block, monkeypatch):
+    monkeypatch.setattr(metrics, '_BLOCK', block)
+    distances, places = metrics.nearest_neighbours(A, B.astype(np.float16), k=7)
+    expected = cdist(A, B.astype(np.float16))
+    np.testing.assert_array_equal(places, np.argsort(expected, axis=1)[:, :7])
+    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :7], rtol=1e-10)
+    copies, places = metrics.nearest_neighbours(B[:90], B, k=1)
+    assert not copies.any() and places[:, 0].tolist() == list(range(90))
+    for k in (0, 4):
+        with pytest.raises(ValueError, match=f'k is {k}; it must be from 1 to the number of other features, 3'):
+            metrics.nearest_neighbours(A, B[:3], k=k)
+
+
+TRAINING = np.random.default_rng(999).standard_normal((1500, 8))
+
+
+def to_training(features):
+    return metrics.nearest_neighbours(features, TRAINING, k=50)[0]
+
+
+def memorisation(generated, held_out):
+    generated, held_out = to_training(generated), to_training(held_out)
+    share = metrics.memorised_share(metrics.nearest_ratios(generated), metrics.nearest_ratios(held_out))
+    return *share, *metrics.distance_ratio(generated[:, 0], held_out[:, 0])
+
+
+def test_copies_are_found_and_new_draws_are_not():
+    rng = np.random.default_rng(0)
+    held_out, fresh, copies = rng.standard_normal((800, 8)), rng.standard_normal((800, 8)), TRAINING[:800]
+    assert memorisation(held_out, held_out)[::2] == (0.01, 1.0)
+    assert memorisation(copies, held_out) == (1.0, 0.0, 0.0, 0.0)
+    share, error, ratio, error_of_ratio = memorisation(fresh, held_out)
+    assert abs(share - 0.01) < 2.5 * error < 0.02 and abs(ratio - 1.0) < 2.5 * error_of_ratio < 0.06
+    # near copies, of an eighth of the samples
+    share, _, ratio, _ = memorisation(np.vstack([copies[:100] + 0.01, fresh[100:]]), held_out)
+    assert share == pytest.approx(0.125 + 0.01, abs=0.01) and 0.9 < ratio < 1.0
+    # less variety alone: closer to the training images, which lie closer to each other there too
+    share, error, ratio, _ = memorisation(0.6 * fresh, held_out)
+    assert share < 0.03 and ratio < 0.85
+    with pytest.raises(ValueError, match='half of the held-out images, or more, are copies of training images'):
+        memorisation(fresh, copies)
+
+
+def test_equal_images_have_a_ratio_too():
+    distances = np.array([[0.0, 0.0], [0.0, 2.0], [1.0, 3.0]])
+    assert metrics.nearest_ratios(distances).tolist() == [0.0, 0.0, 0.5]
+
+
+def test_the_errors_of_memorisation():
+    """Against new draws of both sets of images."""
+    found = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        found.append(memorisation(0.8 * rng.standard_normal((400, 8)), rng.standard_normal((400, 8))))
+    share, error, ratio, error_of_ratio = np.transpose(found)
+    assert error.mean() == pytest.approx(share.std(ddof=1), rel=0.3)
+    assert error_of_ratio.mean() == pytest.approx(ratio.std(ddof=1), rel=0.3)
+
+
+def test_the_distance_of_two_halves_of_a_set():
+    """Its mean and deviation are those of two independent sets of half the size."""
+    draws = Draws(8)
+    pairs = [(draws.draw(500, 2 * seed), draws.draw(500, 2 * seed + 1)) for seed in range(100)]
+    expected = [metrics.frechet_distance(*pair) for pair in pairs]
+    halves = [metrics.frechet_distance_of_halves(np.vstack(pair), seed=seed) for seed, pair in enumerate(pairs[:30])]
+    mean, deviation = np.mean(halves, axis=0)
+    assert mean == pytest.approx(np.mean(expected), rel=0.1)
+    assert deviation == pytest.approx(np.std(expected, ddof=1), rel=0.25)
+    assert metrics.frechet_distance_of_halves(A) == metrics.frechet_distance_of_halves(A)
+    with pytest.raises(ValueError, match='32 samples of 48 features'):
+        metrics.frechet_distance_of_halves(A[:65])
 
 
 def test_accuracy_and_spread():

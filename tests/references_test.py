@@ -31,6 +31,7 @@ def full():
         features=FEATURES,
         inception_score=(np.float64(3.5), 0.25),
         judge='digits 0123é',
+        floor=(np.float64(0.25), 0.5),
     )
 
 
@@ -68,12 +69,25 @@ def test_what_a_file_does_not_tell_is_none(tmp_path):
         {'num_images': 51},
         {'judge': 'digits'},
         {'inception_score': None},
+        {'floor': None},
+        {'floor': (0.25, 0.25)},
         {'images': IMAGES},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_the_hash_is_of_everything(change):
     assert dataclasses.replace(full(), **change).hash != full().hash
+
+
+def test_files_from_before_the_floor_are_read(tmp_path):
+    """They have its hash, which the rows of former evaluations have too."""
+    facts = '{"inception_score": [3.5, 0.25], "judge": "digits 0123\\u00e9", "num_images": 50}'
+    former = dataclasses.replace(full(), floor=None)
+    references.save(tmp_path / 'former.npz', former)
+    with np.load(tmp_path / 'former.npz') as arrays:
+        assert arrays['facts'].tobytes().decode() == facts
+    loaded = references.load(str(tmp_path / 'former.npz'))
+    assert loaded.floor is None and loaded.hash == former.hash and loaded.inception_score == (3.5, 0.25)
 
 
 def test_adms_reference(tmp_path):

@@ -11,7 +11,8 @@ class Column:
     title: its name on an axis, if not the label. symbol: its sign, if curves may be drawn over it. error: True if
     '<name>_error' holds its error. tradeoff: its place in tradeoff.csv. costs, report, printed: True if it
     stands in costs.csv, in the report, in the line printed for a row. results.csv has every column. identity: True for
-    a setting: rows of results.csv that agree in all of them are the same experiment.
+    a setting: rows of results.csv that agree in all of them are the same experiment. unset: its text in rows that were
+    written before the column was known. beside: the column that it follows in the report, if not the one before it.
     """
 
     name: str
@@ -27,6 +28,8 @@ class Column:
     report: bool = True
     printed: bool = False
     identity: bool = False
+    unset: str = ''
+    beside: str = ''
 
     @property
     def arrow(self):
@@ -102,9 +105,33 @@ _TABLE = (  # in the order of results.csv
            report=False, identity=True),
     Column('weak', 'weak model', '', meaning='the weak model: its workdir, its step and a hash of its parameters',
            report=False, identity=True),
+    Column('density', 'density', '.3f', 'higher', 'mean number of the reference’s balls around a sample, over k',
+           error=True, tradeoff=12, beside='recall'),
+    Column('coverage', 'coverage', '.3f', 'higher', 'share of the reference’s balls with a sample in them',
+           error=True, tradeoff=13, beside='density'),
+    Column('vendi', 'Vendi', '.3f', 'higher', 'Vendi score: how many different samples there seem to be',
+           error=True, tradeoff=14, beside='coverage'),
+    Column('memorised', 'memorised', '.4f', 'lower',
+           'share of the samples as close to a training image as the closest 1% of held-out images are',
+           error=True, tradeoff=15, printed=True, beside='spread'),
+    Column('training_distance', 'distance to training', '.3f',
+           meaning='median distance to the nearest training image, over that of held-out images; below 1: closer',
+           error=True, tradeoff=16, beside='memorised'),
+    Column('coverage_k', 'coverage k', '.0f', meaning='config.eval.coverage_k', report=False, identity=True, unset='5'),
+    Column('held_out', 'held out', '', meaning='config.eval.held_out', report=False),
 )
 # fmt: on
 _BY_NAME = {each.name: each for each in _TABLE}
+
+
+def _report_order():
+    """Return the names of the report's columns: the variant's, then those of the table, each at its place."""
+    names = []
+    for each in (each for each in _TABLE if each.report and each.name != 'variant'):
+        names.insert(names.index(each.beside) + 1 if each.beside else len(names), each.name)
+    return 'variant', *names
+
+
 _OF_RANKINGS = {
     each.name: each
     for each in (
@@ -123,7 +150,7 @@ TRADEOFF = tuple(
 COSTS = tuple(each.name for each in _TABLE if each.costs)
 RESULTS = tuple(name for each in _TABLE for name in (each.name, *[f'{each.name}_error'] * each.error))
 IDENTITY = tuple(each.name for each in _TABLE if each.identity)
-IN_REPORT = tuple(sorted((each.name for each in _TABLE if each.report), key=lambda name: name != 'variant'))
+IN_REPORT = _report_order()
 NUMERIC = frozenset(each.name for each in _TABLE if each.format)
 OVER = ('guidance_weight', 'classifier_weight', 'num_steps')  # what curves may be drawn over, the first that varies
 SYMBOLS = {name: _BY_NAME[name].symbol for name in OVER}

@@ -14,6 +14,7 @@ from cfg_jax.evaluation.style import NUM_COLORS, PALETTE
 # matplotlib's markers, one for each colour, and the same as letters: full, and hollow
 _MARKERS = (('o', '●○'), ('s', '■□'), ('^', '▲△'), ('D', '◆◇'), ('v', '▼▽'), ('P', '✚✛'))
 DASHES = ('solid', 'dotted', 'dashed', 'dashdot')  # of the first six curves, the next six, ...
+_REAL = {'inception_score': 'data', 'fid': 'halves of the data'}  # beside the lines of real images
 _CROWD = 6  # more curves than these have no labels but the best point's
 # Distances of labels from their points, in pixels: the best point's, which has a ring; those of a curve's ends; others.
 _DISTANCES = ((11, 17, 26, 38), (7, 13, 22), (7, 13))
@@ -91,13 +92,13 @@ def chart(curves, x, y, *, size, salt, best=None, real=None):
 def tradeoff(rows, *, title, over='guidance_weight', real=None):
     """Draw figures 1 and 4 of the CFG paper: FID against Inception score, and both over w; a `style.Picture`.
 
-    rows: dicts with fid, inception_score and the weight named by `over`, increasing. real: the Inception score of real
-    images.
+    rows: dicts with fid, inception_score and the weight named by `over`, increasing. real: {column: value} of real
+    images, drawn as lines.
     """
     curve, best = Curve(rows, over), values.best_row(rows, 'fid')
     plots = ('inception_score', 'fid'), (over, 'fid'), (over, 'inception_score')
     with style.figure((680, 440), mosaic='ab;ac', width_ratios=(1.6, 1)) as (figure, axes):
-        options = {'best': best, 'real': {'inception_score': real}}
+        options = {'best': best, 'real': real}
         labels = [_draw(axis, [curve], x, y, **options) for axis, (x, y) in zip(axes.values(), plots)]
         figure.suptitle(_title(title))
         _write_labels(figure, labels)
@@ -263,7 +264,7 @@ def _draw_real(axis, real, x):
             draw(value, color=PALETTE['soft'], linewidth=1.25, linestyle=(0, (5, 4)), gid='real')
             ends = [(value, bottom), (value, top)] if name == x else [(left, value), (right, value)]
             segments.append(ends)
-            labels.append((1, ends[1], f'data {values.show(real, name)[0]}', PALETTE['soft'], ''))
+            labels.append((1, ends[1], f'{_REAL[name]} {values.show(real, name)[0]}', PALETTE['soft'], ''))
     return _Labels(axis, labels, segments, [])
 
 

@@ -34,7 +34,8 @@ class Reference:
 
     mean, covariance: float64 [D], [D, D] of the judge's features; spatial_*: [S], [S, S]. num_images: the number of
     images they were computed from; features: [M, D] of up to 10,000 of these images, for precision and recall;
-    inception_score: (mean, deviation) of their logits; judge: its `identity`. images: uint8 [M, H, W, C] from ADM's
+    inception_score: (mean, deviation) of their logits; floor: (mean, deviation) of FID between random halves of them;
+    judge: its `identity`. images: uint8 [M, H, W, C] from ADM's
     file, memory-mapped if they are not compressed.
     """
 
@@ -47,6 +48,7 @@ class Reference:
     inception_score: tuple | None = None
     judge: str | None = None
     images: np.ndarray | None = None
+    floor: tuple | None = None
 
     @functools.cached_property
     def hash(self):
@@ -62,6 +64,8 @@ class Reference:
 def _as_arrays(reference):
     """Return {name in a file: array} of the fields that are not None."""
     facts = {key: getattr(reference, key) for key in ('num_images', 'inception_score', 'judge')}
+    if reference.floor is not None:  # older files do not have it, and keep their hash
+        facts['floor'] = reference.floor
     gaussians = (reference.mean, reference.covariance), (reference.spatial_mean, reference.spatial_covariance)
     arrays = {'features': reference.features, 'arr_0': reference.images}
     for names, gaussian in zip(_STATISTICS, gaussians):
@@ -114,12 +118,9 @@ def _facts(npz):
         return {}
     try:
         facts = json.loads(npz.read('facts').tobytes())
-        score = facts['inception_score']
-        return {
-            'num_images': facts['num_images'],
-            'inception_score': None if score is None else tuple(score),
-            'judge': facts['judge'],
-        }
+        pairs = {'inception_score': facts['inception_score'], 'floor': facts.get('floor')}
+        pairs = {key: None if pair is None else tuple(pair) for key, pair in pairs.items()}
+        return {'num_images': facts['num_images'], 'judge': facts['judge'], **pairs}
     except (ValueError, KeyError, TypeError) as error:
         raise npz.unusable(f'is damaged: facts: {first_line(error)}') from error
 

@@ -109,7 +109,7 @@ def merged(former, rows):
 def _identity(row):
     """Return what tells the experiments of two rows of texts apart: the settings, and the images that were given."""
     given = ('samples_sha256',) if row.get('samples') else ()
-    return tuple(_normal(row.get(name) or '', name) for name in (*IDENTITY, *given))
+    return tuple(_normal(row.get(name) or column(name).unset, name) for name in (*IDENTITY, *given))
 
 
 def _normal(text, name):

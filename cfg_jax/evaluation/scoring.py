@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from cfg_jax.errors import UserError
 from cfg_jax.evaluation import references
 from cfg_jax.evaluation.columns import column
 from cfg_jax.evaluation.judges import Judge, Outputs
-from cfg_jax.progress import Progress
+from cfg_jax.progress import Progress, shown
 
 _CHUNK = 512  # images that a judge is given at once
 _MANIFOLD = 10_000  # real images of precision and recall
@@ -46,17 +47,18 @@ def judged(judge, parts, total, name):
 # ---------------------------------------------------------------- the reference
 
 
-def reference_of_data(judge, data, folder, *, num_images, nearest_k, split_images):
+def reference_of_data(judge, data, folder, *, num_images, nearest_k, split_images, coverage_k=5):
     """Return the `references.Reference` of `num_images` (0: all) images of a source, evenly spread.
 
     It is kept in `folder` under a hash of the images, and read from there the next time.
     """
     count = min(num_images or len(data), len(data))
-    if count <= nearest_k:
-        raise UserError(
-            f'{nearest_k} nearest neighbours need more than {nearest_k} real images, and there are {count} '
-            '(config.eval.reference_images, config.eval.nearest_k).'
-        )
+    for k, field in ((nearest_k, 'config.eval.nearest_k'), (coverage_k, 'config.eval.coverage_k')):
+        if count <= k:
+            raise UserError(
+                f'{k} nearest neighbours need more than {k} real images, and there are {count} '
+                f'(config.eval.reference_images, {field}).'
+            )
     chosen, splits = spread(len(data), count), num_splits(count, split_images)
 
     def parts():
@@ -80,6 +82,12 @@ def reference_of_data(judge, data, folder, *, num_images, nearest_k, split_image
 def _reference_of_outputs(outputs, judge, splits):
     spatial = (None, None) if outputs.spatial is None else metrics.feature_statistics(outputs.spatial)
     count = len(outputs.features)
+    floor = None
+    with (
+        contextlib.suppress(ValueError),
+        shown('FID of two halves of the data is computed'),
+    ):  # ValueError: too few images
+        floor = metrics.frechet_distance_of_halves(outputs.features)
     return references.Reference(
         *metrics.feature_statistics(outputs.features),
         *spatial,
@@ -87,6 +95,7 @@ def _reference_of_outputs(outputs, judge, splits):
         features=outputs.features[spread(count, _MANIFOLD)],
         inception_score=metrics.inception_score(outputs.logits, num_splits=splits),
         judge=judge.identity,
+        floor=floor,
     )
 
 
@@ -117,13 +126,14 @@ class Scorer:
     """Everything that images are measured with.
 
     nearest_k: neighbours that set the radius in precision and recall. split_images: images in each part that the
-    Inception score is the mean over.
+    Inception score is the mean over. coverage_k: neighbours that set the radius in density and coverage.
     """
 
     judge: Judge
     real: references.Reference
     nearest_k: int
     split_images: int
+    coverage_k: int = 5
 
     def measure(self, outputs, labels, influences=None):
         """Return every metric of one set as {column: value}; metrics that need something absent are left out.
@@ -146,7 +156,9 @@ class Scorer:
             statistics = metrics.feature_statistics(spatial)
             row['sfid'] = metrics.gaussian_distance(*statistics, real.spatial_mean, real.spatial_covariance)
         if real.features is not None:
-            row |= _against_features(features, real.features, self.nearest_k)
+            with shown('precision, recall, density and coverage are computed'):
+                row |= _against_features(features, real.features, self.nearest_k, self.coverage_k)
+        row['vendi'], row['vendi_error'] = metrics.vendi_score(features)
         if labels is not None:
             row['spread'] = metrics.within_class_spread(features, labels)
             if self.judge.classes_are_labels:
@@ -175,14 +187,17 @@ class Scorer:
 
         allow_few: accept FID of fewer samples than features, which means little.
         """
-        k, field = self.nearest_k, '(config.eval.nearest_k)'
+        neighbours = ((self.nearest_k, '(config.eval.nearest_k)'), (self.coverage_k, '(config.eval.coverage_k)'))
+        k, field = neighbours[0]  # density and coverage need no neighbours of samples
         if num_samples <= k:
             raise UserError(f'{k} nearest neighbours need more than {k} samples, and there are {num_samples} {field}.')
-        if self.real.features is not None and len(self.real.features) <= k:
-            count = len(self.real.features)
-            raise UserError(
-                f'{k} nearest neighbours need more than {k} images, and the reference has features of {count} {field}.'
-            )
+        count = math.inf if self.real.features is None else len(self.real.features)
+        for k, field in neighbours:
+            if count <= k:
+                raise UserError(
+                    f'{k} nearest neighbours need more than {k} images, and the reference has features of {count} '
+                    f'{field}.'
+                )
         try:
             metrics.check_enough(num_samples, len(self.real.mean))
         except ValueError as error:
@@ -202,11 +217,13 @@ def _check_finite(row, num_samples):
             )
 
 
-def _against_features(features, real, k):
-    """Return the metrics that compare features with features: precision, recall and the kernel distance."""
-    row = {}
-    for name, inside in zip(('precision', 'recall'), metrics.manifold_members(features, real, k=k)):
+def _against_features(features, real, k, coverage_k):
+    """Return the metrics that compare features with features: those of neighbourhoods, and the kernel distance."""
+    row, found = {}, metrics.neighbourhoods(features, real, k=k, coverage_k=coverage_k)
+    for name, inside in (('precision', found.precise), ('recall', found.recalled)):
         row[name], row[f'{name}_error'] = float(inside.mean()), float(inside.std() / np.sqrt(len(inside)))
+    row['density'], row['coverage'] = float(found.balls.mean() / coverage_k), float((found.members > 0).mean())
+    row['density_error'], row['coverage_error'] = metrics.density_coverage_errors(found, k=coverage_k)
     if min(len(features), len(real)) >= _MANIFOLD:  # the papers' subsets of 1,000, and their deviation
         row['kernel_distance'], row['kernel_distance_error'] = metrics.kernel_distance_subsets(features, real)
     else:

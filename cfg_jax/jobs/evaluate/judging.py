@@ -9,7 +9,7 @@ import numpy as np
 from cfg_jax import build, build_sampling, trained
 from cfg_jax.data.sources import Source
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import grids, results, scoring
+from cfg_jax.evaluation import columns, grids, results, scoring
 from cfg_jax.jobs.evaluate import curves, searching
 from cfg_jax.training import sharding
 
@@ -68,16 +68,29 @@ def open_scorer(config, workdir, source):
     judge = scoring.open_judge(
         config.eval.judge, source, config.data.num_classes, mesh=sharding.local_mesh(), **settings
     )
-    rules = {'nearest_k': config.eval.nearest_k, 'split_images': config.eval.split_images}
+    rules = {key: config.eval[key] for key in ('nearest_k', 'split_images', 'coverage_k')}
     if config.eval.reference:
         real = scoring.reference_of_file(judge, config.eval.reference, build.image_shape(config))
     else:
         kept, count = Path(workdir) / 'references', config.eval.reference_images
         real = scoring.reference_of_data(judge, source, kept, num_images=count, **rules)
     score = f'IS {real.inception_score[0]:.2f}  ' if real.inception_score else ''
+    score += f'FID of two halves {floor_text(real)}  ' if real.floor else ''
     count = f'{real.num_images:,} images, ' if real.num_images else ''
     print(f'data   {score}({count}sha256 {real.hash[:12]})', flush=True)
     return scoring.Scorer(judge, real, **rules)
+
+
+def floor_text(real):
+    """Return the FID of two halves of a reference that has it, with its deviation, as text."""
+    mean, deviation = (f'{value:{columns.column("fid").format}}' for value in real.floor)
+    return f'{mean} ± {deviation}'
+
+
+def real_values(real):
+    """Return {column: value} of the real images of a reference, as far as it has them."""
+    pairs = {'inception_score': real.inception_score, 'fid': real.floor}
+    return {name: pair[0] for name, pair in pairs.items() if pair}
 
 
 def check_comparable(name, other, row):
@@ -134,6 +147,7 @@ def shared_facts(config, scorer, model):
         'folder': config.eval.folder,
         'nearest_k': config.eval.nearest_k,
         'split_images': config.eval.split_images,
+        'coverage_k': config.eval.coverage_k,
         'model_sha256': model and model.digest[:16],
     }
 

@@ -7,7 +7,7 @@ import cfg_jax
 from cfg_jax import build, files
 from cfg_jax.evaluation import columns, figures, grids, ranking, report, results, style
 from cfg_jax.evaluation.report.sweep import Sweep
-from cfg_jax.jobs.evaluate import curves, searching
+from cfg_jax.jobs.evaluate import curves, judging, searching
 
 
 def write_tables(folder, suffix, former, sets, class_names):
@@ -34,9 +34,8 @@ def write_curve_pictures(curve, folder, sets, real):
     names = [f'{symbol} = {row[over]:g}' for row in rows]
     grid = grids.grid([judged.first for judged in sets], names)
     grids.save_png(folder / f'samples{suffix}_over_{symbol}.png', grid)
-    real_score = real.inception_score and real.inception_score[0]
     title = f'{curve.variant}, {title_of(config, rows)}' if curve.variant else title_of(config, rows)
-    picture = figures.tradeoff(rows, title=title, over=over, real=real_score)
+    picture = figures.tradeoff(rows, title=title, over=over, real=judging.real_values(real))
     style.save(folder / f'tradeoff{suffix}', picture)
 
 
@@ -118,11 +117,12 @@ def report_page(config, rows, pictures, measuring, ranked=()):
         notes.append(
             f'The judge is {config.eval.judge!r}: compare its numbers only with its own, not with those in papers.'
         )
-    facts, real_score = measuring.facts, measuring.scorer.real.inception_score
+    facts, real = measuring.facts, measuring.scorer.real
     origin = {
         'judge': facts['judge'],
         'reference': facts['reference'],
         'reference sha256': facts['reference_sha256'],
+        'FID of two halves of it': floor_fact(real),
         'training step': facts['step'],
         'samples': facts['samples'],
         'date': facts['date'],
@@ -144,8 +144,16 @@ def report_page(config, rows, pictures, measuring, ranked=()):
         ranking=ranked,
         ranking_columns=ranking.columns_of(ranked, ranking.IN_REPORT),
         ranking_note=ranking.note(ranked, searched=config.eval.search),
-        real={'inception_score': real_score[0]} if real_score else None,
+        real=judging.real_values(real),
     )
+
+
+def floor_fact(real):
+    """Return FID of two halves of the reference and their sizes as text, None if it is not known."""
+    if not real.floor:
+        return None
+    size = f' (± the deviation of one split; {real.num_images // 2:,} images each)' if real.num_images else ''
+    return f'{judging.floor_text(real)}{size}'
 
 
 def curve_name(folder, rows):
