@@ -146,7 +146,7 @@ def default():
     config.eval = evaluate = ConfigDict()
     evaluate.at_end = False  # training ends with --mode=sample and --mode=evaluate
     evaluate.folder = ''  # folder of the workdir for the results; '' is the workdir itself
-    evaluate.judge = ''  # network that computes the features: 'inception' | 'digits'
+    evaluate.judge = ''  # network that computes the features: 'inception' | 'lite0' | 'digits'
     evaluate.judge_steps = 2000  # digits: training steps of the judge
     evaluate.inception_weights = ''  # inception: path of weights-inception-2015-12-05-6726825d.pth
     evaluate.samples = ''  # judge an .npz (arr_0 uint8 NHWC, arr_1 labels) or a folder of images, instead of a model

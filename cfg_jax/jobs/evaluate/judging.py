@@ -64,7 +64,7 @@ def open_measuring(config, workdir, model):
 
 def open_scorer(config, workdir, source):
     """Return the `Scorer` of the judge and the reference that config.eval names; prints a line about the reference."""
-    settings = {'weights': config.eval.inception_weights, 'num_steps': config.eval.judge_steps}
+    settings = {'weights': config.eval.get(f'{config.eval.judge}_weights', ''), 'num_steps': config.eval.judge_steps}
     judge = scoring.open_judge(
         config.eval.judge, source, config.data.num_classes, mesh=sharding.local_mesh(), **settings
     )
