@@ -27,7 +27,6 @@ _CHOICES = {
     'sample.grid': build_sampling.GRIDS,
     'sample.sampler': tuple(build_sampling.SAMPLERS),
     'sample.label_order': ('balanced', 'random'),
-    'eval.judge': ('', *JUDGES),
 }
 _LEAST = {
     'eval.reference_images': 0,
@@ -91,6 +90,8 @@ def check_config(config):
     """Raise UserError for the first value that is not allowed, naming its field."""
     _check_values(config)
     _check_combinations(config)
+    _check_judges(config)
+    _check_curves(config)
     _check_search(config)
     _check_network(config)
     _check_guidance(config)
@@ -100,8 +101,9 @@ def check_config(config):
 
 def check_judge(config):
     """Raise UserError unless config.eval names a judge."""
-    if not config.eval.judge:
-        raise UserError(f'config.eval.judge is not set; allowed: {", ".join(map(repr, JUDGES))}.')
+    allowed = f'allowed: {", ".join(map(repr, JUDGES))}'
+    if not judges.names(config.eval.judge):
+        raise UserError(f'config.eval.judge is not set; {allowed}.')
 
 
 def _get(config, name):
@@ -193,16 +195,44 @@ def _check_combinations(config):
     _require(guided, config, 'guidance.classifier_workdir', workdir)
 
 
+def _check_judges(config):
+    """Check the judges that config.eval names."""
+    names = judges.names(config.eval.judge)
+    allowed = f'allowed: {", ".join(map(repr, JUDGES))}, or several with commas'
+    if 'digits' in names:
+        raise UserError(f"config.eval.judge is {config.eval.judge!r}; the judge 'digits' is called 'trained' now.")
+    if not set(names) <= set(JUDGES):
+        raise UserError(f'config.eval.judge is {config.eval.judge!r}; {allowed}.')
+    _require(len(set(names)) == len(names), config, 'eval.judge', 'a text that names each judge once')
+    alone = len(names) < 2 or not config.eval.reference
+    _require(alone, config, 'eval.reference', "'' because config.eval.judge names several judges: it belongs to one")
+
+
+def _check_curves(config):
+    """Check the fields of config.eval that make curves."""
+    evaluate = config.eval
+    whole = all(isinstance(step, int) and step >= 0 for step in evaluate.steps)
+    _require(whole, config, 'eval.steps', 'a tuple of training steps, whole numbers')
+    allowed = ((True,), (False,), (True, False), (False, True))
+    _require(tuple(evaluate.ema) in allowed, config, 'eval.ema', 'a tuple of True, False or both')
+    _check_intervals(config, 'eval.intervals')
+
+
+def _check_intervals(config, name):
+    """Check a tuple of values for config.guidance.interval."""
+    allowed = 'a tuple of pairs (λ_low, λ_high) of finite numbers, the lower first, or of () for no limits'
+    for ends in _get(config, name):
+        is_pair = isinstance(ends, (tuple, list)) and len(ends) in (0, 2)
+        numbers = is_pair and all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends)
+        _require(numbers and (not ends or ends[0] < ends[1]), config, name, allowed)
+
+
 def _check_search(config):
     """Check the fields of config.eval that a search reads."""
     samples, neighbours, intervals = config.eval.search_samples, config.eval.nearest_k, config.eval.search_intervals
     enough = samples > neighbours or not config.eval.search
     _require(enough, config, 'eval.search_samples', f'above config.eval.nearest_k, {neighbours}')
-    allowed = 'a tuple of pairs (λ_low, λ_high) of finite numbers, the lower first, or of () for no limits'
-    for ends in intervals:
-        is_pair = isinstance(ends, (tuple, list)) and len(ends) in (0, 2)
-        numbers = is_pair and all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends)
-        _require(numbers and (not ends or ends[0] < ends[1]), config, 'eval.search_intervals', allowed)
+    _check_intervals(config, 'eval.search_intervals')
     _require(
         config.eval.search or not intervals, config, 'eval.search_intervals', '() unless config.eval.search is set'
     )

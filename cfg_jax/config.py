@@ -146,13 +146,16 @@ def default():
     config.eval = evaluate = ConfigDict()
     evaluate.at_end = False  # training ends with --mode=sample and --mode=evaluate
     evaluate.folder = ''  # folder of the workdir for the results; '' is the workdir itself
-    evaluate.judge = ''  # network that computes the features: 'inception' | 'lite0' | 'digits'
-    evaluate.judge_steps = 2000  # digits: training steps of the judge
+    evaluate.judge = ''  # network of the features: 'inception' | 'lite0' | 'trained'; or several: 'trained,lite0'
+    evaluate.judge_steps = 2000  # trained: training steps of the judge
     evaluate.inception_weights = ''  # inception: path of weights-inception-2015-12-05-6726825d.pth
     evaluate.samples = ''  # judge an .npz (arr_0 uint8 NHWC, arr_1 labels) or a folder of images, instead of a model
     evaluate.reference = ''  # .npz of statistics (made here or by ADM); '': computed from the data set
     evaluate.reference_images = 50_000  # images of the data set for that, evenly spread; 0: all (16 kB of memory each)
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
+    evaluate.steps = ()  # one curve per checkpoint of these training steps; (): the newest
+    evaluate.ema = (True,)  # (True, False): one curve with the average of the parameters, one with the parameters
+    evaluate.intervals = ()  # one curve per guidance.interval, such as ((), (-1.0, 3.3)); (): config.guidance.interval
     evaluate.samplers = ()  # one curve per sampler; (): config.sample.sampler
     evaluate.num_steps = ()  # one curve per number of steps; (): config.sample.num_steps
     evaluate.variants = ''  # a file such as configs/variants/guidance.py: one curve per variant in it, and a ranking

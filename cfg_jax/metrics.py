@@ -528,6 +528,15 @@ def _median(values):
 # ---------------------------------------------------------------- with labels
 
 
+def confusion_matrix(
+    logits: Float[Array, 'N K'], labels: Int[Array, ' N'], num_classes: int
+) -> Int[np.ndarray, 'num_classes num_classes']:
+    """Return how many images of each label (rows) are put into each class (columns)."""
+    counts = np.zeros((num_classes, num_classes), int)
+    np.add.at(counts, (labels, np.argmax(logits, axis=1)), 1)
+    return counts
+
+
 def class_accuracy(logits: Float[Array, 'N K'], labels: Int[Array, ' N']) -> float:
     """Return the fraction of images that the judge assigns to the class they were generated for."""
     return float(np.mean(np.argmax(logits, axis=1) == labels))

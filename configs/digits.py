@@ -42,7 +42,7 @@ def get_config():
     config.sample.batch_size = 100
 
     config.eval.at_end = True
-    config.eval.judge = 'digits'
+    config.eval.judge = 'trained'
     config.eval.num_samples = 1000
     config.eval.split_images = 100
     return config

@@ -14,7 +14,7 @@ from cfg_jax.errors import UserError
 from cfg_jax.evaluation import references, scoring
 from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.jobs import evaluate
-from cfg_jax.jobs.evaluate import given, judging, pages
+from cfg_jax.jobs.evaluate import curves, given, judging, pages
 from tests import tiny
 
 
@@ -37,7 +37,7 @@ def judge(workdir, arrays, **changes):
 def test_real_images_score_well_and_noise_does_not(tmp_path, real):
     good = judge(tmp_path, {'arr_0': real['image'], 'arr_1': real['label']})
     assert good['fid'] < 0.5 and good['precision'] == 1 and good['recall'] > 0.8 and good['accuracy'] > 0.9
-    assert good['num_samples'] == 899 and good['judge'].startswith('digits:sha256:')
+    assert good['num_samples'] == 899 and good['judge'].startswith('trained:sha256:')
     noise = np.random.default_rng(0).integers(0, 256, real['image'].shape, dtype=np.uint8)
     bad = judge(tmp_path, {'arr_0': noise})
     assert bad['fid'] > 20 * good['fid'] and bad['recall'] < 0.3 and 'accuracy' not in bad and 'spread' not in bad
@@ -97,7 +97,7 @@ def test_a_reference_file_gives_the_numbers_of_the_data(tmp_path, real):
         judge(tmp_path, arrays, eval__reference=str(tmp_path / 'large.npz'))
     np.savez(tmp_path / 'wide.npz', mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.raises(
-        UserError, match=r'has 2048 features, but the judge .digits. has 64 \(config\.eval\.reference\)'
+        UserError, match=r'has 2048 features, but the judge .trained. has 64 \(config\.eval\.reference\)'
     ):
         judge(tmp_path, arrays, eval__reference=str(tmp_path / 'wide.npz'))
 
@@ -172,8 +172,10 @@ def test_names_of_any_bytes(tmp_path, real):
     (read,) = csv.DictReader((tmp_path / 'results.csv').read_text('utf-8').splitlines())
     assert read['reference'].endswith('donn\\udce9es')
     assert 'donn\\udce9es' in (tmp_path / 'samples_report.html').read_text('utf-8')
-    pages.write_tables(tmp_path, '', [], [judging.Judged('w=0', row, [0.5], b'', None, None)], ['caf\udce9'])
-    assert (tmp_path / 'accuracy_by_class.csv').read_text('utf-8') == 'class,w=0\ncaf\\udce9,0.5\n'
+    config = tiny.config(eval__folder='.')
+    record = pages.Record(judging.Measuring(config, None, {}), tmp_path, ['caf\udce9'])
+    record.add(curves.Curve(config), judging.Judged('w=0', row, np.array([[2]]), b'', None, None))
+    assert (tmp_path / 'accuracy_by_class.csv').read_text('utf-8') == 'class,w=0\ncaf\\udce9,1\n'
 
 
 def test_a_judge_that_is_not_finite_measures_nothing(real):
@@ -184,7 +186,7 @@ def test_a_judge_that_is_not_finite_measures_nothing(real):
 
     broken = Judge('broken', 'broken:1', apply, True)
     with pytest.raises(UserError, match=r"^the judge 'broken' gives NaN or infinity for images of w=1: .*config\.eval"):
-        scoring.judged(broken, [real['image'][:9]], 9, 'w=1')
+        scoring.judged([broken], [real['image'][:9]], 9, 'w=1')
 
 
 def test_a_metric_that_is_not_finite_is_named():
@@ -210,12 +212,12 @@ def test_a_metric_that_is_not_finite_is_named():
 )
 def test_titles_tell_the_guidance(function, by_classifier, name):
     assert pages.guidance_name(function, by_classifier) == name
-    row = {'step': 0, 'num_steps': 32, 'sampler': 'ddim', 'num_samples': 1000}
+    row = {'step': 0, 'num_steps': 32, 'sampler': 'ddim', 'num_samples': 1000, 'judge': 'trained:sha256:ab'}
     row |= {'guidance': function, 'classifier_gradients': by_classifier}
-    expected = f"digits: 1,000 samples per weight, 32 ddim steps, training step 0, {name}, judge 'digits'"
+    expected = f"digits: 1,000 samples per weight, 32 ddim steps, training step 0, {name}, judge 'trained'"
     assert pages.title_of(tiny.config(), [row]) == expected
-    assert pages.title_of(tiny.config(), [{'step': None, 'num_samples': 9}]) == (
-        "digits: 9 samples per weight, judge 'digits'"
+    assert pages.title_of(tiny.config(), [{'step': None, 'num_samples': 9, 'judge': 'inception:sha256:ab'}]) == (
+        "digits: 9 samples per weight, judge 'inception'"
     )
 
 

@@ -102,7 +102,7 @@ def test_several_samplers_and_steps_with_the_readmes_own_guidance(trained, tmp_p
     results = list(csv.DictReader((trained[0] / 'results.csv').open()))
     assert results[: len(before)] == before and len(results) == len(before) + 4
     for row in results:
-        assert row['judge'].startswith('digits:sha256:') and len(row['reference_sha256']) == 64
+        assert row['judge'].startswith('trained:sha256:') and len(row['reference_sha256']) == 64
     # w = 0 of the two samplers are other images, and each row's hash is that of its own
     assert len({row['samples_sha256'] for row in results[len(before) :]}) == 4
     assert 'ddim, 5 steps' in (folder / 'report.html').read_text()
@@ -234,7 +234,7 @@ BAD = {
     'an unknown mode': (['--mode=dream'], r'mode.*train'),
     'no judge': (
         ['--mode=evaluate', '--config.eval.judge='],
-        r"config\.eval\.judge is not set; allowed: 'digits', 'inception'",
+        r"config\.eval\.judge is not set; allowed: 'inception', 'lite0', 'trained'",
     ),
     'too few samples, before any is drawn': (
         ['--mode=evaluate', '--config.eval.allow_few_samples=False', '--config.sample.seed=9'],

@@ -56,7 +56,7 @@ SMALL = {  # of each notebook: values of the names in its cell of parameters
             'train.batch_size': 8,
             'train.num_steps': 4,
             'inspect.seconds': 0.1,
-            'eval.judge': 'digits',
+            'eval.judge': 'trained',
         },
         'WEIGHTS': (0.0, 1.0),
         'EVALUATION': {**_EVALUATION, 'eval.guidance_weights': (0.0, 1.0)},

@@ -67,7 +67,7 @@ def test_what_a_file_does_not_tell_is_none(tmp_path):
         {'spatial_mean': SPATIAL[0] + 1},
         {'features': FEATURES[:40]},
         {'num_images': 51},
-        {'judge': 'digits'},
+        {'judge': 'trained'},
         {'inception_score': None},
         {'floor': None},
         {'floor': (0.25, 0.25)},

@@ -15,6 +15,7 @@ from cfg_jax.evaluation.style import NUM_COLORS, PALETTE
 _MARKERS = (('o', '●○'), ('s', '■□'), ('^', '▲△'), ('D', '◆◇'), ('v', '▼▽'), ('P', '✚✛'))
 DASHES = ('solid', 'dotted', 'dashed', 'dashdot')  # of the first six curves, the next six, ...
 _REAL = {'inception_score': 'data', 'fid': 'halves of the data'}  # beside the lines of real images
+_WRITTEN = 20  # more classes than these are drawn without their names and numbers
 _CROWD = 6  # more curves than these have no labels but the best point's
 # Distances of labels from their points, in pixels: the best point's, which has a ring; those of a curve's ends; others.
 _DISTANCES = ((11, 17, 26, 38), (7, 13, 22), (7, 13))
@@ -127,6 +128,92 @@ def comparison(curves, *, title):
         figure.suptitle(_title(title))
         _write_labels(figure, [labels])
         return style.picture(figure)
+
+
+def confusion(matrices, class_names, *, title):
+    """Draw, side by side, which classes a judge puts images of each label into; a `style.Picture`.
+
+    matrices: {name: int [K, K]}, labels in rows, answers in columns. Each row is shown in percent of its images.
+    """
+    number, columns = len(class_names), min(len(matrices), 4)
+    rows, written = -(-len(matrices) // columns), number <= _WRITTEN
+    side = 26 * number if written else 300
+    shown = [style.drawable(name) for name in class_names]
+    size = (columns * (side + 16) + 110, rows * (side + 40) + 130)
+    with style.figure(size, rows=rows, columns=columns, squeeze=False, sharex=True, sharey=True) as (figure, axes):
+        for axis in axes.flat[len(matrices) :]:
+            axis.set_visible(False)
+        for axis, (name, counts) in zip(axes.flat, matrices.items()):
+            totals = counts.sum(axis=1, keepdims=True)
+            percents = 100.0 * counts / np.maximum(totals, 1)
+            axis.imshow(percents, cmap=_heat(), vmin=0, vmax=100)
+            accuracy = 100.0 * np.trace(counts) / max(counts.sum(), 1)
+            axis.set_title(f'{name}: {accuracy:.1f}%')
+            axis.grid(False)
+            axis.tick_params(length=0, pad=4)
+            if written:
+                axis.set_xticks(range(number), shown, rotation=90, fontsize=10)
+                axis.set_yticks(range(number), shown, fontsize=10)
+                for (label, answer), percent in np.ndenumerate(percents):
+                    if percent >= 0.5:
+                        ink = PALETTE['paper'] if percent > 50 else PALETTE['ink']
+                        axis.text(answer, label, f'{percent:.0f}', color=ink, fontsize=8, ha='center', va='center')
+        figure.supxlabel('class that the judge sees', fontsize=12)
+        figure.supylabel('label', fontsize=12)
+        figure.suptitle(_title(title))
+        return style.picture(figure)
+
+
+def _heat():
+    """Return the colours of maps, from the paper's to the first curve's."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list('heat', [PALETTE['paper'], PALETTE['c0']])
+
+
+def fid_map(rows, x, y, *, title):
+    """Draw FID over two columns as coloured cells with their numbers, the least one framed; a `style.Picture`.
+
+    Cells that no row has stay empty. The colours are logarithmic.
+    """
+    places = {name: sorted({row[name] for row in rows}, key=_ordered(rows, name)) for name in (x, y)}
+    table = {(row[x], row[y]): row for row in rows if values.has(row, 'fid')}
+    fid = np.array([[table[a, b]['fid'] if (a, b) in table else np.nan for a in places[x]] for b in places[y]])
+    best = rows[values.best_row(rows, 'fid')]
+    with style.figure((200 + 84 * len(places[x]), 150 + 44 * len(places[y]))) as (figure, axis):
+        axis.imshow(np.log(np.maximum(fid, 1e-6)), cmap=_heat().reversed(), aspect='auto')
+        axis.grid(False)
+        axis.tick_params(length=0, pad=6)
+        middle = np.nanmean(np.log(np.maximum([np.nanmin(fid), np.nanmax(fid)], 1e-6)))
+        for (below, along), value in np.ndenumerate(fid):
+            if np.isfinite(value):
+                row = table[places[x][along], places[y][below]]
+                ink = PALETTE['paper'] if np.log(max(value, 1e-6)) < middle else PALETTE['ink']
+                text, error = values.show(row, 'fid')
+                text += f'\n± {error}' if error else ''
+                axis.text(along, below, text, color=ink, fontsize=10, ha='center', va='center')
+        corner = places[x].index(best[x]) - 0.5, places[y].index(best[y]) - 0.5
+        axis.add_patch(_frame(corner))
+        for name, side in ((x, axis.xaxis), (y, axis.yaxis)):
+            texts = [values.show({name: value}, name)[0] for value in places[name]]
+            side.set_ticks(range(len(texts)), texts)
+            side.set_label_text(column(name).axis)
+        figure.suptitle(_title(title))
+        return style.picture(figure)
+
+
+def _frame(corner):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, 1, 1, fill=False, edgecolor=PALETTE['c1'], linewidth=3, clip_on=False)
+
+
+def _ordered(rows, name):
+    """Return a sorting key for a column's values: numbers by size, texts as they come in the rows."""
+    if not values.is_textual(rows, name):
+        return lambda value: value
+    order = list(dict.fromkeys(row[name] for row in rows))
+    return order.index
 
 
 def over_evaluations(curves, *, title):

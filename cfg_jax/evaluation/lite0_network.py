@@ -44,7 +44,9 @@ class Depthwise(nn.Module):
         y = jnp.broadcast_to(bias, (B, height, width, C))
         for i in range(self.kernel):
             for j in range(self.kernel):
-                shifted = padded[:, i:, j:][:, : self.stride * height : self.stride, : self.stride * width : self.stride]
+                shifted = padded[:, i:, j:][
+                    :, : self.stride * height : self.stride, : self.stride * width : self.stride
+                ]
                 y += kernel[i, j] * shifted
         return y
 

@@ -21,27 +21,39 @@ _CHUNK = 512  # images that a judge is given at once
 _MANIFOLD = 10_000  # real images of precision and recall
 
 
-def open_judge(name, data, num_classes, *, weights, num_steps, mesh):
-    """Return the `Judge` that the file `name` of evaluation/judges/ opens. data: a source of real images."""
+def open_judge(name, data, num_classes, **settings):
+    """Return the `Judge` that the file `name` of evaluation/judges/ opens; see that package."""
     module = importlib.import_module(f'cfg_jax.evaluation.judges.{name}')
-    return module.open_judge(data, num_classes, weights=weights, num_steps=num_steps, mesh=mesh)
+    return module.open_judge(data, num_classes, **settings)
 
 
-def judged(judge, parts, total, name):
-    """Return the judge's `Outputs` for arrays of images, `total` images in all, showing progress under `name`."""
-    progress, collected, done = Progress(total, compiles=True), [], 0
+def judged(judges, parts, total, name):
+    """Return the `Outputs` of each judge for arrays of images, `total` images in all, which are read once.
+
+    Shows progress under `name`.
+    """
+    progress, collected, done = Progress(total, compiles=True), [[] for _ in judges], 0
     for images in parts:
         for start in range(0, len(images), _CHUNK):
-            outputs = judge.apply(images[start : start + _CHUNK])
-            if not all(np.isfinite(part).all() for part in outputs if part is not None):
-                raise UserError(
-                    f'the judge {judge.name!r} gives NaN or infinity for images of {name}: check its weights '
-                    '(config.eval.judge, config.eval.inception_weights).'
-                )
-            collected.append(outputs)
-            done += len(outputs.features)
+            chunk = images[start : start + _CHUNK]
+            for judge, outputs in zip(judges, collected):
+                outputs.append(_applied(judge, chunk, name))
+            done += len(chunk)
             progress.show(done, f'{name}  judged')
-    return Outputs(*(None if part[0] is None else np.concatenate(part) for part in zip(*collected)))
+    return [
+        Outputs(*(None if part[0] is None else np.concatenate(part) for part in zip(*outputs))) for outputs in collected
+    ]
+
+
+def _applied(judge, images, name):
+    """Return the judge's `Outputs`, all of them finite."""
+    outputs = judge.apply(images)
+    if not all(np.isfinite(part).all() for part in outputs if part is not None):
+        raise UserError(
+            f'the judge {judge.name!r} gives NaN or infinity for images of {name}: check its weights '
+            f'(config.eval.judge, config.eval.{judge.name}_weights).'
+        )
+    return outputs
 
 
 # ---------------------------------------------------------------- the reference
@@ -74,7 +86,8 @@ def reference_of_data(judge, data, folder, *, num_images, nearest_k, split_image
     if path.exists():
         with contextlib.suppress(UserError):  # a damaged one is computed again
             return references.load(path)
-    computed = _reference_of_outputs(judged(judge, parts(), count, 'data'), judge, splits)
+    (outputs,) = judged([judge], parts(), count, 'data')
+    computed = _reference_of_outputs(outputs, judge, splits)
     references.save(path, computed)
     return computed
 
@@ -113,8 +126,8 @@ def reference_of_file(judge, path, image_shape):
             raise UserError(f'{path} holds images of {found.images.shape[1:]}, not {image_shape} {field}.')
         if found.features is None:
             images = found.images[:_MANIFOLD]
-            features = judged(judge, [images], len(images), 'reference').features
-            found = dataclasses.replace(found, features=features)
+            (outputs,) = judged([judge], [images], len(images), 'reference')
+            found = dataclasses.replace(found, features=outputs.features)
     return found
 
 
@@ -236,7 +249,7 @@ def num_splits(count, split_images):
     return max(round(count / split_images), 1)
 
 
-def accuracy_by_class(logits, labels, num_classes):
-    """Return the accuracy of each class's images, [num_classes]; NaN for a class without images."""
-    groups = (labels == label for label in range(num_classes))
-    return [metrics.class_accuracy(logits[group], labels[group]) if group.any() else np.nan for group in groups]
+def accuracy_by_class(confusion):
+    """Return the accuracy of each class's images, [K], of a `metrics.confusion_matrix`; NaN for one without images."""
+    counts = confusion.sum(axis=1)
+    return np.divide(np.diag(confusion), counts, out=np.full(len(counts), np.nan), where=counts > 0).tolist()

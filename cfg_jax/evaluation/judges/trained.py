@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from flax import serialization
 
-from cfg_jax import files
+from cfg_jax import files, metrics
 from cfg_jax.data import spread
 from cfg_jax.diffusion import to_unit_range
 from cfg_jax.errors import UserError
@@ -78,7 +78,7 @@ def _step(carry, images, labels, key, *, num_classes, num_steps, batch_size):
 def train(images, labels, num_classes, *, num_steps=2000, seed=_SEED, held_out=_HELD_OUT, batch_size=128):
     """Train the judge on uint8 images [N, H, W, C] and int labels [N]: (parameters, confusion on the held-out part).
 
-    confusion: int [num_classes, num_classes], the held-out images by label (rows) and by the judge's answer (columns).
+    confusion: `metrics.confusion_matrix` of the held-out images.
     """
     order = np.random.default_rng(seed).permutation(len(images))
     test, rest = np.split(order, [int(held_out * len(images))])
@@ -94,18 +94,11 @@ def train(images, labels, num_classes, *, num_steps=2000, seed=_SEED, held_out=_
             jax.block_until_ready(carry)
             progress.show(number, 'judge  trained for', unit='steps')
     params = carry[0]
-    apply, answers = judging(params, num_classes), np.empty(len(test), int)
+    apply, logits = judging(params, num_classes), np.empty((len(test), num_classes), np.float32)
     for start in range(0, len(test), _CHUNK):
         rows = slice(start, start + _CHUNK)
-        answers[rows] = np.argmax(apply(images[test[rows]])[1], axis=1)
-    return params, confusion(labels[test], answers, num_classes)
-
-
-def confusion(labels, answers, num_classes):
-    """Return int [num_classes, num_classes]: how many images of each label (rows) got each answer (columns)."""
-    counts = np.zeros((num_classes, num_classes), int)
-    np.add.at(counts, (labels, answers), 1)
-    return counts
+        logits[rows] = apply(images[test[rows]])[1]
+    return params, metrics.confusion_matrix(logits, labels[test], num_classes)
 
 
 def judging(params, num_classes):

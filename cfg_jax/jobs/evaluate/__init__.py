@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import files, trained
+from cfg_jax import trained
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.data import spread
 from cfg_jax.distributed import processes
@@ -17,12 +17,14 @@ from cfg_jax.sampling import sample_sets
 
 
 def run(config, workdir):
-    """Judge images at every weight of the sweep, or those of config.eval.samples. Return the rows of the table.
+    """Judge images at every weight of the sweep, or those of config.eval.samples. Return the rows of all judges.
 
     Writes tables (tradeoff.csv, costs.csv), pictures (tradeoff.png, means.png, samples_*.png) and report.html into
     config.eval.folder of the workdir, and adds the rows to results.csv of the workdir. With config.eval.variants, or
     another choice of several curves: ranking.csv too. With config.eval.search: search.csv, and the best point of each
-    curve alone, measured again with the next seed. With config.eval.bits_per_dim: bits_per_dim.json alone.
+    curve alone, measured again with the next seed. With several judges: all but the first write into a folder of
+    config.eval.folder with their name, and the first one searches. With config.eval.bits_per_dim: bits_per_dim.json
+    alone.
     """
     check_config(config)
     every = curves.curves(config)
@@ -34,17 +36,18 @@ def run(config, workdir):
     check_judge(config)
     if config.eval.samples:
         class_names = trained.saved_class_names(workdir)
-        return processes.first_alone(lambda: given.judge_given_samples(config, workdir, folder, class_names))
+        return processes.first_alone(lambda: given.judge_given_samples(config, workdir, class_names))
 
     if config.eval.search:
         searching.check_curves(every)
     model = trained.load(config, workdir)
     models = curves.models(every, model)
     # Every process draws. The first one also judges, while the others draw on.
-    measuring = processes.first_alone(lambda: judging.open_measuring(config, workdir, model))
+    measurings = processes.first_alone(lambda: judging.open_measurings(config, workdir, model)) or []
+    records = [pages.Record(measuring, workdir, model.class_names) for measuring in measurings]
+    measuring, tried = measurings[0] if measurings else None, []
     if measuring:
         means.write_means(model, measuring.source, folder)
-    rows, pictures, tried, influences = [], [], [], []
     for number, (curve, model) in enumerate(zip(every, models), 1):
         if curve.variant and processes.is_first():
             print(f'variant {number} of {len(every)}: {curve.variant}', flush=True)
@@ -56,24 +59,19 @@ def run(config, workdir):
             processes.first_alone(lambda: pages.write_search(folder, tried))
             curve = searching.confirming(curve, best)
             model = dataclasses.replace(model, config=curve.config)
-        sets = []
         for point, images in draw_curve(model, workdir):
-            if measuring is None:
+            if not records:
                 continue
-            judged = judging.judge_set(model, curve, measuring, point, images)
-            if best:
-                judged.row['search_fid'] = best.fid
-            sets.append(judged)
-            files.write(folder / f'samples{curve.suffix}_{point.name.replace("=", "")}.png', judged.picture)
-            pages.write_tables(folder, curve.suffix, rows, sets, model.class_names)
-            print(f'{point.name:<6} {columns.summary_line(judged.row)}', flush=True)
-        if measuring:
-            pages.write_curve_pictures(curve, folder, sets, measuring.scorer.real)
-        rows += [judged.row for judged in sets]
-        pictures += [(judged.row, judged.picture) for judged in sets]
-        influences += [judged.influences for judged in sets]
-    processes.first_alone(lambda: pages.write_summary(config, workdir, folder, rows, pictures, measuring, influences))
-    return rows
+            for record, judged in zip(records, judging.judge_set(model, curve, measurings, point, images)):
+                if best and record is records[0]:
+                    judged.row['search_fid'] = best.fid
+                record.add(curve, judged)
+                name = f'{pages.judge_of(judged.row)}  ' if len(records) > 1 else ''
+                print(f'{point.name:<6} {name}{columns.summary_line(judged.row)}', flush=True)
+        for record in records:
+            record.end_curve(curve)
+    processes.first_alone(lambda: [record.end() for record in records])
+    return [row for record in records for row in record.rows]
 
 
 def draw_curve(model, workdir):

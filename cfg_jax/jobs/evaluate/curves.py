@@ -24,14 +24,17 @@ class Point:
 class Curve:
     """A config whose weights are swept.
 
-    suffix: the part of file names that tells it from other curves. variant: its name in config.eval.variants, or ''.
-    overrides: what the variant changes, as text.
+    suffix: the part of file names that tells it from other curves. variant: its name, such as that in
+    config.eval.variants, or ''. overrides: what the variant changes, as text. step: the checkpoint's; None: the newest.
+    ema: take the average of the parameters.
     """
 
     config: ConfigDict
     suffix: str = ''
     variant: str = ''
     overrides: str = ''
+    step: int | None = None
+    ema: bool = True
 
 
 def swept(config):
@@ -63,7 +66,9 @@ def interval_text(config):
 def curves(config):
     """Return the `Curve`s: one for each of config.eval.variants.
 
-    Without variants: one for every sampler of config.eval.samplers with every number of config.eval.num_steps.
+    Without variants: one for every checkpoint of config.eval.steps, with and without its average (config.eval.ema), and
+    interval of config.eval.intervals; or else one for every sampler of config.eval.samplers with every number of
+    config.eval.num_steps.
     """
     if config.eval.variants:
         return [
@@ -72,6 +77,8 @@ def curves(config):
             )
             for name, (varied, changes) in variants.read_variants(config).items()
         ]
+    if are_named(config):
+        return _named(config)
     configs = []
     for sampler in dict.fromkeys(config.eval.samplers or (config.sample.sampler,)):
         for num_steps in dict.fromkeys(config.eval.num_steps or (config.sample.num_steps,)):
@@ -85,14 +92,48 @@ def curves(config):
     ]
 
 
+def are_named(config):
+    """Return True if the curves have names of their own: variants, checkpoints or intervals."""
+    evaluate = config.eval
+    return bool(evaluate.variants or evaluate.steps or len(evaluate.ema) > 1 or evaluate.intervals)
+
+
+def mapped(config):
+    """Return the one column that named curves differ in, 'step' or 'interval', over which FID is mapped; else ''."""
+    sizes = {'step': len(config.eval.steps), 'interval': len(config.eval.intervals), '': len(config.eval.ema)}
+    several = [name for name, size in sizes.items() if size > 1]
+    return several[0] if len(several) == 1 else ''
+
+
+def _named(config):
+    """Return the `Curve`s of config.eval.steps, config.eval.ema and config.eval.intervals: every combination."""
+    evaluate, found = config.eval, []
+    for step in dict.fromkeys(evaluate.steps) or (None,):
+        for ema in evaluate.ema:
+            for interval in dict.fromkeys(map(tuple, evaluate.intervals)) or (None,):
+                curve, words = config, [f'step {step}'] * (step is not None)
+                words += [('parameters', 'EMA')[ema]] * (len(evaluate.ema) > 1)
+                if interval is not None:
+                    curve = changed(config, {'guidance.interval': interval})
+                    check_config(curve)
+                    words += [f'interval {interval[0]:g} to {interval[1]:g}' if interval else 'no interval']
+                name = ', '.join(words) or 'newest'
+                found.append(Curve(curve, variants.suffix(name.replace(',', '')), name, step=step, ema=ema))
+    return found
+
+
 def models(every, model):
     """Return `model` as each curve's `Trained`, with the networks that its guidance names, such as a classifier.
 
     All are loaded before any image is drawn.
     """
-    found, former = [], model
+    found, former, read = [], model, {(None, True): model, (model.step, True): model}
     for curve in every:
-        found.append(trained.with_helpers(dataclasses.replace(model, config=curve.config), former=former))
+        place = curve.step, curve.ema
+        if place not in read:
+            read[place] = trained.load(model.config, model.workdir, step=curve.step, ema=curve.ema)
+        own = dataclasses.replace(read[place], config=curve.config)
+        found.append(trained.with_helpers(own, former=former))
         if found[-1].classifier or found[-1].weak:
             former = found[-1]  # its networks serve the next curves that name the same ones
     return found

@@ -15,8 +15,8 @@ from cfg_jax.sampling.labels import meanings
 _SHOWN = 100  # images in the picture
 
 
-def judge_given_samples(config, workdir, folder, class_names):
-    """Judge the images of config.eval.samples, made by any program: one row.
+def judge_given_samples(config, workdir, class_names):
+    """Judge the images of config.eval.samples, made by any program: one row for each judge.
 
     class_names: those of the workdir's checkpoint, in whose order label ids count, or ().
     """
@@ -29,22 +29,30 @@ def judge_given_samples(config, workdir, folder, class_names):
             '(config.eval.samples, config.data.image_size, config.data.image_channels).'
         )
     source = None
-    if not (config.eval.reference and config.eval.judge == 'inception'):
+    if not config.eval.reference or config.eval.judge == 'trained':
         source = build.source(config)
         source.order_classes(class_names)
     labels = match_classes(config.eval.samples, found, source)
     results.read_all(Path(workdir) / 'results.csv')
-    scorer = judging.open_scorer(config, workdir, source)
-    scorer.check_enough(len(found.images), allow_few=config.eval.allow_few_samples)
-    facts = judging.shared_facts(config, scorer, None) | {'samples': str(config.eval.samples)}
-    facts['samples_sha256'] = hashlib.sha256(np.ascontiguousarray(found.images)).hexdigest()
-    outputs = scoring.judged(scorer.judge, [found.images], len(found.images), 'samples')
-    row = scorer.measure(outputs, labels) | {'num_samples': len(found.images)} | facts
-    print(f'samples {columns.summary_line(row)}', flush=True)
-    first = found.images[spread(len(found.images), _SHOWN)]
+    count, measurings, rows = len(found.images), [], []
+    given = {
+        'num_samples': count,
+        'samples': str(config.eval.samples),
+        'samples_sha256': hashlib.sha256(np.ascontiguousarray(found.images)).hexdigest(),
+    }
+    for alone in judging.by_judge(config):
+        scorer = judging.open_scorer(alone, workdir, source)
+        scorer.check_enough(count, allow_few=config.eval.allow_few_samples)
+        measurings.append(judging.Measuring(alone, scorer, judging.shared_facts(alone, scorer, None) | given))
+    first = found.images[spread(count, _SHOWN)]
     picture = grids.as_png(grids.grid([first[start : start + 10] for start in range(0, len(first), 10)]))
-    pages.write_summary(config, workdir, folder, [row], [(row, picture)], judging.Measuring(scorer, facts))
-    return [row]
+    outputs_of_all = scoring.judged([each.scorer.judge for each in measurings], [found.images], count, 'samples')
+    for measuring, outputs in zip(measurings, outputs_of_all):
+        row = measuring.scorer.measure(outputs, labels) | measuring.facts
+        print(f'samples {columns.summary_line(row)}', flush=True)
+        pages.write_summary(workdir, Path(workdir) / measuring.config.eval.folder, [row], [(row, picture)], measuring)
+        rows.append(row)
+    return rows
 
 
 def match_classes(path, found, source):

@@ -2,14 +2,17 @@
 
 import dataclasses
 import datetime
+import posixpath
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from cfg_jax import build, build_sampling, trained
+from cfg_jax import build, build_sampling, metrics, trained
+from cfg_jax.config import changed
 from cfg_jax.data.sources import Source
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import columns, grids, results, scoring
+from cfg_jax.evaluation import columns, grids, judges, results, scoring
 from cfg_jax.jobs.evaluate import curves, searching
 from cfg_jax.training import sharding
 
@@ -18,12 +21,13 @@ _GRID = 100  # images in the picture of a weight
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measuring:
-    """The scorer of an evaluation, with what its rows share.
+    """The scorer of an evaluation by one judge, with what its rows share.
 
-    facts: columns that all rows share. other: the rows of config.eval.compare_with, or None. source: the data set, or
-    None for given samples.
+    config: that of the evaluation, with this judge alone, and its folder. facts: columns that all rows share. other:
+    the rows of config.eval.compare_with, or None. source: the data set, or None for given samples.
     """
 
+    config: ConfigDict
     scorer: scoring.Scorer
     facts: dict
     other: list | None = None
@@ -32,26 +36,43 @@ class Measuring:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judged:
-    """A set of images, judged: its row of the table, its accuracy by class or None, and its pictures.
+    """A set of images, judged: its row of the table and its pictures.
 
+    confusion: `metrics.confusion_matrix`, or None if the judge has other classes.
     picture: PNG bytes, one row per class. first: uint8 [n, H, W, C], which start from the same noise at every weight.
     influences: what each image changes FID by, times N.
     """
 
     name: str
     row: dict
-    accuracies: list | None
+    confusion: np.ndarray | None
     picture: bytes
     first: np.ndarray
     influences: np.ndarray
 
 
-def open_measuring(config, workdir, model):
-    """Return the `Measuring` of a `Trained` model's sweep, after checking that everything it needs can be read."""
-    other = results.read_curve(Path(workdir) / config.eval.compare_with) if config.eval.compare_with else None
-    results.read_all(Path(workdir) / 'results.csv')
+def by_judge(config):
+    """Return the config of each judge alone. All after the first have a folder of their own in config.eval.folder."""
+    first, *others = judges.names(config.eval.judge)
+    configs = [changed(config, {'eval.judge': first})]
+    for name in others:
+        places = {f'eval.{key}': posixpath.join(config.eval[key], name) for key in ('folder', 'compare_with')}
+        if not config.eval.compare_with:
+            places['eval.compare_with'] = ''
+        configs.append(changed(config, {'eval.judge': name, **places}))
+    return configs
+
+
+def open_measurings(config, workdir, model):
+    """Return the `Measuring` of each judge for a `Trained` model's sweep, after checking that all can be read."""
     source = build.source(config)
     source.order_classes(model.class_names)
+    return [_open_measuring(config, workdir, model, source) for config in by_judge(config)]
+
+
+def _open_measuring(config, workdir, model, source):
+    other = results.read_curve(Path(workdir) / config.eval.compare_with) if config.eval.compare_with else None
+    results.read_all(Path(workdir) / 'results.csv')
     scorer = open_scorer(config, workdir, source)
     scorer.check_enough(config.eval.num_samples, allow_few=config.eval.allow_few_samples)
     if config.eval.search:
@@ -59,15 +80,14 @@ def open_measuring(config, workdir, model):
     facts = shared_facts(config, scorer, model)
     if other:
         check_comparable(config.eval.compare_with, other[0], facts | {'num_samples': config.eval.num_samples})
-    return Measuring(scorer, facts, other, source)
+    return Measuring(config, scorer, facts, other, source)
 
 
 def open_scorer(config, workdir, source):
     """Return the `Scorer` of the judge and the reference that config.eval names; prints a line about the reference."""
     settings = {'weights': config.eval.get(f'{config.eval.judge}_weights', ''), 'num_steps': config.eval.judge_steps}
-    judge = scoring.open_judge(
-        config.eval.judge, source, config.data.num_classes, mesh=sharding.local_mesh(), **settings
-    )
+    settings |= {'mesh': sharding.local_mesh(), 'cache': Path(workdir) / 'judges'}
+    judge = scoring.open_judge(config.eval.judge, source, config.data.num_classes, **settings)
     rules = {key: config.eval[key] for key in ('nearest_k', 'split_images', 'coverage_k')}
     if config.eval.reference:
         real = scoring.reference_of_file(judge, config.eval.reference, build.image_shape(config))
@@ -103,15 +123,15 @@ def check_comparable(name, other, row):
             )
 
 
-def judge_set(model, curve, measuring, point, images):
-    """Return the images of a `SampleSet` of a `Trained` model, at a point of a curve, as `Judged`."""
-    scorer, labels, config = measuring.scorer, images.labels, curve.config
-    outputs = scoring.judged(scorer.judge, images.shards(), len(images), point.name)
-    influences = scorer.fid_influences(outputs.features)
-    row = {
+def judge_set(model, curve, measurings, point, images):
+    """Return the images of a `SampleSet` of a `Trained` model, at a point of a curve, as each judge's `Judged`."""
+    labels, config = images.labels, curve.config
+    settings = {
         'guidance_weight': float(point.guidance_weight),
         'classifier_weight': float(point.classifier_weight),
-        **scorer.measure(outputs, labels, influences),
+        'step': model.step,
+        'model_sha256': model.digest[:16],
+        'parameters': 'ema' if curve.ema else 'raw',
         'num_samples': len(images),
         'num_steps': len(build_sampling.sampling_logsnrs(config)),
         'sampler': config.sample.sampler,
@@ -119,20 +139,25 @@ def judge_set(model, curve, measuring, point, images):
         'seconds_per_image': images.seconds() / len(images),
         'samples_sha256': images.sha256,
         **build_sampling.count_evaluations(config, point.guidance_weight, point.classifier_weight),
-        **measuring.facts,
         **settings_of(config),
         'classifier': network_name(model.classifier, config.guidance.classifier_workdir),
         'weak': network_name(model.weak, config.guidance.weak_workdir),
         'variant': curve.variant,
         'overrides': curve.overrides,
     }
-    accuracies = None
-    if scorer.judge.classes_are_labels:
-        accuracies = scoring.accuracy_by_class(outputs.logits, labels, config.data.num_classes)
     first = images.first(_GRID)
     title = trained.drawn_with(config, point.guidance_weight, point.classifier_weight)
     picture = grids.as_png(grids.class_grid(first, labels[: len(first)], model.class_names, title=title))
-    return Judged(point.name, row, accuracies, picture, first[: 2 * min(config.data.num_classes, 10)], influences)
+    shared, found = (picture, first[: 2 * min(config.data.num_classes, 10)]), []
+    used = [measuring.scorer.judge for measuring in measurings]
+    for measuring, outputs in zip(measurings, scoring.judged(used, images.shards(), len(images), point.name)):
+        scorer, confusion = measuring.scorer, None
+        influences = scorer.fid_influences(outputs.features)
+        row = {**measuring.facts, **settings, **scorer.measure(outputs, labels, influences)}
+        if scorer.judge.classes_are_labels:
+            confusion = metrics.confusion_matrix(outputs.logits, labels, config.data.num_classes)
+        found.append(Judged(point.name, row, confusion, *shared, influences))
+    return found
 
 
 def shared_facts(config, scorer, model):

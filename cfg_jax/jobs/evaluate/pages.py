@@ -5,20 +5,44 @@ from pathlib import Path
 
 import cfg_jax
 from cfg_jax import build, files
-from cfg_jax.evaluation import columns, figures, grids, ranking, report, results, style
+from cfg_jax.evaluation import columns, figures, grids, ranking, report, results, scoring, style
 from cfg_jax.evaluation.report.sweep import Sweep
 from cfg_jax.jobs.evaluate import curves, judging, searching
 
 
-def write_tables(folder, suffix, former, sets, class_names):
-    """Write tradeoff.csv and costs.csv of the `former` rows and the curve's, and the curve's accuracy_by_class.csv."""
-    rows = former + [judged.row for judged in sets]
-    files.write(folder / 'tradeoff.csv', results.as_csv(rows, columns.TRADEOFF).encode())
-    files.write(folder / 'costs.csv', results.as_csv(rows, columns.COSTS).encode())
-    if sets[0].accuracies:
-        by_class = [(judged.name, judged.accuracies) for judged in sets]
-        table = results.accuracy_table(class_names, by_class)
-        files.write(folder / f'accuracy_by_class{suffix}.csv', table.encode())
+class Record:
+    """What one judge finds in an evaluation, curve by curve, and its files in the workdir.
+
+    rows: of all sets so far. folder: of the tables, pictures and the report.
+    """
+
+    def __init__(self, measuring, workdir, class_names):
+        self.measuring, self._workdir, self._class_names = measuring, workdir, class_names
+        self.folder = Path(workdir) / measuring.config.eval.folder
+        self.rows, self._pictures, self._influences, self._sets = [], [], [], []
+
+    def add(self, curve, judged):
+        """Add a set of images of a curve, and write its picture and the tables."""
+        self._sets.append(judged)
+        self.rows.append(judged.row)
+        self._pictures.append((judged.row, judged.picture))
+        self._influences.append(judged.influences)
+        files.write(self.folder / f'samples{curve.suffix}_{judged.name.replace("=", "")}.png', judged.picture)
+        files.write(self.folder / 'tradeoff.csv', results.as_csv(self.rows, columns.TRADEOFF).encode())
+        files.write(self.folder / 'costs.csv', results.as_csv(self.rows, columns.COSTS).encode())
+        if judged.confusion is not None:
+            by_class = [(each.name, scoring.accuracy_by_class(each.confusion)) for each in self._sets]
+            table = results.accuracy_table(self._class_names, by_class)
+            files.write(self.folder / f'accuracy_by_class{curve.suffix}.csv', table.encode())
+
+    def end_curve(self, curve):
+        """Write the pictures of a curve whose sets have been added."""
+        write_curve_pictures(curve, self.folder, self._sets, self.measuring.scorer, self._class_names)
+        self._sets = []
+
+    def end(self):
+        """Write results.csv, the report, and the pictures of all curves together."""
+        write_summary(self._workdir, self.folder, self.rows, self._pictures, self.measuring, self._influences)
 
 
 def write_search(folder, tried):
@@ -26,8 +50,8 @@ def write_search(folder, tried):
     files.write(folder / 'search.csv', results.as_csv(tried, searching.COLUMNS).encode())
 
 
-def write_curve_pictures(curve, folder, sets, real):
-    """Write the pictures of a whole curve: the same noise at every weight, and the trade-off."""
+def write_curve_pictures(curve, folder, sets, scorer, class_names):
+    """Write the pictures of a whole curve: the same noise at every weight, the trade-off, the classes it mixes."""
     config, suffix = curve.config, curve.suffix
     rows, (over, _) = [judged.row for judged in sets], curves.swept(config)
     symbol = columns.SYMBOLS[over]
@@ -35,8 +59,13 @@ def write_curve_pictures(curve, folder, sets, real):
     grid = grids.grid([judged.first for judged in sets], names)
     grids.save_png(folder / f'samples{suffix}_over_{symbol}.png', grid)
     title = f'{curve.variant}, {title_of(config, rows)}' if curve.variant else title_of(config, rows)
-    picture = figures.tradeoff(rows, title=title, over=over, real=judging.real_values(real))
+    picture = figures.tradeoff(rows, title=title, over=over, real=judging.real_values(scorer.real))
     style.save(folder / f'tradeoff{suffix}', picture)
+    if scorer.judge.confusion is not None:
+        matrices = {'held-out images': scorer.judge.confusion}
+        matrices |= {name: judged.confusion for name, judged in zip(names, sets)}
+        title = f'The classes that the judge {scorer.judge.name!r} sees, in % of each label'
+        style.save(folder / f'confusion{suffix}', figures.confusion(matrices, class_names, title=title))
 
 
 def title_of(config, rows, *, guidance=True):
@@ -46,7 +75,12 @@ def title_of(config, rows, *, guidance=True):
     if row['step'] is not None:  # drawn here
         parts += [f'{row["num_steps"]} {row["sampler"]} steps', f'training step {row["step"]:,}']
         parts += [guidance_name(row['guidance'], max(each['classifier_gradients'] for each in rows))] * guidance
-    return f'{build.data_name(config)}: {", ".join(parts)}, judge {config.eval.judge!r}'
+    return f'{build.data_name(config)}: {", ".join(parts)}, judge {judge_of(row)!r}'
+
+
+def judge_of(row):
+    """Return the name of the judge of a row, without its hash."""
+    return row['judge'].partition(':')[0]
 
 
 def guidance_name(function, by_classifier):
@@ -61,12 +95,12 @@ def guidance_name(function, by_classifier):
     return f'{name} and classifier guidance' if by_classifier else f'{name} guidance'
 
 
-def write_summary(config, workdir, folder, rows, pictures, measuring, influences=None):
+def write_summary(workdir, folder, rows, pictures, measuring, influences=None):
     """Write results.csv, the report and, if another curve is given, comparison.png and .svg.
 
     pictures: [(row, PNG bytes)]. influences: of each row's images on its FID, for `ranking.rank`.
     """
-    path = Path(workdir) / 'results.csv'
+    config, path = measuring.config, Path(workdir) / 'results.csv'
     names, former = results.read_all(path)
     every, replaced = results.merged(former, rows)
     files.write(path, results.as_csv(every, names).encode())
@@ -82,9 +116,12 @@ def write_summary(config, workdir, folder, rows, pictures, measuring, influences
         print(f'wrote {folder}/comparison.png and .svg', flush=True)
     sweep, data, judge = Sweep(rows), build.data_name(config), f'judge {config.eval.judge!r}'
     named = {name: [rows[index] for index in members] for name, members in sweep.curves.items()}
-    if config.eval.variants:
+    if curves.are_named(config):
         title = f'{data}: {rows[0]["num_samples"]:,} samples per weight, {judge}'
         style.save(folder / 'variants', figures.comparison(named, title=title))
+    if (over := curves.mapped(config)) and len(rows) > len(named):
+        where = f'FID, {rows[0]["num_samples"]:,} samples each, {judge}'
+        style.save(folder / 'fid_map', figures.fid_map(rows, sweep.over, over, title=f'{data}: {where}'))
     if sweep.over == 'num_steps':  # nothing else varies along the curves, one for each sampler
         where = f'w = {rows[0]["guidance_weight"]:g}, grid {rows[0]["grid"]}'
         title = f'{data}: {rows[0]["num_samples"]:,} samples, {where}, {judge}'
@@ -97,7 +134,7 @@ def write_summary(config, workdir, folder, rows, pictures, measuring, influences
 
 def several_curves(config):
     """Return True if the evaluation has more than one curve, or variants, which have names."""
-    return bool(config.eval.variants) or len(config.eval.samplers) > 1 or len(config.eval.num_steps) > 1
+    return curves.are_named(config) or len(config.eval.samplers) > 1 or len(config.eval.num_steps) > 1
 
 
 def report_page(config, rows, pictures, measuring, ranked=()):

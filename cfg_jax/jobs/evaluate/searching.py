@@ -72,13 +72,13 @@ def search_curve(model, curve, measuring, open_drawing):
         return processes.of_first(fid)
 
     def judge(config, place, images):
-        features = scoring.judged(measuring.scorer.judge, images.shards(), len(images), place.name).features
+        (outputs,) = scoring.judged([measuring.scorer.judge], images.shards(), len(images), place.name)
         row = {
             'variant': curve.variant,
             'guidance_weight': place.guidance_weight,
             'classifier_weight': place.classifier_weight,
             'interval': curves.interval_text(config),
-            **measuring.scorer.measure_fid(features),
+            **measuring.scorer.measure_fid(outputs.features),
             'num_samples': len(images),
             'seed': config.sample.seed,
             'sampler': config.sample.sampler,

@@ -18,6 +18,9 @@ _ALLOWED = (
 _LONGEST = 80  # bytes of a name, which becomes a part of file names
 _FIELD = '(config.eval.variants)'
 _ALONE = {  # fields that make curves or rows of their own, with the values at which they do not
+    'steps': (),
+    'ema': (True,),
+    'intervals': (),
     'samplers': (),
     'num_steps': (),
     'samples': '',
