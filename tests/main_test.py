@@ -234,7 +234,7 @@ BAD = {
     'an unknown mode': (['--mode=dream'], r'mode.*train'),
     'no judge': (
         ['--mode=evaluate', '--config.eval.judge='],
-        r"config\.eval\.judge is not set; allowed: 'digits', 'inception'",
+        r"config\.eval\.judge is not set; allowed: 'digits', 'dinov2', 'inception', 'lite0'",
     ),
     'too few samples, before any is drawn': (
         ['--mode=evaluate', '--config.eval.allow_few_samples=False', '--config.sample.seed=9'],

@@ -35,7 +35,7 @@ def judged(judge, parts, total, name):
             if not all(np.isfinite(part).all() for part in outputs if part is not None):
                 raise UserError(
                     f'the judge {judge.name!r} gives NaN or infinity for images of {name}: check its weights '
-                    '(config.eval.judge, config.eval.inception_weights).'
+                    f'({judge.field}).'
                 )
             collected.append(outputs)
             done += len(outputs.features)
@@ -79,13 +79,13 @@ def reference_of_data(judge, data, folder, *, num_images, nearest_k, split_image
 
 def _reference_of_outputs(outputs, judge, splits):
     spatial = (None, None) if outputs.spatial is None else metrics.feature_statistics(outputs.spatial)
-    count = len(outputs.features)
+    count, logits = len(outputs.features), outputs.logits
     return references.Reference(
         *metrics.feature_statistics(outputs.features),
         *spatial,
         num_images=count,
         features=outputs.features[spread(count, _MANIFOLD)],
-        inception_score=metrics.inception_score(outputs.logits, num_splits=splits),
+        inception_score=None if logits is None else metrics.inception_score(logits, num_splits=splits),
         judge=judge.identity,
     )
 
@@ -133,12 +133,11 @@ class Scorer:
         outputs: the judge's, of N images. labels: int [N] or None. influences: those of `fid_influences`, if known.
         """
         features, logits, spatial = outputs
-        real, splits = self.real, num_splits(len(logits), self.split_images)
-        row = {
-            **self.measure_fid(features, influences),
-            'inception_score': metrics.inception_score(logits, num_splits=splits)[0],
-            'inception_score_error': metrics.inception_score_error(logits, num_splits=splits),
-        }
+        real, splits = self.real, num_splits(len(features), self.split_images)
+        row = self.measure_fid(features, influences)
+        if logits is not None:
+            row['inception_score'] = metrics.inception_score(logits, num_splits=splits)[0]
+            row['inception_score_error'] = metrics.inception_score_error(logits, num_splits=splits)
         with contextlib.suppress(ValueError):  # too few samples for a line
             line = metrics.extrapolated_frechet_distance(features, real.mean, real.covariance)
             row['fid_infinity'] = line.value

@@ -29,7 +29,7 @@ def judge_given_samples(config, workdir, folder, class_names):
             '(config.eval.samples, config.data.image_size, config.data.image_channels).'
         )
     source = None
-    if not (config.eval.reference and config.eval.judge == 'inception'):
+    if not config.eval.reference or config.eval.judge == 'digits':  # the other judges are trained already
         source = build.source(config)
         source.order_classes(class_names)
     labels = match_classes(config.eval.samples, found, source)

@@ -64,9 +64,13 @@ def open_measuring(config, workdir, model):
 
 def open_scorer(config, workdir, source):
     """Return the `Scorer` of the judge and the reference that config.eval names; prints a line about the reference."""
-    settings = {'weights': config.eval.get(f'{config.eval.judge}_weights', ''), 'num_steps': config.eval.judge_steps}
     judge = scoring.open_judge(
-        config.eval.judge, source, config.data.num_classes, mesh=sharding.local_mesh(), **settings
+        config.eval.judge,
+        source,
+        config.data.num_classes,
+        weights=config.eval.get(f'{config.eval.judge}_weights', ''),  # not all judges read a file that the user chose
+        num_steps=config.eval.judge_steps,
+        mesh=sharding.local_mesh(),
     )
     rules = {'nearest_k': config.eval.nearest_k, 'split_images': config.eval.split_images}
     if config.eval.reference:
