@@ -26,8 +26,8 @@ def _conv(x, name, features, kernel=1, stride=1):
 class Depthwise(nn.Module):
     """Convolution of each channel by itself, padded as TensorFlow pads: [B, H, W, C] -> [B, H / stride, W / stride, C].
 
-    It is a sum of shifted images, each times a row of weights: XLA's own convolution by groups takes forty times as
-    long on CPUs.
+    It is a sum of shifted images, each times a row of weights: XLA's own convolution by groups takes some thirty
+    times as long on CPUs.
     """
 
     kernel: int

@@ -19,6 +19,7 @@ from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.torch_files import load_openai_state_dict, not_finite, unreadable
 
 _NAMED_HASH = re.compile(r'-([0-9a-f]{8})\.pth$')  # torch.hub's convention: the sha256's first digits
+_BATCHES = 4  # that a judge is given at once: enough to keep an accelerator busy, and minutes at most on CPUs
 
 # ---------------------------------------------------------------- weights
 
@@ -144,7 +145,9 @@ def judge(published, path, network, params, digest, *, widths, batch_size, mesh,
     known = '' if digest.startswith(published.sha256) else ', not the published file'
     print(f'judge  {published.judge} of {path}, sha256 {digest}{known}', flush=True)
     identity = f'{published.judge}:sha256:{digest[:16]}'
-    return Judge(published.judge, identity, apply, classes_are_labels=False, field=published.field)
+    return Judge(
+        published.judge, identity, apply, classes_are_labels=False, field=published.field, chunk=_BATCHES * size
+    )
 
 
 def _fetch(computed, outputs, start):

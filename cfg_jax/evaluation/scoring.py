@@ -16,7 +16,7 @@ from cfg_jax.evaluation.columns import column
 from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.progress import Progress
 
-_CHUNK = 512  # images that a judge is given at once
+_CHUNK = 512  # images that are read at once
 _MANIFOLD = 10_000  # real images of precision and recall
 
 
@@ -29,16 +29,17 @@ def open_judge(name, data, num_classes, *, weights, num_steps, mesh):
 def judged(judge, parts, total, name):
     """Return the judge's `Outputs` for arrays of images, `total` images in all, showing progress under `name`."""
     progress, collected, done = Progress(total, compiles=True), [], 0
-    for images in parts:
-        for start in range(0, len(images), _CHUNK):
-            outputs = judge.apply(images[start : start + _CHUNK])
+    chunks = (part[start : start + judge.chunk] for part in parts for start in range(0, len(part), judge.chunk))
+    with progress.watched(f'{name}  judged'):
+        for images in chunks:
+            outputs = judge.apply(images)
             if not all(np.isfinite(part).all() for part in outputs if part is not None):
                 raise UserError(
                     f'the judge {judge.name!r} gives NaN or infinity for images of {name}: check its weights '
                     f'({judge.field}).'
                 )
             collected.append(outputs)
-            done += len(outputs.features)
+            done += len(images)
             progress.show(done, f'{name}  judged')
     return Outputs(*(None if part[0] is None else np.concatenate(part) for part in zip(*collected)))
 

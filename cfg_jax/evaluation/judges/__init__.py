@@ -28,7 +28,7 @@ class Judge(NamedTuple):
     apply: maps uint8 images [N, H, W, C], any N, to `Outputs`. identity: the judge's name and a hash of its weights;
     scores are comparable if their judges' identities are equal. classes_are_labels: True if logit i belongs to label i
     of the data set, so that accuracy can be computed. field: the config field that its weights come from, for
-    errors.
+    errors. chunk: images to give it at once, so few that progress can be shown.
     """
 
     name: str
@@ -36,3 +36,4 @@ class Judge(NamedTuple):
     apply: Callable[[np.ndarray], Outputs]
     classes_are_labels: bool
     field: str = 'config.eval.judge'
+    chunk: int = 512

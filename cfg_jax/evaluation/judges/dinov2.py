@@ -12,7 +12,7 @@ from cfg_jax.evaluation import pretrained
 from cfg_jax.evaluation.dinov2_network import IMAGE_SIZE, TOKENS, DinoV2
 from cfg_jax.torch_files import mismatches
 
-BATCH_SIZE = 16  # images per device
+BATCH_SIZE = 8  # images per device
 NETWORK = DinoV2()
 PUBLISHED = pretrained.Published(
     judge='dinov2',
