@@ -146,9 +146,10 @@ def default():
     config.eval = evaluate = ConfigDict()
     evaluate.at_end = False  # training ends with --mode=sample and --mode=evaluate
     evaluate.folder = ''  # folder of the workdir for the results; '' is the workdir itself
-    evaluate.judge = ''  # network of the features: 'inception' | 'lite0' | 'trained'; or several: 'trained,lite0'
+    evaluate.judge = ''  # network of the features: 'inception' | 'dinov2' | 'lite0' | 'trained'; or 'trained,lite0'
     evaluate.judge_steps = 2000  # trained: training steps of the judge
     evaluate.inception_weights = ''  # inception: path of weights-inception-2015-12-05-6726825d.pth
+    evaluate.dinov2_weights = ''  # dinov2: path of dinov2_vitl14_pretrain.pth
     evaluate.samples = ''  # judge an .npz (arr_0 uint8 NHWC, arr_1 labels) or a folder of images, instead of a model
     evaluate.reference = ''  # .npz of statistics (made here or by ADM); '': computed from the data set
     evaluate.reference_images = 50_000  # images of the data set for that, evenly spread; 0: all (16 kB of memory each)

@@ -13,6 +13,7 @@ PATHS = (  # the fields of a config that are files or folders
     'guidance.classifier_workdir',
     'guidance.weak_workdir',
     'eval.inception_weights',
+    'eval.dinov2_weights',
     'eval.samples',
     'eval.reference',
     'eval.variants',

@@ -184,9 +184,39 @@ def test_a_judge_that_is_not_finite_measures_nothing(real):
         features[3, 2] = np.nan
         return Outputs(features, features)
 
-    broken = Judge('broken', 'broken:1', apply, True)
-    with pytest.raises(UserError, match=r"^the judge 'broken' gives NaN or infinity for images of w=1: .*config\.eval"):
+    broken = Judge('broken', 'broken:1', apply, True, 'config.eval.broken_weights')
+    message = r"^the judge 'broken' gives NaN or infinity for images of w=1: .*\(config\.eval\.broken_weights\)"
+    with pytest.raises(UserError, match=message):
         scoring.judged([broken], [real['image'][:9]], 9, 'w=1')
+
+
+def test_a_judge_without_logits_has_no_inception_score(tmp_path, real, monkeypatch):
+    opened = scoring.open_judge
+
+    def without_logits(*args, **kwargs):
+        found = opened(*args, **kwargs)
+        apply = lambda images: found.apply(images)._replace(logits=None)  # noqa: E731
+        return found._replace(identity='features:1', apply=apply, classes_are_labels=False)
+
+    monkeypatch.setattr(scoring, 'open_judge', without_logits)
+    row = judge(tmp_path, {'arr_0': real['image'], 'arr_1': real['label']})
+    assert row['fid'] < 0.5 and row['spread'] > 0
+    assert not {'inception_score', 'inception_score_error', 'accuracy'} & row.keys()
+    (written,) = csv.DictReader((tmp_path / 'results.csv').open())
+    assert written['inception_score'] == written['inception_score_error'] == '' and float(written['precision']) == 1
+    (kept,) = (tmp_path / 'references').iterdir()
+    assert references.load(kept).inception_score is None
+    report = (tmp_path / 'samples_report.html').read_text()
+    assert f'{row["fid"]:.3f}' in report and 'Inception score' not in report
+    again = judge(tmp_path, {'arr_0': real['image'], 'arr_1': real['label']}, eval__reference=str(kept))
+    assert again['fid'] == row['fid']
+
+
+@pytest.mark.parametrize('name', ['inception', 'dinov2'])
+def test_a_judges_weights_are_those_of_its_own_field(tmp_path, real, name):
+    weights = {f'eval__{each}_weights': str(tmp_path / f'{each}.pth') for each in ('inception', 'dinov2')}
+    with pytest.raises(UserError, match=rf'/{name}\.pth: .*No such file.*\(config\.eval\.{name}_weights\)'):
+        judge(tmp_path, {'arr_0': real['image']}, eval__judge=name, **weights)
 
 
 def test_a_metric_that_is_not_finite_is_named():

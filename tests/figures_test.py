@@ -15,6 +15,17 @@ def test_the_trade_off_is_a_picture():
     figures.tradeoff([{**ROWS[0], 'fid': float('nan')}, *ROWS[1:]], title='$not $ mathematics, \udcff')
 
 
+def test_precision_takes_the_place_of_an_inception_score(monkeypatch):
+    monkeypatch.setattr(style, 'picture', lambda figure: figure)
+    costs = {'network_evaluations': 32.0, 'classifier_gradients': 0.0, 'seconds_per_image': 0.01}
+    rows = [{'guidance_weight': w, 'fid': 1 + w, 'precision': 0.5 + w / 9, **costs} for w in (0.0, 0.3, 4.0)]
+    pictures = figures.tradeoff(rows, title='title'), figures.comparison({'free': rows}, title='title')
+    for picture in pictures:
+        assert picture.axes[0].get_xlabel() == 'precision ↑' and picture.axes[0].get_title(loc='left') == 'FID ↓'
+    (line,) = (line for line in pictures[0].axes[2].lines if len(line.get_ydata()) == 3)
+    assert line.get_ydata().tolist() == [row['precision'] for row in rows]
+
+
 def test_the_numbers_of_an_axis_stay_clear_of_the_points(monkeypatch):
     """w = 0 lies on the left end of its axis, with a ring if its FID is the least."""
     monkeypatch.setattr(style, 'picture', lambda figure: figure)

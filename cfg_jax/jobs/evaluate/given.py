@@ -29,7 +29,7 @@ def judge_given_samples(config, workdir, class_names):
             '(config.eval.samples, config.data.image_size, config.data.image_channels).'
         )
     source = None
-    if not config.eval.reference or config.eval.judge == 'trained':
+    if not config.eval.reference or config.eval.judge == 'trained':  # the other judges are trained already
         source = build.source(config)
         source.order_classes(class_names)
     labels = match_classes(config.eval.samples, found, source)

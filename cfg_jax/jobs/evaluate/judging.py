@@ -85,7 +85,8 @@ def _open_measuring(config, workdir, model, source):
 
 def open_scorer(config, workdir, source):
     """Return the `Scorer` of the judge and the reference that config.eval names; prints a line about the reference."""
-    settings = {'weights': config.eval.get(f'{config.eval.judge}_weights', ''), 'num_steps': config.eval.judge_steps}
+    weights = config.eval.get(f'{config.eval.judge}_weights', '')  # not all judges read a file that the user chose
+    settings = {'weights': weights, 'num_steps': config.eval.judge_steps}
     settings |= {'mesh': sharding.local_mesh(), 'cache': Path(workdir) / 'judges'}
     judge = scoring.open_judge(config.eval.judge, source, config.data.num_classes, **settings)
     rules = {key: config.eval[key] for key in ('nearest_k', 'split_images', 'coverage_k')}

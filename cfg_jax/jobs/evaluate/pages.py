@@ -150,7 +150,9 @@ def report_page(config, rows, pictures, measuring, ranked=()):
             f'{rows[0]["num_samples"]:,} samples: FID is biased upwards at such numbers and compares only with FID of '
             'equally many samples; FID∞ is its extrapolation to infinitely many.'
         )
-    if config.eval.judge != 'inception':
+    if config.eval.judge == 'dinov2':
+        notes.append("The judge is 'dinov2': FID here is FD-DINOv2, which compares only with FD-DINOv2 in papers.")
+    elif config.eval.judge != 'inception':
         notes.append(
             f'The judge is {config.eval.judge!r}: compare its numbers only with its own, not with those in papers.'
         )
