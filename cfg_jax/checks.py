@@ -91,6 +91,7 @@ def check_config(config):
     """Raise UserError for the first value that is not allowed, naming its field."""
     _check_values(config)
     _check_combinations(config)
+    _check_held_out(config)
     _check_search(config)
     _check_network(config)
     _check_guidance(config)
@@ -191,6 +192,16 @@ def _check_combinations(config):
         'config.eval.classifier_weights are set'
     )
     _require(guided, config, 'guidance.classifier_workdir', workdir)
+
+
+def _check_held_out(config):
+    """Check that the held-out images are others than those of training."""
+    data, held_out = config.data, config.eval.held_out
+    trained_on = {'tfds': data.split, 'folder': data.data_dir}
+    known = not held_out or data.source in trained_on
+    _require(known, config, 'eval.held_out', "'' unless config.data.source is 'tfds' or 'folder'")
+    unseen = not held_out or held_out != trained_on[data.source]
+    _require(unseen, config, 'eval.held_out', 'other images than those of training (config.data)')
 
 
 def _check_search(config):

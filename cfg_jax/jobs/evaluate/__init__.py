@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import files, trained
+from cfg_jax import trained
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.data import spread
 from cfg_jax.distributed import processes
@@ -19,10 +19,11 @@ from cfg_jax.sampling import sample_sets
 def run(config, workdir):
     """Judge images at every weight of the sweep, or those of config.eval.samples. Return the rows of the table.
 
-    Writes tables (tradeoff.csv, costs.csv), pictures (tradeoff.png, means.png, samples_*.png) and report.html into
-    config.eval.folder of the workdir, and adds the rows to results.csv of the workdir. With config.eval.variants, or
-    another choice of several curves: ranking.csv too. With config.eval.search: search.csv, and the best point of each
-    curve alone, measured again with the next seed. With config.eval.bits_per_dim: bits_per_dim.json alone.
+    Writes tables (tradeoff.csv, costs.csv), pictures (tradeoff.png, means.png, samples_*.png; with config.eval.held_out
+    nearest_*.png) and report.html into config.eval.folder of the workdir, and adds the rows to results.csv of the
+    workdir. With config.eval.variants, or another choice of several curves: ranking.csv too. With config.eval.search:
+    search.csv, and the best point of each curve alone, measured again with the next seed. With
+    config.eval.bits_per_dim: bits_per_dim.json alone.
     """
     check_config(config)
     every = curves.curves(config)
@@ -64,7 +65,7 @@ def run(config, workdir):
             if best:
                 judged.row['search_fid'] = best.fid
             sets.append(judged)
-            files.write(folder / f'samples{curve.suffix}_{point.name.replace("=", "")}.png', judged.picture)
+            pages.write_pictures(folder, f'{curve.suffix}_{point.name.replace("=", "")}', judged)
             pages.write_tables(folder, curve.suffix, rows, sets, model.class_names)
             print(f'{point.name:<6} {columns.summary_line(judged.row)}', flush=True)
         if measuring:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import build
+from cfg_jax import build, files
 from cfg_jax.data import spread
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns, grids, references, results, scoring
@@ -29,7 +29,7 @@ def judge_given_samples(config, workdir, folder, class_names):
             '(config.eval.samples, config.data.image_size, config.data.image_channels).'
         )
     source = None
-    if not (config.eval.reference and config.eval.judge == 'inception'):
+    if config.eval.held_out or not (config.eval.reference and config.eval.judge == 'inception'):
         source = build.source(config)
         source.order_classes(class_names)
     labels = match_classes(config.eval.samples, found, source)
@@ -39,10 +39,13 @@ def judge_given_samples(config, workdir, folder, class_names):
     facts = judging.shared_facts(config, scorer, None) | {'samples': str(config.eval.samples)}
     facts['samples_sha256'] = hashlib.sha256(np.ascontiguousarray(found.images)).hexdigest()
     outputs = scoring.judged(scorer.judge, [found.images], len(found.images), 'samples')
-    row = scorer.measure(outputs, labels) | {'num_samples': len(found.images)} | facts
+    near = scorer.near(outputs.features)
+    row = scorer.measure(outputs, labels, near=near) | {'num_samples': len(found.images)} | facts
     print(f'samples {columns.summary_line(row)}', flush=True)
     first = found.images[spread(len(found.images), _SHOWN)]
     picture = grids.as_png(grids.grid([first[start : start + 10] for start in range(0, len(first), 10)]))
+    if nearest := judging.nearest_picture(scorer, near, source, found.images.__getitem__, 'samples'):
+        files.write(folder / 'nearest.png', nearest)
     pages.write_summary(config, workdir, folder, [row], [(row, picture)], judging.Measuring(scorer, facts))
     return [row]
 

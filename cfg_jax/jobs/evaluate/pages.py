@@ -21,6 +21,13 @@ def write_tables(folder, suffix, former, sets, class_names):
         files.write(folder / f'accuracy_by_class{suffix}.csv', table.encode())
 
 
+def write_pictures(folder, name, judged):
+    """Write the pictures of one set: its samples, and those nearest to training images if memorisation is measured."""
+    files.write(folder / f'samples{name}.png', judged.picture)
+    if judged.nearest:
+        files.write(folder / f'nearest{name}.png', judged.nearest)
+
+
 def write_search(folder, tried):
     """Write search.csv: every point that the searches of all curves so far have tried."""
     files.write(folder / 'search.csv', results.as_csv(tried, searching.COLUMNS).encode())
