@@ -14,7 +14,7 @@ from cfg_jax.errors import UserError
 from cfg_jax.evaluation import memorisation, scoring
 from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.jobs import evaluate
-from tests import tiny
+from tests import tfds_layout, tiny
 
 DIGITS = sources.digits()
 ORDER = np.random.default_rng(0).permutation(1797)
@@ -89,6 +89,18 @@ def test_settings_that_cannot_be(tmp_path, data):
     write_folder(tmp_path / 'seen', TRAINING[:60])
     with pytest.raises(UserError, match=r'half of the images of .*, or more, are training images too.*eval\.held_out'):
         judge(data, tmp_path, DIGITS.images[FRESH], eval__held_out=str(tmp_path / 'seen'))
+
+
+def test_held_out_images_may_be_a_split(tmp_path):
+    tfds_layout.write_cifar10(tmp_path, 20)
+    images = {'data__image_size': 32, 'data__image_channels': 3, 'data__split': 'train[:15]'}
+    of_tfds = {'data__source': 'tfds', 'data__name': 'cifar10', 'data__data_dir': str(tmp_path), **images}
+    both = tiny.config(**of_tfds, eval__held_out='train[15:]')
+    parts = build.source(both).batch(np.arange(15)), build.held_out_source(both).batch(np.arange(5))
+    assert sorted(tfds_layout.number_of(image) for part in parts for image in part['image']) == list(range(20))
+    assert build.held_out_source(tiny.config(**of_tfds)) is None
+    with pytest.raises(UserError, match=r"^the held-out images \(config\.eval\.held_out\): .*no split 'test'"):
+        build.held_out_source(tiny.config(**of_tfds, eval__held_out='test'))
 
 
 def seen_judge(counts):

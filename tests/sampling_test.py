@@ -90,7 +90,7 @@ def test_weights_labels_and_seeds_share_one_compilation(monkeypatch):
 
 
 def test_images_are_rounded_to_the_nearest_of_256_values():
-    """Cut off instead, they are half a value darker, and FID of the digits changes by up to 0.1 (docs/evaluation.md)."""
+    """Cut off instead, they are half a value darker: FID of the digits changes by up to 0.1 (docs/evaluation.md)."""
 
     def sample(params, seed, indices, labels, weight, *helpers):
         level = 20.0 * labels[:, None, None, None] + jnp.array([-0.49, -0.3, 0.0, 0.3, 0.49])[:, None]
