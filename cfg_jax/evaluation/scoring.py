@@ -135,12 +135,11 @@ def training_of_data(images, held_out, folder, *, name):
 def _reference_of_outputs(outputs, labels, judge, splits):
     spatial = (None, None) if outputs.spatial is None else metrics.feature_statistics(outputs.spatial)
     count = len(outputs.features)
-    floor = None
-    with (
-        contextlib.suppress(ValueError),
-        shown('FID of two halves of the data is computed'),
-    ):  # ValueError: too few images
-        floor = metrics.frechet_distance_of_halves(outputs.features, labels)
+    try:
+        with shown('FID of two halves of the data is computed'):
+            floor = metrics.frechet_distance_of_halves(outputs.features, labels)
+    except ValueError:  # too few images
+        floor = None
     return references.Reference(
         *metrics.feature_statistics(outputs.features),
         *spatial,
