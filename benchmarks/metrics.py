@@ -35,16 +35,16 @@ from pathlib import Path
 DIMENSIONS = 2048
 
 
-def make_features(path, count, seed):
+def make_features(path, count, seed, dimensions):
     import numpy as np
 
-    mixing = np.random.default_rng(0).standard_normal((64, DIMENSIONS), np.float32)
+    mixing = np.random.default_rng(0).standard_normal((64, dimensions), np.float32)
     mixing /= 8.0 * np.sqrt(np.arange(1, 65, dtype=np.float32))[:, None]
     rng = np.random.default_rng(seed)
-    features = np.empty((count, DIMENSIONS), np.float32)
+    features = np.empty((count, dimensions), np.float32)
     for start in range(0, count, 4096):
         rows = min(4096, count - start)
-        factors, noise = (rng.standard_normal((rows, width), np.float32) for width in (64, DIMENSIONS))
+        factors, noise = (rng.standard_normal((rows, width), np.float32) for width in (64, dimensions))
         features[start : start + rows] = np.maximum(0.3 + factors @ mixing + 0.1 * noise, 0.0)
     np.save(path, features)
 
@@ -91,7 +91,9 @@ def run(metric, straightforward, folder):
     runtime.configure()
     generated = None if metric == 'root' else np.load(folder / 'generated.npy')
     gaussian = tuple(np.load(folder / f'{name}.npy') for name in ('mean', 'covariance'))
-    real = np.load(folder / 'real.npy') if metric in ('precision_recall', 'kernel') else None
+    real = (
+        np.load(folder / 'real.npy') if metric in ('precision_recall', 'neighbourhoods', 'nearest', 'kernel') else None
+    )
     statistics, distance = metrics.feature_statistics, metrics.gaussian_distance
     precision_recall = metrics.precision_recall
     if straightforward:
@@ -108,6 +110,13 @@ def run(metric, straightforward, folder):
         result = distance(*statistics(generated), *gaussian)
     elif metric == 'precision_recall':
         result = precision_recall(generated, real)
+    elif metric == 'neighbourhoods':
+        found = metrics.neighbourhoods(generated, real)
+        result = [float(each.mean()) for each in (found.precise, found.recalled, found.balls / 5, found.members > 0)]
+    elif metric == 'nearest':
+        result = float(metrics.nearest_neighbours(real, generated, k=50)[0][:, 0].mean())
+    elif metric == 'vendi':
+        result = metrics.vendi_score(generated)
     elif metric == 'frechet_error':
         result = metrics.frechet_distance_error(generated, *gaussian)
     elif metric == 'extrapolation':
@@ -127,6 +136,9 @@ MEASUREMENTS = {
     'root': ('square root and distance (scipy.linalg.sqrtm)', True),
     'frechet': ('FID against given statistics (both)', True),
     'precision_recall': ('precision and recall (scikit-learn)', True),
+    'neighbourhoods': ('precision, recall, density, coverage', False),
+    'nearest': ('50 nearest of the generated to the real', False),
+    'vendi': ('Vendi score', False),
     'frechet_error': ("FID's standard error", False),
     'extrapolation': ('FID extrapolated, 6 points', False),
     'kernel': ('KID, 20 subsets of 1,000', False),
@@ -140,10 +152,11 @@ def main():
     )
     parser.add_argument('--generated', type=int, default=50_000)
     parser.add_argument('--real', type=int, default=10_000)
+    parser.add_argument('--dimensions', type=int, default=DIMENSIONS)
     parser.add_argument('--only', default=','.join(MEASUREMENTS), help='comma-separated subset of the measurements')
     parser.add_argument('--measure', nargs=2, metavar=('METRIC', 'WAY'), help=argparse.SUPPRESS)  # one process
     options = parser.parse_args()
-    folder = options.folder / f'{options.generated}_{options.real}'
+    folder = options.folder / f'{options.generated}_{options.real}_{options.dimensions}'
     if options.measure:
         print(json.dumps(run(options.measure[0], options.measure[1] == 'straightforward', folder)))
         return
@@ -153,7 +166,7 @@ def main():
 
         folder.mkdir(parents=True)
         for seed, (name, count) in enumerate((('real', options.real), ('generated', options.generated)), 1):
-            make_features(folder / f'{name}.npy', count, seed)
+            make_features(folder / f'{name}.npy', count, seed, options.dimensions)
         mean, covariance = straightforward_statistics(np.load(folder / 'real.npy'))
         np.save(folder / 'mean.npy', mean)
         np.save(folder / 'covariance.npy', covariance)
@@ -161,7 +174,8 @@ def main():
     root = Path(__file__).parent.parent
 
     def one(metric, way):
-        sizes = ['--generated', str(options.generated), '--real', str(options.real), '--folder', str(options.folder)]
+        chosen = {key: getattr(options, key) for key in ('generated', 'real', 'dimensions', 'folder')}
+        sizes = [f'--{key}={value}' for key, value in chosen.items()]
         command = [sys.executable, __file__, *sizes, '--measure', metric, way]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(root)})
         if done.returncode:
@@ -171,7 +185,7 @@ def main():
     def cells(measured):
         return f'{measured["seconds"]:7.1f}s {measured["cpu"]:7.1f}s {measured["peak"]:6.0f}'
 
-    print(f'{options.generated:,} and {options.real:,} features of {DIMENSIONS}, {os.cpu_count()} cores')
+    print(f'{options.generated:,} and {options.real:,} features of {options.dimensions}, {os.cpu_count()} cores')
     heads = f'{"clock":>8} {"CPU":>8} {"MiB":>6}'
     print(f'{"here, then the straightforward way":46} {heads}   {heads}   {"ratio: clock":>12} {"CPU":>6}', flush=True)
     for metric in options.only.split(','):

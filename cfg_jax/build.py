@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfg_jax import diffusion, losses, schedules
+from cfg_jax.config import changed
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
@@ -77,6 +78,28 @@ def data_name(config):
 
 def source(config):
     """Return the data set, a `data.sources.Source`, checked against the config's image shape and number of classes."""
+    data = _open_source(config)
+    if len(data.class_names) != config.data.num_classes:
+        raise UserError(
+            f'the data ({data_name(config)}) has {len(data.class_names)} classes, not {config.data.num_classes} '
+            '(config.data.num_classes).'
+        )
+    return data
+
+
+def held_out_source(config):
+    """Return the images of config.eval.held_out as a `data.sources.Source`, whatever their classes; None if unset."""
+    if not config.eval.held_out:
+        return None
+    field = {'tfds': 'data.split', 'folder': 'data.data_dir'}[config.data.source]
+    try:
+        return _open_source(changed(config, {field: config.eval.held_out}))
+    except UserError as error:
+        raise UserError(f'the held-out images (config.eval.held_out): {error}') from None
+
+
+def _open_source(config):
+    """Return the data set, checked against the config's image shape."""
     from cfg_jax.data import sources  # drawing with a trained model needs no library that reads data
 
     place, resampling = config.data.data_dir, {key: config.data[key] for key in ('resampling', 'upsample')}
@@ -96,11 +119,6 @@ def source(config):
         raise UserError(
             f'the images of {config.data.source!r} are {data.image_shape}, not {image_shape(config)} '
             '(config.data.image_size, config.data.image_channels).'
-        )
-    if len(data.class_names) != config.data.num_classes:
-        raise UserError(
-            f'the data ({data_name(config)}) has {len(data.class_names)} classes, not {config.data.num_classes} '
-            '(config.data.num_classes).'
         )
     if not len(data):
         raise UserError('the data set has no images (config.data.data_dir, config.data.split).')

@@ -92,6 +92,7 @@ def check_config(config):
     _check_combinations(config)
     _check_judges(config)
     _check_curves(config)
+    _check_held_out(config)
     _check_search(config)
     _check_network(config)
     _check_guidance(config)
@@ -225,6 +226,16 @@ def _check_intervals(config, name):
         is_pair = isinstance(ends, (tuple, list)) and len(ends) in (0, 2)
         numbers = is_pair and all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends)
         _require(numbers and (not ends or ends[0] < ends[1]), config, name, allowed)
+
+
+def _check_held_out(config):
+    """Check that the held-out images are others than those of training."""
+    data, held_out = config.data, config.eval.held_out
+    trained_on = {'tfds': data.split, 'folder': data.data_dir}
+    known = not held_out or data.source in trained_on
+    _require(known, config, 'eval.held_out', "'' unless config.data.source is 'tfds' or 'folder'")
+    unseen = not held_out or held_out != trained_on[data.source]
+    _require(unseen, config, 'eval.held_out', 'other images than those of training (config.data)')
 
 
 def _check_search(config):

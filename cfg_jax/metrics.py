@@ -10,6 +10,7 @@ import scipy.special
 
 from cfg_jax.typing import Array, Bool, Float, Float64, Int, Real
 
+MEMORISED_PERCENT = 1.0  # of images that training has not seen, which `memorised_share` counts too
 _BLOCK = 4096  # rows converted to float64 at a time
 
 
@@ -140,22 +141,25 @@ def frechet_distance_influences(
 
 
 def frechet_distance_of_halves(
-    features: Real[Array, ' N *F'], *, num_splits: int = 5, seed: int = 0
+    features: Real[Array, ' N *F'], labels: Int[Array, ' N'] | None = None, *, num_splits: int = 5, seed: int = 0
 ) -> tuple[float, float]:
     """Return (mean, deviation) of the Fréchet distance of two random halves, over splits of the same features.
 
-    Of real images it is the floor: what other real images get, and one split's deviation. Its bias is that of
-    N / 2 images against N / 2: higher than that of N images against N. Raises ValueError unless N / 2 > D.
+    Of real images it is the floor: what other real images get. With labels both halves have the same share of each
+    class, as samples have that are balanced over the classes; without, chance alone makes the shares differ, and the
+    distance larger. Its bias is that of N / 2 images against N / 2, about twice that of N against N. The deviation is
+    that of one split. Raises ValueError unless N / 2 > D.
     """
     features = _as_rows(features)
-    half = len(features) // 2
+    labels, half = np.zeros(len(features)) if labels is None else np.asarray(labels), len(features) // 2
     check_enough(half, features.shape[1])
     rng, distances = np.random.default_rng(seed), []
     for _ in range(num_splits):
         order = rng.permutation(len(features))
-        ((_, *first),) = _growing_statistics(features, order[:half], [half])
-        ((_, *second),) = _growing_statistics(features, order[half : 2 * half], [half])
-        distances.append(gaussian_distance(*first, *second))
+        order = order[np.argsort(labels[order], kind='stable')]  # each class in turn, in random order
+        halves = (_growing_statistics(features, order[first::2], [half]) for first in (0, 1))
+        (_, *one), (_, *other) = (next(iter(each)) for each in halves)
+        distances.append(gaussian_distance(*one, *other))
     return float(np.mean(distances)), float(np.std(distances, ddof=1))
 
 
@@ -492,7 +496,7 @@ def nearest_ratios(distances: Float[Array, 'N K']) -> Float64[np.ndarray, ' N']:
 
 
 def memorised_share(
-    ratios: Float[Array, ' N'], held_out: Float[Array, ' M'], *, percent: float = 1.0
+    ratios: Float[Array, ' N'], held_out: Float[Array, ' M'], *, percent: float = MEMORISED_PERCENT
 ) -> tuple[float, float]:
     """Return (the share of ratios that are no larger than the held-out ones' quantile of `percent`, its error).
 

@@ -131,6 +131,7 @@ def test_a_shrunk_config_trains_a_step_and_samples(name, compiled):
         ('optim.decay', 'linear'),
         ('train.log_every', 0),
         ('eval.nearest_k', 0),
+        ('eval.coverage_k', 0),
         ('eval.split_images', 0),
         ('eval.num_samples', 3),
         ('eval.bound_evaluations', 0),

@@ -18,6 +18,20 @@ def test_small_images_are_enlarged_by_whole_pixels():
     assert picture.shape == (4 * 12, 4 * 12, 3)
 
 
+def test_images_may_be_enlarged_further():
+    assert grids.grid([np.zeros((1, 8, 8, 3), np.uint8)], least=64).shape == (8 * 12, 8 * 12, 3)
+
+
+def test_pictures_stand_beside_each_other_under_a_title():
+    tall, short = np.zeros((300, 40, 3), np.uint8), np.full((100, 50, 3), 7, np.uint8)
+    picture = grids.beside([tall, short])
+    assert picture.shape == (300, 40 + 16 + 50 + 16, 3)
+    assert np.all(picture[:, :40] == 0) and np.all(picture[:100, 56:106] == 7) and np.all(picture[100:, 56:] == 255)
+    titled = grids.beside([tall, short], ('one', 'two'))
+    np.testing.assert_array_equal(titled[-300:, :122], picture)
+    assert len(titled) == 300 + 2 * 22
+
+
 def test_a_class_grid_has_a_row_for_each_label():
     labels = np.array([2, 0, 2, 0, 2])
     images = np.broadcast_to(np.uint8(labels * 10)[:, None, None, None], (5, 32, 32, 1))

@@ -403,6 +403,15 @@ def test_the_distance_of_two_halves_of_a_set():
         metrics.frechet_distance_of_halves(A[:65])
 
 
+def test_the_halves_have_the_same_share_of_each_class():
+    """Otherwise chance makes their means differ, by more than anything within the classes that lie far apart."""
+    labels = np.repeat([0, 1, 2], [200, 100, 100])
+    features = 30.0 * np.eye(4)[labels] + np.random.default_rng(0).standard_normal((400, 4))
+    shuffled = np.random.default_rng(1).permutation(400)
+    with_labels = metrics.frechet_distance_of_halves(features[shuffled], labels[shuffled])
+    assert 10 * with_labels[0] < metrics.frechet_distance_of_halves(features)[0]
+
+
 def test_accuracy_and_spread():
     labels = LOGITS.argmax(1)
     assert metrics.class_accuracy(LOGITS, labels) == sklearn_metrics.accuracy_score(labels, LOGITS.argmax(1)) == 1

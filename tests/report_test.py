@@ -422,6 +422,10 @@ def test_the_data_are_a_line_where_they_are_near():
                 assert len(list(chart.all('g', 'real'))) == count
                 assert [text.text() for text in chart.all('text')].count('data 9.950') == count
     assert not any(near['FID over w'][0].all('g', 'real'))
+    floor = the_charts(parse(page(rows, real={'fid': 1.0})))
+    for heading in ('FID against Inception score', 'FID over w'):
+        for chart in floor[heading]:
+            assert [text.text() for text in chart.all('text')].count('data halves 1.000') == 1
 
 
 def test_samples_are_embedded_as_they_are():

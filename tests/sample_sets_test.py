@@ -61,6 +61,7 @@ def test_a_set_holds_every_image_in_order(tmp_path):
     np.testing.assert_array_equal(all_images(images), EVERY)
     np.testing.assert_array_equal(images.first(11), EVERY[:11])
     np.testing.assert_array_equal(images.first(100), EVERY)
+    np.testing.assert_array_equal(images.at(np.array([24, 3, 8, 3])), EVERY[[24, 3, 8, 3]])
     manifest = json.loads((images.folder / 'manifest.json').read_text())
     assert manifest['complete'] and manifest['num_images'] == 25 and manifest['identity'] == {'a': 1}
     assert manifest['sha256'] == images.sha256 == hashlib.sha256(EVERY).hexdigest()

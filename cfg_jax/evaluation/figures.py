@@ -14,7 +14,7 @@ from cfg_jax.evaluation.style import NUM_COLORS, PALETTE
 # matplotlib's markers, one for each colour, and the same as letters: full, and hollow
 _MARKERS = (('o', '●○'), ('s', '■□'), ('^', '▲△'), ('D', '◆◇'), ('v', '▼▽'), ('P', '✚✛'))
 DASHES = ('solid', 'dotted', 'dashed', 'dashdot')  # of the first six curves, the next six, ...
-_REAL = {'inception_score': 'data', 'fid': 'halves of the data'}  # beside the lines of real images
+_REAL = {'inception_score': 'data', 'fid': 'data halves'}  # beside the lines of real images
 _WRITTEN = 20  # more classes than these are drawn without their names and numbers
 _CROWD = 6  # more curves than these have no labels but the best point's
 # Distances of labels from their points, in pixels: the best point's, which has a ring; those of a curve's ends; others.
@@ -359,7 +359,8 @@ def _draw_real(axis, real, x):
             draw(value, color=PALETTE['soft'], linewidth=1.25, linestyle=(0, (5, 4)), gid='real')
             ends = [(value, bottom), (value, top)] if name == x else [(left, value), (right, value)]
             segments.append(ends)
-            labels.append((1, ends[1], f'{_REAL[name]} {values.show(real, name)[0]}', PALETTE['soft'], ''))
+            end = ends[0] if (name, x) == ('fid', 'inception_score') else ends[1]  # the side of the curve's high points
+            labels.append((1, end, f'{_REAL[name]} {values.show(real, name)[0]}', PALETTE['soft'], ''))
     return _Labels(axis, labels, segments, [])
 
 

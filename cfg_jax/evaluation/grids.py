@@ -9,6 +9,7 @@ from cfg_jax import files
 from cfg_jax.evaluation.style import drawable
 
 _PAD = 2  # pixels between images, before enlargement
+_GAP = 16  # pixels after each of several pictures
 _TITLE = 22  # pixels of the line above a grid
 
 
@@ -24,11 +25,11 @@ def save_png(path, picture):
     files.write(path, as_png(picture))
 
 
-def grid(rows, names=None, title=''):
+def grid(rows, names=None, title='', *, least=32):
     """Arrange rows of images in one picture, uint8 [H, W, 3], on white; small images are enlarged by whole pixels.
 
     rows: lists of uint8 [h, w, 1 or 3] images, all of one size; rows may differ in length. names: a text for each row.
-    title: a line above all rows.
+    title: a line above all rows. least: pixels that images are at least high, if they can be enlarged to them.
     """
     height, width, _ = rows[0][0].shape
     columns = max(map(len, rows))
@@ -37,7 +38,7 @@ def grid(rows, names=None, title=''):
         for c, image in enumerate(row):
             top, left = _PAD + r * (height + _PAD), _PAD + c * (width + _PAD)
             picture[top : top + height, left : left + width] = image
-    factor = max(1, 32 // height)
+    factor = max(1, least // height)
     picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     if names:
         picture = _with_names(picture, names, factor * (height + _PAD))
@@ -63,6 +64,16 @@ def _with_title(picture, title):
     canvas.paste(Image.fromarray(picture), (0, _TITLE))
     ImageDraw.Draw(canvas).text((6, _TITLE / 2), title, fill='black', font=font, anchor='lm')
     return np.asarray(canvas)
+
+
+def beside(pictures, title=()):
+    """Place pictures, uint8 [H, W, 3], next to each other on white, under the lines of a title."""
+    height = max(map(len, pictures))
+    padded = [np.pad(each, ((0, height - len(each)), (0, _GAP), (0, 0)), constant_values=255) for each in pictures]
+    picture = np.hstack(padded)
+    for line in reversed(title):
+        picture = _with_title(picture, line)
+    return picture
 
 
 def class_grid(images, labels, class_names=None, title=''):

@@ -34,7 +34,8 @@ class Reference:
 
     mean, covariance: float64 [D], [D, D] of the judge's features; spatial_*: [S], [S, S]. num_images: the number of
     images they were computed from; features: [M, D] of up to 10,000 of these images, for precision and recall;
-    inception_score: (mean, deviation) of their logits; floor: (mean, deviation) of FID between random halves of them;
+    inception_score: (mean, deviation) of their logits; floor: (mean, deviation) of FID between random halves of them,
+    each with the same share of every class;
     judge: its `identity`. images: uint8 [M, H, W, C] from ADM's
     file, memory-mapped if they are not compressed.
     """
@@ -82,6 +83,25 @@ def save(path, reference):
     file = io.BytesIO()
     np.savez(file, **_as_arrays(reference), sha256=np.frombuffer(reference.hash.encode(), np.uint8))
     files.write(path, file.getbuffer())
+
+
+def save_arrays(path, arrays):
+    """Write arrays by name as an npz file, whole or not at all, without a copy of them in memory."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with files.whole(path) as temporary, open(temporary, 'wb') as file:
+        np.savez(file, **arrays)
+
+
+def load_arrays(path, names, *, field):
+    """Return these arrays of an npz file; raises UserError if it is damaged, lacks one or has other than floats."""
+    with _open(path, field) as npz:
+        absent = [name for name in names if name not in npz.names]
+        if absent:
+            raise npz.unusable(f'has no {" and no ".join(absent)}; it has {npz.listing}')
+        arrays = [npz.read(name) for name in names]
+        if not all(map(_is_finite, arrays)):
+            raise npz.unusable('has values that are not finite floats')
+        return arrays
 
 
 def load(path, *, field=REFERENCE_FIELD):

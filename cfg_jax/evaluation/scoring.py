@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import math
@@ -12,7 +13,7 @@ import numpy as np
 from cfg_jax import metrics
 from cfg_jax.data import spread
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import references
+from cfg_jax.evaluation import memorisation, references
 from cfg_jax.evaluation.columns import column
 from cfg_jax.evaluation.judges import Judge, Outputs
 from cfg_jax.progress import Progress, shown
@@ -59,47 +60,98 @@ def _applied(judge, images, name):
 # ---------------------------------------------------------------- the reference
 
 
-def reference_of_data(judge, data, folder, *, num_images, nearest_k, split_images, coverage_k=5):
-    """Return the `references.Reference` of `num_images` (0: all) images of a source, evenly spread.
+class RealImages:
+    """`num_images` (0: all) images of a source, evenly spread, and what a judge makes of them.
+
+    indices: their places in the source. labels: int [N], once they are read. name: of progress lines.
+    """
+
+    def __init__(self, judge, data, num_images, name='data'):
+        self.judge, self.name, self.labels, self._data, self._sha256 = judge, name, None, data, None
+        self.indices = spread(len(data), min(num_images or len(data), len(data)))
+
+    def __len__(self):
+        return len(self.indices)
+
+    def _parts(self):
+        for start in range(0, len(self), _CHUNK):
+            yield self._data.batch(self.indices[start : start + _CHUNK])
+
+    def digest(self, settings=''):
+        """Return the sha256, in hexadecimal, of the judge, these settings and the images."""
+        # of the images themselves: a path or a data set's name may later hold other images
+        digest = hashlib.sha256(f'{self.judge.identity} {settings}{self._data.image_shape}'.encode())
+        plain, progress, labels = hashlib.sha256(self.judge.identity.encode()), Progress(len(self)), []
+        for number, part in enumerate(self._parts(), 1):
+            digest.update(part['image'])
+            plain.update(part['image'])
+            labels.append(part['label'])
+            progress.show(min(number * _CHUNK, len(self)), f'{self.name}  read')
+        self._sha256, self.labels = plain.hexdigest(), np.concatenate(labels)
+        return digest.hexdigest()
+
+    @property
+    def sha256(self):
+        """The sha256 of the judge and the images, in hexadecimal, from the last time that they were read."""
+        if self._sha256 is None:
+            self.digest()
+        return self._sha256
+
+    @functools.cached_property
+    def outputs(self):
+        """The judge's `Outputs`, computed once."""
+        return judged([self.judge], (part['image'] for part in self._parts()), len(self), self.name)[0]
+
+
+def reference_of_data(images, folder, *, nearest_k, split_images, coverage_k=5):
+    """Return the `references.Reference` of `RealImages`.
 
     It is kept in `folder` under a hash of the images, and read from there the next time.
     """
-    count = min(num_images or len(data), len(data))
+    count = len(images)
     for k, field in ((nearest_k, 'config.eval.nearest_k'), (coverage_k, 'config.eval.coverage_k')):
         if count <= k:
             raise UserError(
                 f'{k} nearest neighbours need more than {k} real images, and there are {count} '
                 f'(config.eval.reference_images, {field}).'
             )
-    chosen, splits = spread(len(data), count), num_splits(count, split_images)
-
-    def parts():
-        return (data.batch(chosen[start : start + _CHUNK])['image'] for start in range(0, count, _CHUNK))
-
-    # named by the images themselves: a path or a data set's name may later hold other images
-    digest = hashlib.sha256(f'{judge.identity} {splits} {data.image_shape}'.encode())
-    progress = Progress(count)
-    for number, images in enumerate(parts(), 1):
-        digest.update(images)
-        progress.show(min(number * _CHUNK, count), 'data  read')
-    path = Path(folder) / f'{judge.name}_{digest.hexdigest()[:12]}.npz'
+    splits = num_splits(count, split_images)
+    path = Path(folder) / f'{images.judge.name}_{images.digest(f"{splits} ")[:12]}.npz'
     if path.exists():
         with contextlib.suppress(UserError):  # a damaged one is computed again
             return references.load(path)
-    (outputs,) = judged([judge], parts(), count, 'data')
-    computed = _reference_of_outputs(outputs, judge, splits)
+    computed = _reference_of_outputs(images.outputs, images.labels, images.judge, splits)
     references.save(path, computed)
     return computed
 
 
-def _reference_of_outputs(outputs, judge, splits):
+def training_of_data(images, held_out, folder, *, name):
+    """Return the `memorisation.Training` of two `RealImages`: of training, and held out from it.
+
+    It is kept in `folder` under a hash of both, and read from there the next time. name: of the held-out images, for
+    the UserError if training has seen them.
+    """
+    digest = hashlib.sha256(f'{images.sha256} {held_out.sha256}'.encode()).hexdigest()
+    path = Path(folder) / f'{images.judge.name}_{digest[:12]}_training.npz'
+    if path.exists():
+        with contextlib.suppress(UserError):  # a damaged one is computed again
+            return memorisation.load(path, images.indices)
+    features = images.outputs.features
+    near = memorisation.near(held_out.outputs.features, features)
+    memorisation.check(near, name)
+    computed = memorisation.Training(features, near, images.indices)
+    memorisation.save(path, computed)
+    return computed
+
+
+def _reference_of_outputs(outputs, labels, judge, splits):
     spatial = (None, None) if outputs.spatial is None else metrics.feature_statistics(outputs.spatial)
-    count, logits, floor = len(outputs.features), outputs.logits, None
-    with (
-        contextlib.suppress(ValueError),
-        shown('FID of two halves of the data is computed'),
-    ):  # ValueError: too few images
-        floor = metrics.frechet_distance_of_halves(outputs.features)
+    count, logits = len(outputs.features), outputs.logits
+    try:
+        with shown('FID of two halves of the data is computed'):
+            floor = metrics.frechet_distance_of_halves(outputs.features, labels)
+    except ValueError:  # too few images
+        floor = None
     return references.Reference(
         *metrics.feature_statistics(outputs.features),
         *spatial,
@@ -139,6 +191,7 @@ class Scorer:
 
     nearest_k: neighbours that set the radius in precision and recall. split_images: images in each part that the
     Inception score is the mean over. coverage_k: neighbours that set the radius in density and coverage.
+    training: what memorisation is measured against, or None.
     """
 
     judge: Judge
@@ -146,13 +199,19 @@ class Scorer:
     nearest_k: int
     split_images: int
     coverage_k: int = 5
+    training: memorisation.Training | None = None
 
-    def measure(self, outputs, labels, influences=None):
+    def near(self, features):
+        """Return the `memorisation.Near` of features [N, D]; None if memorisation is not measured."""
+        return self.training and self.training.near(features)
+
+    def measure(self, outputs, labels, influences=None, near=None):
         """Return every metric of one set as {column: value}; metrics that need something absent are left out.
 
         Raises UserError if one of them is not finite.
 
         outputs: the judge's, of N images. labels: int [N] or None. influences: those of `fid_influences`, if known.
+        near: that of `near`, if known.
         """
         features, logits, spatial = outputs
         real, splits = self.real, num_splits(len(features), self.split_images)
@@ -170,6 +229,8 @@ class Scorer:
             with shown('precision, recall, density and coverage are computed'):
                 row |= _against_features(features, real.features, self.nearest_k, self.coverage_k)
         row['vendi'], row['vendi_error'] = metrics.vendi_score(features)
+        if self.training:
+            row |= self.training.measure(near or self.near(features))
         if labels is not None:
             row['spread'] = metrics.within_class_spread(features, labels)
             if self.judge.classes_are_labels:

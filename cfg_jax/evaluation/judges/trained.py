@@ -138,7 +138,7 @@ def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None, cach
     weights_digest = hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)))
     judge = judging(params, num_classes)
     identity = f'trained:sha256:{weights_digest.hexdigest()[:16]}'
-    return Judge('trained', identity, lambda images: Outputs(*judge(images)), True, counts)
+    return Judge('trained', identity, lambda images: Outputs(*judge(images)), True, confusion=counts)
 
 
 def _read(data):

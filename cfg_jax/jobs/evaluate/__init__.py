@@ -19,12 +19,12 @@ from cfg_jax.sampling import sample_sets
 def run(config, workdir):
     """Judge images at every weight of the sweep, or those of config.eval.samples. Return the rows of all judges.
 
-    Writes tables (tradeoff.csv, costs.csv), pictures (tradeoff.png, means.png, samples_*.png) and report.html into
-    config.eval.folder of the workdir, and adds the rows to results.csv of the workdir. With config.eval.variants, or
-    another choice of several curves: ranking.csv too. With config.eval.search: search.csv, and the best point of each
-    curve alone, measured again with the next seed. With several judges: all but the first write into a folder of
-    config.eval.folder with their name, and the first one searches. With config.eval.bits_per_dim: bits_per_dim.json
-    alone.
+    Writes tables (tradeoff.csv, costs.csv), pictures (tradeoff.png, means.png, samples_*.png; with config.eval.held_out
+    nearest_*.png) and report.html into config.eval.folder of the workdir, and adds the rows to results.csv of the
+    workdir. With config.eval.variants, or another choice of several curves: ranking.csv too. With config.eval.search:
+    search.csv, and the best point of each curve alone, measured again with the next seed. With several judges: all but
+    the first write into a folder of config.eval.folder with their name, and the first one searches. With
+    config.eval.bits_per_dim: bits_per_dim.json alone.
     """
     check_config(config)
     every = curves.curves(config)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import build
+from cfg_jax import build, files
 from cfg_jax.data import spread
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns, grids, references, results, scoring
@@ -29,7 +29,7 @@ def judge_given_samples(config, workdir, class_names):
             '(config.eval.samples, config.data.image_size, config.data.image_channels).'
         )
     source = None
-    if not config.eval.reference or config.eval.judge == 'trained':  # the other judges are trained already
+    if config.eval.held_out or not config.eval.reference or config.eval.judge == 'trained':
         source = build.source(config)
         source.order_classes(class_names)
     labels = match_classes(config.eval.samples, found, source)
@@ -46,11 +46,15 @@ def judge_given_samples(config, workdir, class_names):
         measurings.append(judging.Measuring(alone, scorer, judging.shared_facts(alone, scorer, None) | given))
     first = found.images[spread(count, _SHOWN)]
     picture = grids.as_png(grids.grid([first[start : start + 10] for start in range(0, len(first), 10)]))
-    outputs_of_all = scoring.judged([each.scorer.judge for each in measurings], [found.images], count, 'samples')
-    for measuring, outputs in zip(measurings, outputs_of_all):
-        row = measuring.scorer.measure(outputs, labels) | measuring.facts
+    used = [measuring.scorer.judge for measuring in measurings]
+    for measuring, outputs in zip(measurings, scoring.judged(used, [found.images], count, 'samples')):
+        scorer, folder = measuring.scorer, Path(workdir) / measuring.config.eval.folder
+        near = scorer.near(outputs.features)
+        row = scorer.measure(outputs, labels, near=near) | measuring.facts
         print(f'samples {columns.summary_line(row)}', flush=True)
-        pages.write_summary(workdir, Path(workdir) / measuring.config.eval.folder, [row], [(row, picture)], measuring)
+        if nearest := judging.nearest_picture(scorer, near, source, found.images.__getitem__, 'samples'):
+            files.write(folder / 'nearest.png', nearest)
+        pages.write_summary(workdir, folder, [row], [(row, picture)], measuring)
         rows.append(row)
     return rows
 

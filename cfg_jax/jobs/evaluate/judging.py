@@ -12,11 +12,12 @@ from cfg_jax import build, build_sampling, metrics, trained
 from cfg_jax.config import changed
 from cfg_jax.data.sources import Source
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import columns, grids, judges, results, scoring
+from cfg_jax.evaluation import columns, grids, judges, memorisation, results, scoring
 from cfg_jax.jobs.evaluate import curves, searching
 from cfg_jax.training import sharding
 
 _GRID = 100  # images in the picture of a weight
+_HELD_OUT = 10_000  # held-out images, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,9 +39,9 @@ class Measuring:
 class Judged:
     """A set of images, judged: its row of the table and its pictures.
 
-    confusion: `metrics.confusion_matrix`, or None if the judge has other classes.
-    picture: PNG bytes, one row per class. first: uint8 [n, H, W, C], which start from the same noise at every weight.
-    influences: what each image changes FID by, times N.
+    confusion: `metrics.confusion_matrix`, or None if the judge has other classes. picture: PNG bytes, one row per
+    class; nearest: those of `nearest_picture` or None. first: uint8 [n, H, W, C], which start from the same noise at
+    every weight. influences: what each image changes FID by, times N.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Judged:
     picture: bytes
     first: np.ndarray
     influences: np.ndarray
+    nearest: bytes | None = None
 
 
 def by_judge(config):
@@ -89,17 +91,51 @@ def open_scorer(config, workdir, source):
     settings = {'weights': weights, 'num_steps': config.eval.judge_steps}
     settings |= {'mesh': sharding.local_mesh(), 'cache': Path(workdir) / 'judges'}
     judge = scoring.open_judge(config.eval.judge, source, config.data.num_classes, **settings)
+    images = source and scoring.RealImages(judge, source, config.eval.reference_images)
     rules = {key: config.eval[key] for key in ('nearest_k', 'split_images', 'coverage_k')}
     if config.eval.reference:
         real = scoring.reference_of_file(judge, config.eval.reference, build.image_shape(config))
     else:
-        kept, count = Path(workdir) / 'references', config.eval.reference_images
-        real = scoring.reference_of_data(judge, source, kept, num_images=count, **rules)
+        real = scoring.reference_of_data(images, Path(workdir) / 'references', **rules)
     score = f'IS {real.inception_score[0]:.2f}  ' if real.inception_score else ''
     score += f'FID of two halves {floor_text(real)}  ' if real.floor else ''
     count = f'{real.num_images:,} images, ' if real.num_images else ''
     print(f'data   {score}({count}sha256 {real.hash[:12]})', flush=True)
-    return scoring.Scorer(judge, real, **rules)
+    return scoring.Scorer(
+        judge, real, **rules, training=open_training(config, workdir, judge, images, len(source or ()))
+    )
+
+
+def open_training(config, workdir, judge, images, total):
+    """Return the `memorisation.Training` that config.eval.held_out asks for, or None.
+
+    images: `scoring.RealImages` of training, of `total` in the data set.
+    """
+    data = build.held_out_source(config)
+    if data is None:
+        return None
+    held_out = scoring.RealImages(judge, data, _HELD_OUT, 'held-out images')
+    training = scoring.training_of_data(images, held_out, Path(workdir) / 'references', name=config.eval.held_out)
+    missed = '; copies of the others are missed (config.eval.reference_images)' if len(images) < total else ''
+    searched = f'{len(images):,} of {total:,} training images{missed}'
+    print(f'memorisation  against {searched}, with {len(held_out):,} held-out images', flush=True)
+    return training
+
+
+def nearest_picture(scorer, near, source, samples_at, title):
+    """Return a PNG of samples beside their nearest training images; None if memorisation is not measured.
+
+    near: that of the samples. source: the data set. samples_at: numbers of samples -> images.
+    """
+    if near is None:
+        return None
+    training, parts = scorer.training, memorisation.chosen(near.ratios)
+    limit = training.limit()
+    neighbours = [source.batch(training.indices[near.places[part]].ravel())['image'] for part in parts]
+    neighbours = [each.reshape(len(part), -1, *each.shape[1:]) for part, each in zip(parts, neighbours)]
+    ratios = [near.ratios[part] for part in parts]
+    samples = [samples_at(part) for part in parts]
+    return grids.as_png(memorisation.draw(samples, neighbours, ratios, limit=limit, title=title))
 
 
 def floor_text(real):
@@ -153,11 +189,12 @@ def judge_set(model, curve, measurings, point, images):
     used = [measuring.scorer.judge for measuring in measurings]
     for measuring, outputs in zip(measurings, scoring.judged(used, images.shards(), len(images), point.name)):
         scorer, confusion = measuring.scorer, None
-        influences = scorer.fid_influences(outputs.features)
-        row = {**measuring.facts, **settings, **scorer.measure(outputs, labels, influences)}
+        influences, near = scorer.fid_influences(outputs.features), scorer.near(outputs.features)
+        row = {**measuring.facts, **settings, **scorer.measure(outputs, labels, influences, near)}
         if scorer.judge.classes_are_labels:
             confusion = metrics.confusion_matrix(outputs.logits, labels, config.data.num_classes)
-        found.append(Judged(point.name, row, confusion, *shared, influences))
+        nearest = nearest_picture(scorer, near, measuring.source, images.at, title)
+        found.append(Judged(point.name, row, confusion, *shared, influences, nearest))
     return found
 
 
@@ -174,6 +211,7 @@ def shared_facts(config, scorer, model):
         'nearest_k': config.eval.nearest_k,
         'split_images': config.eval.split_images,
         'coverage_k': config.eval.coverage_k,
+        'held_out': config.eval.held_out,
         'model_sha256': model and model.digest[:16],
     }
 

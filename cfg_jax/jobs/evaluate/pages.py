@@ -27,7 +27,10 @@ class Record:
         self.rows.append(judged.row)
         self._pictures.append((judged.row, judged.picture))
         self._influences.append(judged.influences)
-        files.write(self.folder / f'samples{curve.suffix}_{judged.name.replace("=", "")}.png', judged.picture)
+        name = f'{curve.suffix}_{judged.name.replace("=", "")}'
+        files.write(self.folder / f'samples{name}.png', judged.picture)
+        if judged.nearest:
+            files.write(self.folder / f'nearest{name}.png', judged.nearest)
         files.write(self.folder / 'tradeoff.csv', results.as_csv(self.rows, columns.TRADEOFF).encode())
         files.write(self.folder / 'costs.csv', results.as_csv(self.rows, columns.COSTS).encode())
         if judged.confusion is not None:
