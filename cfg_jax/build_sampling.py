@@ -387,14 +387,22 @@ def bound_range(config):
     return config.eval.bound_evaluations, config.diffusion.logsnr_min, highest
 
 
-def bits_per_dim(config):
+def bits_per_dim(config, weight=0.0):
     """Return the jitted function (params, uint8 images, labels, image indices, seed) -> the bound's parts, each [B].
+
+    The bound holds for whatever denoiser samples are drawn with, so also for the guided one of a guidance weight.
+    Raises UserError for guidance that has a memory or needs another checkpoint.
 
     They are 'total', 'prior', 'diffusion' and 'reconstruction', in bits per dimension: `losses.continuous_bound`'s, or,
     for a model on one of ADM's tables, `losses.bits_per_dim_terms`' over the sampler's timesteps.
     """
-    clip_x = config.sample.clip_x
+    clip_x, guided = config.sample.clip_x, at_weight(config, weight)
     number, lowest, highest = bound_range(config)
+    if guided.guidance.momentum or weak_name(guided) == 'checkpoint':
+        raise UserError(
+            'bits per dimension of guidance with a momentum or a weak checkpoint are not defined here; use '
+            "config.guidance.momentum=0 and another config.guidance.weak, or config.eval.bound_weights='(0.,)'."
+        )
 
     def discrete(denoise, x, keys):
         logsnrs = sampling_logsnrs(config)[::-1]
@@ -409,7 +417,7 @@ def bits_per_dim(config):
     @jax.jit
     def bound(params, images, labels, indices, seed):
         keys = samplers.image_keys(seed, indices)
-        denoise = guidance.conditional(build.model(config, params), labels, 0.0, null_label=build.null_label(config))
+        denoise = guide(guided, build.model(config, params), labels, weight, keys=keys)
         of_images = continuous if build.table(config) is None else discrete
         return of_images(denoise, diffusion.to_unit_range(images), keys)
 

@@ -90,6 +90,7 @@ def check_config(config):
     """Raise UserError for the first value that is not allowed, naming its field."""
     _check_values(config)
     _check_combinations(config)
+    _check_splits(config)
     _check_judges(config)
     _check_curves(config)
     _check_held_out(config)
@@ -136,7 +137,7 @@ def _check_values(config):
         _require(0 <= _get(config, name) <= 100, config, name, 'between 0 and 100')
     for name in _BELOW_1:
         _require(0 <= _get(config, name) < 1, config, name, 'at least 0 and below 1')
-    for name in ('guidance_weights', 'classifier_weights'):
+    for name in ('guidance_weights', 'classifier_weights', 'bound_weights'):
         finite = all(map(math.isfinite, config.eval[name]))
         _require(finite, config, f'eval.{name}', 'a tuple of finite numbers')
     _require(math.isfinite(build_sampling.guidance_weight(config)), config, 'sample.guidance_weight', 'a finite number')
@@ -148,7 +149,8 @@ def _check_values(config):
     _require(0 < config.plan.utilisation <= 1, config, 'plan.utilisation', 'above 0 and at most 1')
     _require(0 <= config.plan.price < math.inf, config, 'plan.price', 'at least 0 (0 if it is not known)')
     _require(config.data.image_channels in (1, 3), config, 'data.image_channels', '1 or 3')
-    _require(len(config.eval.guidance_weights) > 0, config, 'eval.guidance_weights', 'a tuple of at least one number')
+    for name in ('guidance_weights', 'bound_weights'):
+        _require(len(config.eval[name]) > 0, config, f'eval.{name}', 'a tuple of at least one number')
 
 
 def _check_combinations(config):
@@ -209,6 +211,12 @@ def _check_judges(config):
     _require(alone, config, 'eval.reference', "'' because config.eval.judge names several judges: it belongs to one")
 
 
+def _check_splits(config):
+    """Check the splits that --mode=prepare makes."""
+    names = all(isinstance(split, str) and split for split in config.prepare.splits)
+    _require(names, config, 'prepare.splits', "a tuple of names such as ('train', 'test')")
+
+
 def _check_curves(config):
     """Check the fields of config.eval that make curves."""
     evaluate = config.eval
@@ -217,6 +225,10 @@ def _check_curves(config):
     allowed = ((True,), (False,), (True, False), (False, True))
     _require(tuple(evaluate.ema) in allowed, config, 'eval.ema', 'a tuple of True, False or both')
     _check_intervals(config, 'eval.intervals')
+    named = evaluate.steps or tuple(evaluate.ema) != (True,) or evaluate.intervals
+    for field in ('samplers', 'num_steps'):
+        allowed = '() because config.eval.steps, config.eval.ema or config.eval.intervals makes the curves'
+        _require(not (named and evaluate[field]), config, f'eval.{field}', allowed)
 
 
 def _check_intervals(config, name):

@@ -170,6 +170,7 @@ def default():
     evaluate.classifier_weights = ()  # sweep over these instead, at the guidance weight of config.sample
     evaluate.compare_with = ''  # another results folder of the workdir: draw both curves in comparison.png
     evaluate.bits_per_dim = False  # bound the data's likelihood under the conditional model, instead of sampling
+    evaluate.bound_weights = (0.0,)  # bits_per_dim: guidance weights, the first of which the others are compared with
     evaluate.bound_evaluations = 100  # bits_per_dim: network evaluations per image (ADM's tables: sample.num_steps)
     evaluate.bound_logsnr_max = 13.3  # bits_per_dim: λ at which 8-bit values are read off; at most diffusion.logsnr_max
     evaluate.num_samples = 1000  # images per weight, balanced over the classes
@@ -183,6 +184,7 @@ def default():
     prepare.path = (
         ''  # --mode=prepare: a folder or zip of images, or the files of MNIST, CIFAR-10 or ImageNet; see docs/data.md
     )
+    prepare.splits = ()  # splits of the archive to prepare, one after the other; (): config.data.split
     prepare.num_workers = 0  # processes; 0: one per core
     prepare.num_shards = 0  # files; 0: one per 10,000 images, up to 16 for small data sets
 

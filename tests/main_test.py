@@ -121,14 +121,21 @@ def test_a_second_evaluation_draws_nothing_anew(trained):
 
 
 def test_bits_per_dim(trained):
-    flags = tiny.flags(eval__bits_per_dim=True, eval__bound_evaluations=5)
+    flags = tiny.flags(eval__bits_per_dim=True, eval__bound_evaluations=5, eval__bound_weights=(0.0, 1.0))
     done = tiny.forked_main(*flags, '--mode=evaluate', f'--workdir={trained[0]}')
     assert done.returncode == 0, done.stderr
     result = json.loads((trained[0] / 'bits_per_dim.json').read_text())
     assert result['num_images'] == 40 and result['num_steps'] == 5 and result['logsnr_max'] == 13.3
     assert result['total'] > 8 > result['standard_error'] > 0 < result['prior'] < 1e-6
     line = next(line for line in done.stdout.splitlines() if '±' in line)  # four steps of training: vacuous, and said
-    assert 'above 8, which 8-bit values cost if all are equally likely' in line and 'wrote' in line
+    assert (
+        'above 8, which 8-bit values cost if all are equally likely' in line
+        and 'at w = 0 (' in line
+        and 'wrote' in done.stdout
+    )
+    rows = list(csv.DictReader((trained[0] / 'bits_per_dim.csv').open()))
+    assert [row['guidance_weight'] for row in rows] == ['0', '1'] and float(rows[0]['above_first']) == 0
+    assert float(rows[1]['above_first_error']) > 0 and rows[0]['total'] == f'{result["total"]:.6g}'
 
 
 def test_names_that_the_terminal_cannot_show(tmp_path):

@@ -130,8 +130,7 @@ FASHION = {'size': 28, 'classes': 10, 'data__image_channels': 1, 'data__name': '
 def test_fashion_mnist_as_tfds_has_it(tmp_path):
     for split, numbers in (('train', range(30)), ('t10k', range(100, 108))):
         raw = write_idx(tmp_path / 'in', split, numbers)
-    for split in ('train', 'test'):
-        folder = run(raw, tmp_path, **FASHION, data__split=split)
+    folder = run(raw, tmp_path, **FASHION, prepare__splits=('train', 'test'))
     assert folder.parent == tmp_path / 'fashion_mnist'
     for split, first, count in (('train', 0, 30), ('test', 100, 8)):
         read = stock('fashion_mnist', tmp_path, split)

@@ -12,7 +12,7 @@ UNIFORM = 8.0  # bits per dimension of an 8-bit image if all 256 values are equa
 
 
 def bits_per_dim(bound, source, *, num_images, batch_size, seed):
-    """Return means over the first images of a source, all if they are fewer, as a dict of numbers.
+    """Return (means over the first images of a source, all if they are fewer, as a dict of numbers; each one's total).
 
     'total' and its parts 'prior', 'diffusion' and 'reconstruction', in bits per dimension; the 'standard_error' of the
     total, None for one image; 'num_images'. Raises UserError if any image's bound is not finite.
@@ -38,7 +38,7 @@ def bits_per_dim(bound, source, *, num_images, batch_size, seed):
     values = {key: np.concatenate([part[key] for part in parts]) for key in PARTS}
     error = values['total'].std(ddof=1) / math.sqrt(count) if count > 1 else None
     means = {key: float(each.mean()) for key, each in values.items()}
-    return {**means, 'standard_error': error and float(error), 'num_images': count}
+    return {**means, 'standard_error': error and float(error), 'num_images': count}, values['total']
 
 
 def explanation(result, *, discrete):

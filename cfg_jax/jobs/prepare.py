@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cfg_jax import files
 from cfg_jax.checks import check_config
+from cfg_jax.config import changed
 from cfg_jax.data import workers
 from cfg_jax.data.preparing import archives, raw_images, shards, tfds_writer
 from cfg_jax.errors import UserError, printable
@@ -21,9 +22,23 @@ from cfg_jax.progress import Progress, duration, rounded
 
 
 def run(config, workdir):
-    """Prepare one split and return the data set's folder. Nothing is written into the workdir."""
+    """Prepare config.prepare.splits, or config.data.split, and return the data set's folder.
+
+    Nothing is written into the workdir.
+    """
     del workdir
     check_config(config)
+    folders = [prepare_split(changed(config, {'data.split': split})) for split in splits(config)]
+    return folders[-1]
+
+
+def splits(config):
+    """Return the splits to prepare, one after the other."""
+    return tuple(dict.fromkeys(config.prepare.splits)) or (config.data.split,)
+
+
+def prepare_split(config):
+    """Prepare config.data.split and return the data set's folder."""
     if not config.prepare.path:
         raise UserError('config.prepare.path is not set; give a folder or zip of images, or an archive: docs/data.md.')
     tfds_writer.check_split(config.data.split)

@@ -95,7 +95,7 @@ def curves(config):
 def are_named(config):
     """Return True if the curves have names of their own: variants, checkpoints or intervals."""
     evaluate = config.eval
-    return bool(evaluate.variants or evaluate.steps or len(evaluate.ema) > 1 or evaluate.intervals)
+    return bool(evaluate.variants or evaluate.steps or tuple(evaluate.ema) != (True,) or evaluate.intervals)
 
 
 def mapped(config):
@@ -112,12 +112,12 @@ def _named(config):
         for ema in evaluate.ema:
             for interval in dict.fromkeys(map(tuple, evaluate.intervals)) or (None,):
                 curve, words = config, [f'step {step}'] * (step is not None)
-                words += [('parameters', 'EMA')[ema]] * (len(evaluate.ema) > 1)
+                words += [] if tuple(evaluate.ema) == (True,) else [('parameters', 'EMA')[ema]]
                 if interval is not None:
                     curve = changed(config, {'guidance.interval': interval})
                     check_config(curve)
                     words += [f'interval {interval[0]:g} to {interval[1]:g}' if interval else 'no interval']
-                name = ', '.join(words) or 'newest'
+                name = ', '.join(words)
                 found.append(Curve(curve, variants.suffix(name.replace(',', '')), name, step=step, ema=ema))
     return found
 
