@@ -43,6 +43,8 @@ def get_config():
 
     config.sample.sampler = 'dpmpp_2m'
     config.sample.grid = 'logsnr'
+    config.sample.logsnr_min = -9.0
+    config.sample.logsnr_max = 9.0
     config.sample.num_steps = 12
     config.sample.batch_size = 100
 
@@ -50,6 +52,6 @@ def get_config():
     config.eval.judge = 'trained'
     config.eval.held_out = 'test'
     config.eval.reference_images = 0  # all
-    config.eval.guidance_weights = (0.0, 0.3, 1.0, 2.0, 4.0)
+    config.eval.guidance_weights = (0.0, 0.5, 1.0, 2.0, 4.0)
     config.eval.num_samples = 10_000
     return config

@@ -23,7 +23,7 @@ RESULTS = (
     *('label_order', 'dtype', 'ema_decay', 'model_sha256', 'nearest_k', 'split_images'),
     *('interval', 'variant', 'overrides', 'grid', 'churn', 'weak'),
     *('density', 'density_error', 'coverage', 'coverage_error', 'vendi', 'vendi_error', 'memorised', 'memorised_error'),
-    *('training_distance', 'training_distance_error', 'coverage_k', 'held_out'),
+    *('training_distance', 'training_distance_error', 'coverage_k', 'held_out', 'parameters'),
 )
 
 
@@ -35,7 +35,7 @@ def test_files_keep_their_columns_and_their_order():
 def test_the_report_has_what_varies_and_what_is_measured():
     settings = RESULTS[RESULTS.index('samples_sha256') : RESULTS.index('interval')]
     about = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', *settings)
-    about += ('variant', 'overrides', 'grid', 'churn', 'weak', 'coverage_k', 'held_out')
+    about += ('variant', 'overrides', 'grid', 'churn', 'weak', 'coverage_k', 'held_out', 'parameters')
     expected = {name for name in columns.RESULTS if not name.endswith('_error') and name not in about}
     assert columns.IN_REPORT[0] == 'variant' and set(columns.IN_REPORT[1:]) == expected
     assert len(columns.IN_REPORT) == 1 + len(expected)

@@ -69,7 +69,7 @@ def test_a_step_that_there_is_not(workdir):
         ({'eval__steps': (2,), 'eval__samplers': ('ddim',)}, r'eval\.samplers is .*; it must be \(\) because'),
         ({'eval__judge': 'digits'}, r"eval\.judge is 'digits'; the judge 'digits' is called 'trained' now"),
         ({'eval__judge': 'trained,nobody'}, r"eval\.judge is 'trained,nobody'; allowed: 'dinov2', .* or several"),
-        ({'eval__judge': 'trained,trained'}, r'names each judge once'),
+        ({'eval__judge': 'trained,trained'}, r"eval\.judge is 'trained,trained'; it must be a text that names each judge once"),
         ({'eval__judge': 'trained,lite0', 'eval__reference': 'a.npz'}, r"eval\.reference is 'a\.npz'; it must be ''"),
     ],
 )

@@ -117,10 +117,10 @@ _TABLE = (  # in the order of results.csv
     Column('training_distance', 'distance to training', '.3f',
            meaning='median distance to the nearest training image, over that of held-out images; below 1: closer',
            error=True, tradeoff=16, beside='memorised'),
-    Column('parameters', 'parameters', '', meaning="'ema', their average, or 'raw'", report=False, identity=True,
-           unset='ema'),
     Column('coverage_k', 'coverage k', '.0f', meaning='config.eval.coverage_k', report=False, identity=True, unset='5'),
     Column('held_out', 'held out', '', meaning='config.eval.held_out', report=False),
+    Column('parameters', 'parameters', '', meaning="'ema', their average, or 'raw'", report=False, identity=True,
+           unset='ema'),
 )
 # fmt: on
 _BY_NAME = {each.name: each for each in _TABLE}

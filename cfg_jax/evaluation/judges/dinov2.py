@@ -105,8 +105,8 @@ def _network(params, images):
     return (NETWORK.apply({'params': params}, whiten(images)),)
 
 
-def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None):
-    """Return the `Judge`. weights: path of the public file. Does not use data, num_classes and num_steps."""
+def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None, cache=None):
+    """Return the `Judge`. weights: path of the public file. It uses nothing else but mesh."""
     return pretrained.judge(
         PUBLISHED,
         weights,

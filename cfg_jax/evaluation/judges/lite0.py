@@ -87,7 +87,7 @@ def _network(params, images):
     return Lite0().apply({'params': params}, jnp.broadcast_to(x, (*x.shape[:3], 3)))
 
 
-def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None):
+def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None, cache=None):
     """Return the `Judge`, whose weights are an installed package. Uses the mesh alone."""
     path = weights_path()
     return pretrained.judge(

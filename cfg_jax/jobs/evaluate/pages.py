@@ -11,7 +11,7 @@ from cfg_jax.jobs.evaluate import curves, judging, searching
 
 
 class Record:
-    """What one judge finds in an evaluation, curve by curve, and its files in the workdir.
+    """The findings of one judge in an evaluation, curve by curve, and its files in the workdir.
 
     rows: of all sets so far. folder: of the tables, pictures and the report.
     """
