@@ -100,7 +100,7 @@ metadata.Distribution.from_name = find_others
 runtime.configure()
 import grain, matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, matplotlib.figure, tensorboardX
 from sklearn import datasets
-from cfg_jax.evaluation.judges import digits
+from cfg_jax.evaluation.judges import trained
 from cfg_jax.jobs import evaluate, sample, train
 from cfg_jax.jobs.evaluate import means
 
