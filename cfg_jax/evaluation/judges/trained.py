@@ -88,11 +88,12 @@ def train(images, labels, num_classes, *, num_steps=2000, seed=_SEED, held_out=_
     sizes = {'num_classes': num_classes, 'num_steps': num_steps, 'batch_size': batch_size}
     images_there, labels_there = to_unit_range(images[rest]), jnp.asarray(labels[rest])
     progress = Progress(num_steps, compiles=True)
-    for number, step_key in enumerate(step_keys, 1):  # not a scan: in loops XLA computes convolutions in one thread
-        carry = _step(carry, images_there, labels_there, step_key, **sizes)
-        if number % _WAIT == 0 or number == num_steps:
-            jax.block_until_ready(carry)
-            progress.show(number, 'judge  trained for', unit='steps')
+    with progress.watched('judge  trained for', unit='steps'):
+        for number, step_key in enumerate(step_keys, 1):  # not a scan: in loops XLA computes convolutions in one thread
+            carry = _step(carry, images_there, labels_there, step_key, **sizes)
+            if number % _WAIT == 0 or number == num_steps:
+                jax.block_until_ready(carry)
+                progress.show(number, 'judge  trained for', unit='steps')
     params = carry[0]
     apply, logits = judging(params, num_classes), np.empty((len(test), num_classes), np.float32)
     for start in range(0, len(test), _CHUNK):
