@@ -169,7 +169,9 @@ def default():
     evaluate.search_intervals = ()  # search: guidance.interval too, from ((low, high), ...); (): the curve's own
     evaluate.classifier_weights = ()  # sweep over these instead, at the guidance weight of config.sample
     evaluate.compare_with = ''  # another results folder of the workdir: draw both curves in comparison.png
-    evaluate.bits_per_dim = False  # bound the data's likelihood under the conditional model, instead of sampling
+    evaluate.bits_per_dim = (
+        False  # bound the data's likelihood under the model, instead of sampling; without a classifier's part
+    )
     evaluate.bound_weights = (0.0,)  # bits_per_dim: guidance weights, the first of which the others are compared with
     evaluate.bound_evaluations = 100  # bits_per_dim: network evaluations per image (ADM's tables: sample.num_steps)
     evaluate.bound_logsnr_max = 13.3  # bits_per_dim: λ at which 8-bit values are read off; at most diffusion.logsnr_max
@@ -220,10 +222,18 @@ def get_config(workdir):
 
     So this file is a config file too: --config=cfg_jax/config.py:WORKDIR is what a --workdir without --config means.
     """
-    config, saved = default(), newest_config(workdir)
+    saved = newest_config(workdir)
     if saved is None:
         raise UserError(f'no checkpoint in {workdir}, so there is no config; give one with --config.')
+    return of_saved(saved)
+
+
+def of_saved(saved):
+    """Return the config that a checkpoint holds as a nested dict, with defaults for fields that are newer."""
+    config = default()
     config.update(saved)
+    if config.eval.judge == 'digits':  # the name of 'trained' in older checkpoints
+        config.eval.judge = 'trained'
     return config
 
 
