@@ -127,11 +127,12 @@ def models(every, model):
 
     All are loaded before any image is drawn.
     """
-    found, former, read = [], model, {(None, True): model, (model.step, True): model}
+    found, former, read = [], model, {(model.step, True): model}
     for curve in every:
-        place = curve.step, curve.ema
+        step = model.step if curve.step is None else curve.step  # training may have saved a newer one meanwhile
+        place = step, curve.ema
         if place not in read:
-            read[place] = trained.load(model.config, model.workdir, step=curve.step, ema=curve.ema)
+            read[place] = trained.load(model.config, model.workdir, step=step, ema=curve.ema, former=former)
         own = dataclasses.replace(read[place], config=curve.config)
         found.append(trained.with_helpers(own, former=former))
         if found[-1].classifier or found[-1].weak:
