@@ -79,7 +79,7 @@ def page(rows=None, **changes):
         'title': 'Digits',
         'columns': COLUMNS,
         'settings': {'seed': 0, 'sample': {'sampler': 'ddim', 'nested': {'steps': (8, 16), 'name': ''}}},
-        'references': {'judge': 'digits', 'reference': 'digits.npz', 'sha256': '4b0d' * 16, 'checkpoint step': 3000},
+        'references': {'judge': 'trained', 'reference': 'digits.npz', 'sha256': '4b0d' * 16, 'checkpoint step': 3000},
         'grids': [(row, picture(value=index)) for index, row in enumerate(rows)],
         'notes': ['The FID of 1,000 samples is biased.'],
     }
