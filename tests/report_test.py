@@ -284,6 +284,13 @@ def test_what_was_not_measured_has_no_figure():
     assert list(the_charts(parse(page(rows, grids=())))) == ['Inception score over w']
 
 
+def test_precision_takes_the_place_of_an_inception_score_that_no_row_has():
+    rows = [{key: value for key, value in row.items() if not key.startswith('inception')} for row in some_rows()]
+    headings = list(the_charts(parse(page(rows, grids=()))))
+    assert headings[:2] == ['FID against precision', 'FID over w'] and not any('Inception' in each for each in headings)
+    assert 'FID against precision' not in the_charts(parse(plain_page()))
+
+
 def test_each_sampler_and_number_of_steps_is_a_curve():
     rows = some_rows(('ancestral', 'ddim')) + [{**row, 'num_steps': 128} for row in some_rows(('ddim',))]
     tree = parse(page(rows, grids=()))
