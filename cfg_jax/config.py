@@ -153,9 +153,7 @@ def default():
     evaluate.samples = ''  # judge an .npz (arr_0 uint8 NHWC, arr_1 labels) or a folder of images, instead of a model
     evaluate.reference = ''  # .npz of statistics (made here or by ADM); '': computed from the data set
     evaluate.reference_images = 50_000  # images of the data set for that, evenly spread; 0: all (16 kB of memory each)
-    evaluate.held_out = (
-        ''  # images that training has not seen, a split such as 'test', or a folder: measure memorisation
-    )
+    evaluate.held_out = ''  # images that training has not seen, a split or a folder: memorisation is measured
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
     evaluate.steps = ()  # one curve per checkpoint of these training steps; (): the newest
     evaluate.ema = (True,)  # (True, False): one curve with the average of the parameters, one with the parameters
