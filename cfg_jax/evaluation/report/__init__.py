@@ -208,11 +208,8 @@ def _figure(rows, sweep, real, x, y, heading, caption):
     """Return a <figure>, or '' where no row has both values or nothing varies along x."""
     hero, over = x is not None and y == 'fid', x is None
     x = x or sweep.over
-    if (
-        (over and not sweep.varies)
-        or (hero and x != figures.fidelity(rows))
-        or not any(values.has(row, x, y) for row in rows)
-    ):
+    left_out = (over and not sweep.varies) or (hero and x != figures.fidelity(rows))
+    if left_out or not any(values.has(row, x, y) for row in rows):
         return ''
     heading += f' over {sweep.symbol}' * over
     of_curves = {name: [rows[index] for index in members] for name, members in sweep.curves.items()}
