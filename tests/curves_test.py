@@ -85,6 +85,7 @@ def test_checkpoints_share_their_weak_model(workdir, capsys):
         ({'eval__steps': (2.5,)}, r'eval\.steps is \(2\.5,\); it must be a tuple of training steps'),
         ({'eval__ema': ()}, r'eval\.ema is \(\); it must be a tuple of True, False or both'),
         ({'eval__intervals': ((3.0, 1.0),)}, r'eval\.intervals is .*; it must be a tuple of pairs'),
+        ({'eval__intervals': ((-99.0, 1.0),)}, r'guidance\.interval is .*It is one of config\.eval\.intervals\.$'),
         ({'eval__steps': (2,), 'eval__samplers': ('ddim',)}, r'eval\.samplers is .*; it must be \(\) because'),
         ({'eval__steps': (2,), 'eval__samples': 'a.npz'}, r"eval\.samples is 'a\.npz'; it must be '' because"),
         ({'eval__ema': (False,), 'eval__bits_per_dim': True}, r'eval\.bits_per_dim is True; it must be False because'),

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from cfg_jax import build_sampling, trained
 from cfg_jax.checks import check_config
 from cfg_jax.config import changed
+from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns
 from cfg_jax.jobs.evaluate import variants
 
@@ -115,7 +116,10 @@ def _named(config):
                 words += [] if tuple(evaluate.ema) == (True,) else [('parameters', 'EMA')[ema]]
                 if interval is not None:
                     curve = changed(config, {'guidance.interval': interval})
-                    check_config(curve)
+                    try:
+                        check_config(curve)
+                    except UserError as error:
+                        raise UserError(f'{error} It is one of config.eval.intervals.') from None
                     words += [f'interval {interval[0]:g} to {interval[1]:g}' if interval else 'no interval']
                 name = ', '.join(words)
                 found.append(Curve(curve, variants.suffix(name.replace(',', '')), name, step=step, ema=ema))
