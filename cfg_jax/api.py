@@ -268,7 +268,7 @@ def train(config, workdir, changes=None, *, callback=None) -> Model:
 
 
 def evaluate(workdir, changes=None, *, guidance=None) -> list[dict]:
-    """Evaluate as --mode=evaluate does, and return the rows of the table: a dict for each weight.
+    """Evaluate as --mode=evaluate does, and return the rows of all judges: a dict for each weight of each curve.
 
     The config is the workdir's own. changes: {'section.key': value}, such as {'eval.folder': 'ddim'}. guidance: see
     `Model.sample`; a function's images are drawn again if what it computes has changed.

@@ -390,7 +390,7 @@ def bound_range(config):
 def bits_per_dim(config, weight=0.0):
     """Return the jitted function (params, uint8 images, labels, image indices, seed) -> the bound's parts, each [B].
 
-    The bound holds for whatever denoiser samples are drawn with, so also for the guided one of a guidance weight.
+    The bound holds for any denoiser, so also for the guided one of a guidance weight, apart from a classifier's part.
     Raises UserError for guidance that has a memory or needs another checkpoint.
 
     They are 'total', 'prior', 'diffusion' and 'reconstruction', in bits per dimension: `losses.continuous_bound`'s, or,

@@ -226,9 +226,12 @@ def _check_curves(config):
     _require(tuple(evaluate.ema) in allowed, config, 'eval.ema', 'a tuple of True, False or both')
     _check_intervals(config, 'eval.intervals')
     named = evaluate.steps or tuple(evaluate.ema) != (True,) or evaluate.intervals
-    for field in ('samplers', 'num_steps'):
-        allowed = '() because config.eval.steps, config.eval.ema or config.eval.intervals makes the curves'
+    for field in ('samplers', 'num_steps', 'samples', 'compare_with', 'bits_per_dim'):
+        unset = default().eval[field]
+        allowed = f'{unset!r} because config.eval.steps, config.eval.ema or config.eval.intervals makes the curves'
         _require(not (named and evaluate[field]), config, f'eval.{field}', allowed)
+    searched = not (evaluate.intervals and evaluate.search_intervals)
+    _require(searched, config, 'eval.search_intervals', '() because config.eval.intervals makes the curves')
 
 
 def _check_intervals(config, name):

@@ -153,9 +153,7 @@ def default():
     evaluate.samples = ''  # judge an .npz (arr_0 uint8 NHWC, arr_1 labels) or a folder of images, instead of a model
     evaluate.reference = ''  # .npz of statistics (made here or by ADM); '': computed from the data set
     evaluate.reference_images = 50_000  # images of the data set for that, evenly spread; 0: all (16 kB of memory each)
-    evaluate.held_out = (
-        ''  # images that training has not seen, a split such as 'test', or a folder: measure memorisation
-    )
+    evaluate.held_out = ''  # images that training has not seen, a split or a folder: memorisation is measured
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
     evaluate.steps = ()  # one curve per checkpoint of these training steps; (): the newest
     evaluate.ema = (True,)  # (True, False): one curve with the average of the parameters, one with the parameters
@@ -169,7 +167,9 @@ def default():
     evaluate.search_intervals = ()  # search: guidance.interval too, from ((low, high), ...); (): the curve's own
     evaluate.classifier_weights = ()  # sweep over these instead, at the guidance weight of config.sample
     evaluate.compare_with = ''  # another results folder of the workdir: draw both curves in comparison.png
-    evaluate.bits_per_dim = False  # bound the data's likelihood under the conditional model, instead of sampling
+    evaluate.bits_per_dim = (
+        False  # bound the data's likelihood under the model, instead of sampling; without a classifier's part
+    )
     evaluate.bound_weights = (0.0,)  # bits_per_dim: guidance weights, the first of which the others are compared with
     evaluate.bound_evaluations = 100  # bits_per_dim: network evaluations per image (ADM's tables: sample.num_steps)
     evaluate.bound_logsnr_max = 13.3  # bits_per_dim: λ at which 8-bit values are read off; at most diffusion.logsnr_max
@@ -220,10 +220,18 @@ def get_config(workdir):
 
     So this file is a config file too: --config=cfg_jax/config.py:WORKDIR is what a --workdir without --config means.
     """
-    config, saved = default(), newest_config(workdir)
+    saved = newest_config(workdir)
     if saved is None:
         raise UserError(f'no checkpoint in {workdir}, so there is no config; give one with --config.')
+    return of_saved(saved)
+
+
+def of_saved(saved):
+    """Return the config that a checkpoint holds as a nested dict, with defaults for fields that are newer."""
+    config = default()
     config.update(saved)
+    if config.eval.judge == 'digits':  # the name of 'trained' in older checkpoints
+        config.eval.judge = 'trained'
     return config
 
 

@@ -16,6 +16,7 @@ PATHS = (  # the fields of a config that are files or folders
     'eval.dinov2_weights',
     'eval.samples',
     'eval.reference',
+    'eval.held_out',  # or a split
     'eval.variants',
     'prepare.path',
     'convert.path',

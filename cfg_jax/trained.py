@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from cfg_jax import build, build_sampling, denoisers, diffusion, guidance, samplers, schedules
-from cfg_jax.config import default
+from cfg_jax.config import default, of_saved
 from cfg_jax.data import spread
 from cfg_jax.errors import UserError
 from cfg_jax.files import composed
@@ -49,15 +49,15 @@ class Trained:
 # ---------------------------------------------------------------- reading
 
 
-def load(config, workdir, mesh=None, *, step=None, ema=True):
+def load(config, workdir, mesh=None, *, step=None, ema=True, former=None):
     """Return a checkpoint of `workdir` as `Trained`, with the classifier and the weak model that the config names.
 
     mesh: where the parameters are put; all devices by default. step: the checkpoint's; the newest by default. ema: take
-    the average of the parameters, not the parameters themselves. Raises UserError if there is no checkpoint, or if it
-    does not belong to the config.
+    the average of the parameters, not the parameters themselves. former: see `with_helpers`. Raises UserError if there
+    is no checkpoint, or if it does not belong to the config.
     """
     mesh = mesh or sharding.make_mesh()
-    return with_helpers(_load(config, workdir, mesh, step=step, ema=ema), mesh)
+    return with_helpers(_load(config, workdir, mesh, step=step, ema=ema), mesh, former=former)
 
 
 def with_helpers(model, mesh=None, *, former=None):
@@ -77,8 +77,8 @@ def with_helpers(model, mesh=None, *, former=None):
     weak = weak or load_weak(model.config, model.workdir, mesh)
     if weak and weak.digest == model.digest and settings.weak_conditional:
         raise UserError(
-            'the weak model has the parameters of the model itself, so guidance would change nothing '
-            '(config.guidance.weak_workdir, config.guidance.weak_step, config.guidance.weak_ema).'
+            f'the weak model has the parameters of the model itself, step {model.step}, so guidance would change '
+            'nothing (config.guidance.weak_workdir, config.guidance.weak_step, config.guidance.weak_ema).'
         )
     for other, field in ((classifier, 'classifier_workdir'), (weak, 'weak_workdir')):
         if other:
@@ -177,10 +177,8 @@ def saved_config(workdir):
 
     Raises UserError if there is no checkpoint.
     """
-    config = default()
     with _open_checkpoints(workdir, {}) as checkpoints:
-        config.update(checkpoints.saved_config())
-    return config
+        return of_saved(checkpoints.saved_config())
 
 
 def _load(config, workdir, mesh, *, step=None, ema=True):

@@ -7,7 +7,7 @@ import pytest
 
 from cfg_jax import build, build_sampling
 from cfg_jax.checks import check_config
-from cfg_jax.config import default, imagenet, needs_much_memory
+from cfg_jax.config import default, imagenet, needs_much_memory, of_saved
 from cfg_jax.errors import UserError
 from cfg_jax.training.train_state import TrainState
 from tests import tiny
@@ -164,6 +164,12 @@ def test_a_wrong_value_is_named(field, value):
     config = tiny.config(**{field.replace('.', '__'): value})
     with pytest.raises(UserError, match=rf'config\.{field} is {re.escape(repr(value))}; (it must be|allowed)'):
         check_config(config)
+
+
+def test_a_saved_config_knows_older_names_and_newer_fields():
+    found = of_saved({'eval': {'judge': 'digits'}, 'train': {'num_steps': 7}})
+    assert (found.eval.judge, found.train.num_steps) == ('trained', 7)
+    assert found.eval.coverage_k == default().eval.coverage_k
 
 
 def test_what_needs_much_memory():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cfg_jax import trained
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import figures, scoring
 from cfg_jax.jobs import evaluate, train
@@ -60,16 +61,45 @@ def test_a_step_that_there_is_not(workdir):
     assert not (workdir / 'none').exists()
 
 
+def test_a_weight_that_has_no_bound_is_an_error_before_the_others_are_measured(workdir, capsys):
+    guided = {'guidance__rule': 'apg', 'guidance__momentum': -0.5, 'eval__bound_weights': (0.0, 1.0)}
+    with pytest.raises(UserError, match=r'with a momentum or a weak checkpoint'):
+        evaluate.run(config(eval__folder='bound', eval__bits_per_dim=True, **guided), workdir)
+    assert 'bits per dim' not in capsys.readouterr().out and not (workdir / 'bound').exists()
+
+
+def test_checkpoints_share_their_weak_model(workdir, capsys):
+    weak = {'guidance__weak': 'checkpoint', 'guidance__weak_step': 2, 'eval__steps': (4, 2)}
+    every = curves.curves(config(**weak, eval__ema=(True, False)))
+    model = trained.load(config(**weak), workdir)
+    capsys.readouterr()
+    found = curves.models(every[:2], model)
+    assert [each.weak for each in found] == [model.weak] * 2 and capsys.readouterr().out.count('loaded') == 1
+    with pytest.raises(UserError, match='has the parameters of the model itself, step 2,'):
+        curves.models(every, model)
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
         ({'eval__steps': (2.5,)}, r'eval\.steps is \(2\.5,\); it must be a tuple of training steps'),
         ({'eval__ema': ()}, r'eval\.ema is \(\); it must be a tuple of True, False or both'),
         ({'eval__intervals': ((3.0, 1.0),)}, r'eval\.intervals is .*; it must be a tuple of pairs'),
+        ({'eval__intervals': ((-99.0, 1.0),)}, r'guidance\.interval is .*It is one of config\.eval\.intervals\.$'),
         ({'eval__steps': (2,), 'eval__samplers': ('ddim',)}, r'eval\.samplers is .*; it must be \(\) because'),
+        ({'eval__steps': (2,), 'eval__samples': 'a.npz'}, r"eval\.samples is 'a\.npz'; it must be '' because"),
+        ({'eval__ema': (False,), 'eval__bits_per_dim': True}, r'eval\.bits_per_dim is True; it must be False because'),
+        ({'eval__intervals': ((),), 'eval__compare_with': 'b'}, r"eval\.compare_with is 'b'; it must be '' because"),
+        (
+            {'eval__intervals': ((),), 'eval__search': True, 'eval__search_intervals': ((),)},
+            r'eval\.search_intervals is .*; it must be \(\) because',
+        ),
         ({'eval__judge': 'digits'}, r"eval\.judge is 'digits'; the judge 'digits' is called 'trained' now"),
         ({'eval__judge': 'trained,nobody'}, r"eval\.judge is 'trained,nobody'; allowed: 'dinov2', .* or several"),
-        ({'eval__judge': 'trained,trained'}, r"eval\.judge is 'trained,trained'; it must be a text that names each judge once"),
+        (
+            {'eval__judge': 'trained,trained'},
+            r"eval\.judge is 'trained,trained'; it must be a text that names each judge once",
+        ),
         ({'eval__judge': 'trained,lite0', 'eval__reference': 'a.npz'}, r"eval\.reference is 'a\.npz'; it must be ''"),
     ],
 )

@@ -281,7 +281,7 @@ def test_settings_that_cannot_be(tmp_path, real, changes, message):
 
 
 def test_unlike_curves_are_not_drawn_together():
-    here = {'num_samples': 40, 'judge': 'digits:1', 'reference_sha256': 'a'}
+    here = {'num_samples': 40, 'judge': 'trained:1', 'reference_sha256': 'a'}
     judging.check_comparable('.', {**here, 'num_samples': 40.0}, here)
     judging.check_comparable('.', {'num_samples': 40.0}, here)
     for key, there in (('num_samples', 50.0), ('judge', 'inception:2'), ('reference_sha256', 'b')):

@@ -13,7 +13,7 @@ from cfg_jax.data import sources
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import memorisation, scoring
 from cfg_jax.evaluation.judges import Judge, Outputs
-from cfg_jax.jobs import evaluate
+from cfg_jax.jobs import evaluate, train
 from tests import tfds_layout, tiny
 
 DIGITS = sources.digits()
@@ -86,6 +86,9 @@ def test_settings_that_cannot_be(tmp_path, data):
         check_config(config(data, eval__held_out=str(data / 'training')))
     with pytest.raises(UserError, match=r'^the held-out images \(config\.eval\.held_out\): .*nowhere'):
         build.held_out_source(config(data, eval__held_out=str(data / 'nowhere')))
+    with pytest.raises(UserError, match=r'^the held-out images \(config\.eval\.held_out\): .*nowhere'):
+        train.run(config(data, eval__held_out=str(data / 'nowhere'), eval__at_end=True), tmp_path / 'none')
+    assert not (tmp_path / 'none').exists()  # told before training
     write_folder(tmp_path / 'seen', TRAINING[:60])
     with pytest.raises(UserError, match=r'half of the images of .*, or more, are training images too.*eval\.held_out'):
         judge(data, tmp_path, DIGITS.images[FRESH], eval__held_out=str(tmp_path / 'seen'))

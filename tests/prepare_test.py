@@ -150,6 +150,8 @@ def test_fashion_mnist_as_tfds_has_it(tmp_path):
         ({'data__name': 'mine', 'size': 32}, r'none of the 30 .* smaller than 32x32: 28x28.*config\.data\.upsample'),
         ({'data__name': 'mine', 'classes': 9}, r'config\.data\.num_classes is 9, but mine.* has 10 classes'),
         ({'data__split': 'test'}, r"has the splits 'train', not 'test' \(config\.data\.split\)"),
+        ({'prepare__splits': ('test',)}, r"has the splits 'train', not 'test' \(config\.prepare\.splits\)"),
+        ({'prepare__splits': ('train', 'test[:9]')}, r"^config\.prepare\.splits is 'test\[:9\]'; --mode=prepare takes"),
         ({'data__name': 'emnist/letters'}, r"is 'emnist/letters', TFDS's own data set.*'emnist_letters'"),
     ],
     ids=str,

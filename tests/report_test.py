@@ -79,7 +79,7 @@ def page(rows=None, **changes):
         'title': 'Digits',
         'columns': COLUMNS,
         'settings': {'seed': 0, 'sample': {'sampler': 'ddim', 'nested': {'steps': (8, 16), 'name': ''}}},
-        'references': {'judge': 'digits', 'reference': 'digits.npz', 'sha256': '4b0d' * 16, 'checkpoint step': 3000},
+        'references': {'judge': 'trained', 'reference': 'digits.npz', 'sha256': '4b0d' * 16, 'checkpoint step': 3000},
         'grids': [(row, picture(value=index)) for index, row in enumerate(rows)],
         'notes': ['The FID of 1,000 samples is biased.'],
     }
@@ -282,6 +282,13 @@ def test_the_letters_of_the_table_are_explained():
 def test_what_was_not_measured_has_no_figure():
     rows = [{'guidance_weight': w, 'inception_score': 9 + w} for w in (0, 1)]
     assert list(the_charts(parse(page(rows, grids=())))) == ['Inception score over w']
+
+
+def test_precision_takes_the_place_of_an_inception_score_that_no_row_has():
+    rows = [{key: value for key, value in row.items() if not key.startswith('inception')} for row in some_rows()]
+    headings = list(the_charts(parse(page(rows, grids=()))))
+    assert headings[:2] == ['FID against precision', 'FID over w'] and not any('Inception' in each for each in headings)
+    assert 'FID against precision' not in the_charts(parse(plain_page()))
 
 
 def test_each_sampler_and_number_of_steps_is_a_curve():

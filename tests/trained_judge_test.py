@@ -67,3 +67,7 @@ def test_images_of_any_size_and_channels(shape):
     outputs = judge.apply(images)
     assert outputs.features.shape == (60, 64) and outputs.logits.shape == (60, 3)
     assert np.mean(outputs.logits.argmax(axis=1) == labels) > 0.9
+
+
+def test_few_large_images_are_judged_at_once():
+    assert [trained._judged_at_once((size, size, 3)) for size in (8, 64, 256, 4096)] == [512, 512, 64, 1]

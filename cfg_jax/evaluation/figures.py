@@ -99,8 +99,8 @@ def tradeoff(rows, *, title, over='guidance_weight', real=None):
     value} of real images, drawn as lines.
     """
     curve, best = Curve(rows, over), values.best_row(rows, 'fid')
-    fidelity = _fidelity(rows)
-    plots = (fidelity, 'fid'), (over, 'fid'), (over, fidelity)
+    measure = fidelity(rows)
+    plots = (measure, 'fid'), (over, 'fid'), (over, measure)
     with style.figure((680, 440), mosaic='ab;ac', width_ratios=(1.6, 1)) as (figure, axes):
         options = {'best': best, 'real': real}
         labels = [_draw(axis, [curve], x, y, **options) for axis, (x, y) in zip(axes.values(), plots)]
@@ -126,7 +126,7 @@ def comparison(curves, *, title):
         milliseconds = 1e3 * np.median([row['seconds_per_image'] for row in rows])
         drawn.append(Curve(rows, over, f'{style.drawable(name)}: {cost}, {milliseconds:.1f} ms per image', number))
     with style.figure((680, 440 + 20 * len(drawn))) as (figure, axis):
-        labels = _draw(axis, drawn, _fidelity([row for rows in curves.values() for row in rows]), 'fid')
+        labels = _draw(axis, drawn, fidelity([row for rows in curves.values() for row in rows]), 'fid')
         figure.legend(loc='outside lower left')
         figure.suptitle(_title(title))
         _write_labels(figure, [labels])
@@ -219,7 +219,7 @@ def _ordered(rows, name):
     return order.index
 
 
-def _fidelity(rows):
+def fidelity(rows):
     """Return the column that FID is drawn against: the Inception score, or precision where no row has it."""
     return 'inception_score' if any(values.has(row, 'inception_score') for row in rows) else 'precision'
 

@@ -219,7 +219,7 @@ class Scorer:
         if logits is not None:
             row['inception_score'] = metrics.inception_score(logits, num_splits=splits)[0]
             row['inception_score_error'] = metrics.inception_score_error(logits, num_splits=splits)
-        with contextlib.suppress(ValueError):  # too few samples for a line
+        with contextlib.suppress(ValueError), shown('FID of more images is extrapolated'):  # ValueError: too few
             line = metrics.extrapolated_frechet_distance(features, real.mean, real.covariance)
             row['fid_infinity'] = line.value
         if spatial is not None and real.spatial_mean is not None:
@@ -228,7 +228,8 @@ class Scorer:
         if real.features is not None:
             with shown('precision, recall, density and coverage are computed'):
                 row |= _against_features(features, real.features, self.nearest_k, self.coverage_k)
-        row['vendi'], row['vendi_error'] = metrics.vendi_score(features)
+        with shown('the Vendi score is computed'):
+            row['vendi'], row['vendi_error'] = metrics.vendi_score(features)
         if self.training:
             row |= self.training.measure(near or self.near(features))
         if labels is not None:
@@ -240,7 +241,8 @@ class Scorer:
 
     def fid_influences(self, features):
         """Return what each image changes FID by, times N: [N]."""
-        return metrics.frechet_distance_influences(features, self.real.mean, self.real.covariance)
+        with shown("FID's error is computed"):
+            return metrics.frechet_distance_influences(features, self.real.mean, self.real.covariance)
 
     def measure_fid(self, features, influences=None):
         """Return FID alone of features [N, D], with its error. Raises UserError if one of them is not finite."""

@@ -28,7 +28,14 @@ def run(config, workdir):
     """
     del workdir
     check_config(config)
-    folders = [prepare_split(changed(config, {'data.split': split})) for split in splits(config)]
+    try:
+        for split in splits(config):  # before the first of them takes its time
+            tfds_writer.check_split(split)
+        folders = [prepare_split(changed(config, {'data.split': split})) for split in splits(config)]
+    except UserError as error:
+        if not config.prepare.splits:
+            raise
+        raise UserError(str(error).replace('config.data.split', 'config.prepare.splits')) from error
     return folders[-1]
 
 
@@ -41,7 +48,6 @@ def prepare_split(config):
     """Prepare config.data.split and return the data set's folder."""
     if not config.prepare.path:
         raise UserError('config.prepare.path is not set; give a folder or zip of images, or an archive: docs/data.md.')
-    tfds_writer.check_split(config.data.split)
     data, start = config.data, time.monotonic()
     raw = archives.open_images(config.prepare.path, split=data.split, name=data.name)
     target = locate(config, raw)

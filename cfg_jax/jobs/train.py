@@ -40,6 +40,7 @@ def run(config, workdir, *, report=None):
     source = build.source(config)
     if config.eval.at_end:  # mistakes that the jobs after training would find only days later
         check_judge(config)
+        build.held_out_source(config)
         parse_labels(config.sample.labels, source.class_names)
     in_use = f'another job is training in {workdir}; wait until it ends, or use another --workdir.'
     with contextlib.ExitStack() as stack:

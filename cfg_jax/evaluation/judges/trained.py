@@ -24,7 +24,9 @@ from cfg_jax.progress import Progress
 
 _FEWEST = 5  # images, one of them held out
 _MOST = 2**28  # bytes of images that it is trained on, as uint8; they are kept as float32
-_CHUNK = 512  # images that are read at once
+_CHUNK = 512  # images that are read at once, and judged at once if they are small
+_WIDTH = 16  # channels of the first convolution
+_MAPS = 2**28  # bytes of its output for the images that are judged at once
 _WAIT = 20  # training steps that are dispatched before the first of them has ended
 _SEED, _HELD_OUT = 0, 0.2
 _VERSION = 1  # of the network and its training: another one does not read the files of this one
@@ -37,7 +39,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        width = 16
+        width = _WIDTH
         while max(x.shape[1:3]) > 8:
             x = nn.relu(nn.Conv(width, (3, 3))(x))
             width *= 2
@@ -88,17 +90,24 @@ def train(images, labels, num_classes, *, num_steps=2000, seed=_SEED, held_out=_
     sizes = {'num_classes': num_classes, 'num_steps': num_steps, 'batch_size': batch_size}
     images_there, labels_there = to_unit_range(images[rest]), jnp.asarray(labels[rest])
     progress = Progress(num_steps, compiles=True)
-    for number, step_key in enumerate(step_keys, 1):  # not a scan: in loops XLA computes convolutions in one thread
-        carry = _step(carry, images_there, labels_there, step_key, **sizes)
-        if number % _WAIT == 0 or number == num_steps:
-            jax.block_until_ready(carry)
-            progress.show(number, 'judge  trained for', unit='steps')
+    with progress.watched('judge  trained for', unit='steps'):
+        for number, step_key in enumerate(step_keys, 1):  # not a scan: in loops XLA computes convolutions in one thread
+            carry = _step(carry, images_there, labels_there, step_key, **sizes)
+            if number % _WAIT == 0 or number == num_steps:
+                jax.block_until_ready(carry)
+                progress.show(number, 'judge  trained for', unit='steps')
     params = carry[0]
     apply, logits = judging(params, num_classes), np.empty((len(test), num_classes), np.float32)
-    for start in range(0, len(test), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    chunk = _judged_at_once(images.shape[1:])
+    for start in range(0, len(test), chunk):
+        rows = slice(start, start + chunk)
         logits[rows] = apply(images[test[rows]])[1]
     return params, metrics.confusion_matrix(logits, labels[test], num_classes)
+
+
+def _judged_at_once(image_shape):
+    """Return a number of images whose features fit in memory: fewer of large images."""
+    return int(np.clip(_MAPS // (4 * _WIDTH * np.prod(image_shape[:2])), 1, _CHUNK))
 
 
 def judging(params, num_classes):
@@ -138,7 +147,8 @@ def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None, cach
     weights_digest = hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)))
     judge = judging(params, num_classes)
     identity = f'trained:sha256:{weights_digest.hexdigest()[:16]}'
-    return Judge('trained', identity, lambda images: Outputs(*judge(images)), True, confusion=counts)
+    chunk = _judged_at_once(data.image_shape)
+    return Judge('trained', identity, lambda images: Outputs(*judge(images)), True, chunk=chunk, confusion=counts)
 
 
 def _read(data):

@@ -23,6 +23,7 @@ from cfg_jax.evaluation.style import NUM_COLORS
 _WIDE, _NARROW = (828, 632), (400, 286)  # the first figure on large screens, and every figure elsewhere
 _FIGURES = (  # columns of x (None: what the curves are drawn over) and y, heading, how to read it
     ('inception_score', 'fid', 'FID against Inception score', 'Lower is closer to the data; right is clearer classes.'),
+    ('precision', 'fid', 'FID against precision', 'Lower is closer to the data; right is more fidelity.'),  # instead
     (None, 'fid', 'FID', 'Lower is better.'),
     (None, 'inception_score', 'Inception score', 'Higher is better.'),
     (None, 'precision', 'Precision', 'Fidelity: the share of samples that look like data.'),
@@ -205,9 +206,10 @@ def _figures_section(rows, sweep, real):
 
 def _figure(rows, sweep, real, x, y, heading, caption):
     """Return a <figure>, or '' where no row has both values or nothing varies along x."""
-    hero, over = (x, y) == ('inception_score', 'fid'), x is None
+    hero, over = x is not None and y == 'fid', x is None
     x = x or sweep.over
-    if (over and not sweep.varies) or not any(values.has(row, x, y) for row in rows):
+    left_out = (over and not sweep.varies) or (hero and x != figures.fidelity(rows))
+    if left_out or not any(values.has(row, x, y) for row in rows):
         return ''
     heading += f' over {sweep.symbol}' * over
     of_curves = {name: [rows[index] for index in members] for name, members in sweep.curves.items()}

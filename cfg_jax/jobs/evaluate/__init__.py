@@ -24,7 +24,7 @@ def run(config, workdir):
     workdir. With config.eval.variants, or another choice of several curves: ranking.csv too. With config.eval.search:
     search.csv, and the best point of each curve alone, measured again with the next seed. With several judges: all but
     the first write into a folder of config.eval.folder with their name, and the first one searches. With
-    config.eval.bits_per_dim: bits_per_dim.json alone.
+    config.eval.bits_per_dim: bits_per_dim.json and .csv alone.
     """
     check_config(config)
     every = curves.curves(config)

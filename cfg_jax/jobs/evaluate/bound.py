@@ -26,9 +26,11 @@ def bound_likelihood(config, workdir, folder):
         source.order_classes(model.class_names)
         settings = {key: config.sample[key] for key in ('batch_size', 'seed')}
         rows, first, num_images = [], None, config.eval.num_samples
-        for weight in dict.fromkeys(config.eval.bound_weights):
-            bound = functools.partial(build_sampling.bits_per_dim(config, weight), params)
-            means, totals = likelihood.bits_per_dim(bound, source, num_images=num_images, **settings)
+        # all of them first: a weight that has no bound is an error before the others take their time
+        bounds = {weight: build_sampling.bits_per_dim(config, weight) for weight in config.eval.bound_weights}
+        for weight, bound in bounds.items():
+            of_images = functools.partial(bound, params)
+            means, totals = likelihood.bits_per_dim(of_images, source, num_images=num_images, **settings)
             first = totals if first is None else first
             above = {'above_first': float(np.mean(totals - first))}
             if len(totals) > 1:

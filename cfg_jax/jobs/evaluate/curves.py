@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from cfg_jax import build_sampling, trained
 from cfg_jax.checks import check_config
 from cfg_jax.config import changed
+from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns
 from cfg_jax.jobs.evaluate import variants
 
@@ -115,7 +116,10 @@ def _named(config):
                 words += [] if tuple(evaluate.ema) == (True,) else [('parameters', 'EMA')[ema]]
                 if interval is not None:
                     curve = changed(config, {'guidance.interval': interval})
-                    check_config(curve)
+                    try:
+                        check_config(curve)
+                    except UserError as error:
+                        raise UserError(f'{error} It is one of config.eval.intervals.') from None
                     words += [f'interval {interval[0]:g} to {interval[1]:g}' if interval else 'no interval']
                 name = ', '.join(words)
                 found.append(Curve(curve, variants.suffix(name.replace(',', '')), name, step=step, ema=ema))
@@ -127,11 +131,12 @@ def models(every, model):
 
     All are loaded before any image is drawn.
     """
-    found, former, read = [], model, {(None, True): model, (model.step, True): model}
+    found, former, read = [], model, {(model.step, True): model}
     for curve in every:
-        place = curve.step, curve.ema
+        step = model.step if curve.step is None else curve.step  # training may have saved a newer one meanwhile
+        place = step, curve.ema
         if place not in read:
-            read[place] = trained.load(model.config, model.workdir, step=curve.step, ema=curve.ema)
+            read[place] = trained.load(model.config, model.workdir, step=step, ema=curve.ema, former=former)
         own = dataclasses.replace(read[place], config=curve.config)
         found.append(trained.with_helpers(own, former=former))
         if found[-1].classifier or found[-1].weak:

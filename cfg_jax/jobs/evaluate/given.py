@@ -8,7 +8,7 @@ import numpy as np
 from cfg_jax import build, files
 from cfg_jax.data import spread
 from cfg_jax.errors import UserError
-from cfg_jax.evaluation import columns, grids, references, results, scoring
+from cfg_jax.evaluation import columns, grids, judges, references, results, scoring
 from cfg_jax.jobs.evaluate import judging, pages
 from cfg_jax.sampling.labels import meanings
 
@@ -29,7 +29,7 @@ def judge_given_samples(config, workdir, class_names):
             '(config.eval.samples, config.data.image_size, config.data.image_channels).'
         )
     source = None
-    if config.eval.held_out or not config.eval.reference or config.eval.judge == 'trained':
+    if config.eval.held_out or not config.eval.reference or 'trained' in judges.names(config.eval.judge):
         source = build.source(config)
         source.order_classes(class_names)
     labels = match_classes(config.eval.samples, found, source)

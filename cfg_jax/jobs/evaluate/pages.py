@@ -144,9 +144,10 @@ def report_page(config, rows, pictures, measuring, ranked=()):
     """Return report.html as text. ranked: the rows of `ranking.rank`."""
     notes = []
     if config.eval.search:
+        by = '' if 'search_fid' in rows[0] else ' by the first judge'
         notes.append(
-            f'Each curve is one point: a search on {config.eval.search_samples:,} samples (search.csv) chose it, and '
-            'other samples measured it again, because the least of many noisy values is too low.'
+            f'Each curve is one point: a search{by} on {config.eval.search_samples:,} samples (search.csv) chose it, '
+            'and other samples measured it again, because the least of many noisy values is too low.'
         )
     if rows[0]['num_samples'] < 10_000:
         notes.append(
