@@ -33,7 +33,8 @@ class Trained:
     config: that of the run. params: the EMA parameters, whole on every device. step: training steps done.
     class_names: by label id. digest: text that is the same for the same parameters. classifier: the trained noisy
     classifier of config.guidance.classifier_workdir, or None. workdir: the folder that the checkpoint was read from.
-    weak: the weak model of config.guidance.weak='checkpoint', or None.
+    weak: the weak model of config.guidance.weak='checkpoint', or None. tag: text in the names of its sets of images, so
+    that those of several checkpoints are kept beside each other.
     """
 
     config: ConfigDict
@@ -44,6 +45,7 @@ class Trained:
     classifier: 'Trained | None' = None
     workdir: Path | None = None
     weak: 'Trained | None' = None
+    tag: str = ''
 
 
 # ---------------------------------------------------------------- reading
@@ -297,7 +299,7 @@ def open_set(model, workdir, wanted):
     sample = model.config.sample
     return SampleSet(
         Path(workdir) / 'sample_sets',
-        describe(model.config, wanted),
+        '_'.join(filter(None, (describe(model.config, wanted), model.tag))),
         identity(model, wanted),
         make_labels(wanted.ids, wanted.count, order=sample.label_order, seed=sample.seed),
         batch_size=unit_size(model.config, wanted.count),

@@ -52,6 +52,6 @@ def get_config():
     config.eval.judge = 'trained'
     config.eval.held_out = 'test'
     config.eval.reference_images = 0  # all
-    config.eval.guidance_weights = (0.0, 0.5, 1.0, 2.0, 4.0)
+    config.eval.guidance_weights = (0.0, 0.3, 0.5, 0.7, 1.0, 2.0, 4.0)
     config.eval.num_samples = 10_000
     return config

@@ -39,7 +39,11 @@ def test_checkpoints_with_and_without_average_are_curves_and_a_map(workdir, caps
     assert 'variant 4 of 4: step 2, parameters' in out and 'checkpoints/2' in out
     assert not (workdir / 'steps' / 'fid_map.png').exists()  # two things differ
     assert {row['variant'] for row in table(workdir / 'steps' / 'ranking.csv')} == set(names)
+    sets = {path.name for path in (workdir / 'sample_sets').iterdir()}
+    capsys.readouterr()
     alone = evaluate.run(config(eval__folder='alone', eval__steps=(2, 4)), workdir)
+    assert 'drawing again' not in capsys.readouterr().out
+    assert {path.name for path in (workdir / 'sample_sets').iterdir()} == sets
     # the same images and numbers, in the order of the steps
     assert [row['fid'] for row in alone] == [row['fid'] for row in (*rows[4:6], *rows[:2])]
     assert Image.open(workdir / 'alone' / 'fid_map.png').width > 300

@@ -137,7 +137,8 @@ def models(every, model):
         place = step, curve.ema
         if place not in read:
             read[place] = trained.load(model.config, model.workdir, step=step, ema=curve.ema, former=former)
-        own = dataclasses.replace(read[place], config=curve.config)
+        tag = '_'.join([f'step{step}'] * (curve.step is not None) + ['raw'] * (not curve.ema))
+        own = dataclasses.replace(read[place], config=curve.config, tag=tag)
         found.append(trained.with_helpers(own, former=former))
         if found[-1].classifier or found[-1].weak:
             former = found[-1]  # its networks serve the next curves that name the same ones
