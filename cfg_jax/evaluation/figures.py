@@ -146,19 +146,19 @@ def confusion(matrices, class_names, *, title):
     with style.figure(size, rows=rows, columns=columns, squeeze=False, sharex=True, sharey=True) as (figure, axes):
         for axis in axes.flat[len(matrices) :]:
             axis.set_visible(False)
-        for axis, (name, counts) in zip(axes.flat, matrices.items()):
+        for place, (axis, (name, counts)) in enumerate(zip(axes.flat, matrices.items())):
             totals = counts.sum(axis=1, keepdims=True)
             percents = 100.0 * counts / np.maximum(totals, 1)
             axis.imshow(percents, cmap=_heat(), vmin=0, vmax=100)
             accuracy = 100.0 * np.trace(counts) / max(counts.sum(), 1)
             axis.set_title(f'{name}: {accuracy:.1f}%')
             axis.grid(False)
-            axis.tick_params(length=0, pad=4)
+            axis.tick_params(length=0, pad=4, labelbottom=place + columns >= len(matrices))  # nothing is below it
             if written:
                 axis.set_xticks(range(number), shown, rotation=90, fontsize=10)
                 axis.set_yticks(range(number), shown, fontsize=10)
                 for (label, answer), percent in np.ndenumerate(percents):
-                    if percent >= 0.5:
+                    if percent > 0.5:
                         ink = PALETTE['paper'] if percent > 50 else PALETTE['ink']
                         axis.text(answer, label, f'{percent:.0f}', color=ink, fontsize=8, ha='center', va='center')
         figure.supxlabel('class that the judge sees', fontsize=12)
