@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfg_jax import diffusion, losses, schedules
-from cfg_jax.config import changed
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
@@ -78,7 +77,7 @@ def data_name(config):
 
 def source(config):
     """Return the data set, a `data.sources.Source`, checked against the config's image shape and number of classes."""
-    data = _open_source(config)
+    data = _open_source(config, config.data.split, config.data.data_dir)
     if len(data.class_names) != config.data.num_classes:
         raise UserError(
             f'the data ({data_name(config)}) has {len(data.class_names)} classes, not {config.data.num_classes} '
@@ -91,18 +90,22 @@ def held_out_source(config):
     """Return the images of config.eval.held_out as a `data.sources.Source`, whatever their classes; None if unset."""
     if not config.eval.held_out:
         return None
-    field = {'tfds': 'data.split', 'folder': 'data.data_dir'}[config.data.source]
+    split, place = config.data.split, config.data.data_dir
+    if config.data.source == 'folder':
+        place = config.eval.held_out
+    else:
+        split = config.eval.held_out
     try:
-        return _open_source(changed(config, {field: config.eval.held_out}))
+        return _open_source(config, split, place)
     except UserError as error:
         raise UserError(f'the held-out images (config.eval.held_out): {error}') from None
 
 
-def _open_source(config):
-    """Return the data set, checked against the config's image shape."""
+def _open_source(config, split, place):
+    """Return the data set of a split or folder, checked against the config's image shape."""
     from cfg_jax.data import sources  # drawing with a trained model needs no library that reads data
 
-    place, resampling = config.data.data_dir, {key: config.data[key] for key in ('resampling', 'upsample')}
+    resampling = {key: config.data[key] for key in ('resampling', 'upsample')}
     if config.data.source == 'mixture':
         raise UserError("config.data.source is 'mixture', which has no images: it is for --mode=laboratory alone.")
     if config.data.source == 'digits':
@@ -111,10 +114,8 @@ def _open_source(config):
         if not place:
             raise UserError('config.data.data_dir is not set; give a folder of images or a zip file of one.')
         data = sources.FolderSource(place, image_shape(config), **resampling)
-    elif config.data.source == 'mixture':
-        raise UserError("config.data.source='mixture' has no images; it is for --mode=laboratory alone.")
     else:
-        data = sources.TfdsSource(config.data.name, config.data.split, place, image_shape(config), **resampling)
+        data = sources.TfdsSource(config.data.name, split, place, image_shape(config), **resampling)
     if tuple(data.image_shape) != image_shape(config):
         raise UserError(
             f'the images of {config.data.source!r} are {data.image_shape}, not {image_shape(config)} '
