@@ -146,16 +146,21 @@ runtime.configure(keep_memory=True)
 import jax
 x = jax.numpy.ones((6000, 8))
 step = jax.jit(lambda x: jax.lax.optimization_barrier(x @ x.T).sum())  # 144 MB of temporary memory
-for _ in range(3):
+faults = []
+for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
 @pytest.mark.skipif(sys.platform != 'linux' or not os.confstr('CS_GNU_LIBC_VERSION'), reason='for glibc')
 def test_kept_memory_is_not_mapped_again():
-    """The third call of a program with 35,000 pages of 4 kB: all of them are cleared again unless memory is kept."""
+    """A program with 35,000 pages of 4 kB: all of them are cleared again in each call unless memory is kept.
+
+    On a busy machine a call may begin before another thread has freed the memory of the one before; not every time.
+    """
     given = dict.fromkeys([name for name in os.environ if name.startswith(('MALLOC_', 'GLIBC_'))])
     done = in_process(FAULTS, JAX_PLATFORMS='cpu', **given)
     assert done.returncode == 0, done.stderr
