@@ -4,7 +4,7 @@
 
 Hardware: two CPU cores. Cost: 330 CPU seconds, three and a half minutes, on an AMD EPYC with AVX-512; 660 CPU seconds
 on one of family 25, model 1 (Zen 3: AVX2, no AVX-512).
-Expect, over 1,000 samples per weight, judged by a classifier of its own (real images have IS 9.63): FID 1.59 at w=0,
+Expect, over 1,000 samples per weight, judged by a classifier of its own (real images have IS 9.65): FID 1.59 at w=0,
 1.06 at w=0.3, 2.45 at w=1, 8.64 at w=4 (jaxlib 0.12.0.1, with AVX-512; another processor or version: some percent more
 or less); IS 9.5 at w=0, 9.9 at w=1; accuracy from 0.986 at w=0 to 1.0 at w=1. It is the shape of the paper's tables 1
 and 2, on data small enough for it. The variance is the upper one (v=1): at 32 steps the paper's v=0.3, made for 256,
