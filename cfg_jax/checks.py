@@ -217,6 +217,12 @@ def _check_splits(config):
     _require(names, config, 'prepare.splits', "a tuple of names such as ('train', 'test')")
 
 
+def names_curves(config):
+    """Return True if config.eval chooses checkpoints, averages or intervals, each of which is a curve with a name."""
+    evaluate = config.eval
+    return bool(evaluate.steps or tuple(evaluate.ema) != (True,) or evaluate.intervals)
+
+
 def _check_curves(config):
     """Check the fields of config.eval that make curves."""
     evaluate = config.eval
@@ -225,11 +231,10 @@ def _check_curves(config):
     allowed = ((True,), (False,), (True, False), (False, True))
     _require(tuple(evaluate.ema) in allowed, config, 'eval.ema', 'a tuple of True, False or both')
     _check_intervals(config, 'eval.intervals')
-    named = evaluate.steps or tuple(evaluate.ema) != (True,) or evaluate.intervals
     for field in ('samplers', 'num_steps', 'samples', 'compare_with', 'bits_per_dim'):
         unset = default().eval[field]
         allowed = f'{unset!r} because config.eval.steps, config.eval.ema or config.eval.intervals makes the curves'
-        _require(not (named and evaluate[field]), config, f'eval.{field}', allowed)
+        _require(not (names_curves(config) and evaluate[field]), config, f'eval.{field}', allowed)
     searched = not (evaluate.intervals and evaluate.search_intervals)
     _require(searched, config, 'eval.search_intervals', '() because config.eval.intervals makes the curves')
 

@@ -182,16 +182,16 @@ def fid_map(rows, x, y, *, title):
     places = {name: sorted({row[name] for row in rows}, key=_ordered(rows, name)) for name in (x, y)}
     table = {(row[x], row[y]): row for row in rows if values.has(row, 'fid')}
     fid = np.array([[table[a, b]['fid'] if (a, b) in table else np.nan for a in places[x]] for b in places[y]])
-    best = rows[values.best_row(rows, 'fid')]
+    shades, best = np.log(np.maximum(fid, 1e-6)), rows[values.best_row(rows, 'fid')]
+    middle = (np.nanmin(shades) + np.nanmax(shades)) / 2.0
     with style.figure((200 + 84 * len(places[x]), 150 + 44 * len(places[y]))) as (figure, axis):
-        axis.imshow(np.log(np.maximum(fid, 1e-6)), cmap=_heat().reversed(), aspect='auto')
+        axis.imshow(shades, cmap=_heat().reversed(), aspect='auto')
         axis.grid(False)
         axis.tick_params(length=0, pad=6)
-        middle = np.nanmean(np.log(np.maximum([np.nanmin(fid), np.nanmax(fid)], 1e-6)))
-        for (below, along), value in np.ndenumerate(fid):
-            if np.isfinite(value):
+        for (below, along), shade in np.ndenumerate(shades):
+            if np.isfinite(shade):
                 row = table[places[x][along], places[y][below]]
-                ink = PALETTE['paper'] if np.log(max(value, 1e-6)) < middle else PALETTE['ink']
+                ink = PALETTE['paper'] if shade < middle else PALETTE['ink']
                 text, error = values.show(row, 'fid')
                 text += f'\n± {error}' if error else ''
                 axis.text(along, below, text, color=ink, fontsize=10, ha='center', va='center')

@@ -80,11 +80,16 @@ class Published:
         return digest
 
 
-def kernels(module, image_size):
-    """Return {path of a layer: shape of its kernel} of every layer of a network of square RGB images."""
+def shapes(module, image_size):
+    """Return {path: shape} of every array of the params of a network of square RGB images."""
     image = jnp.zeros((1, image_size, image_size, 3))
-    shapes = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image)['params'])
-    return {path[:-1]: leaf.shape for path, leaf in shapes.items() if path[-1] == 'kernel'}
+    params = jax.eval_shape(module.init, jax.random.key(0), image)['params']
+    return {path: leaf.shape for path, leaf in flatten_dict(params).items()}
+
+
+def kernels(module, image_size):
+    """Return {path of a layer: shape of its kernel} of every layer of such a network."""
+    return {path[:-1]: shape for path, shape in shapes(module, image_size).items() if path[-1] == 'kernel'}
 
 
 _NORM = ('running_mean', 'running_var', 'weight', 'bias')

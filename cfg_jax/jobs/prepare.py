@@ -28,20 +28,16 @@ def run(config, workdir):
     """
     del workdir
     check_config(config)
+    splits = tuple(dict.fromkeys(config.prepare.splits)) or (config.data.split,)
     try:
-        for split in splits(config):  # before the first of them takes its time
+        for split in splits:  # before the first of them takes its time
             tfds_writer.check_split(split)
-        folders = [prepare_split(changed(config, {'data.split': split})) for split in splits(config)]
+        folders = [prepare_split(changed(config, {'data.split': split})) for split in splits]
     except UserError as error:
         if not config.prepare.splits:
             raise
         raise UserError(str(error).replace('config.data.split', 'config.prepare.splits')) from error
     return folders[-1]
-
-
-def splits(config):
-    """Return the splits to prepare, one after the other."""
-    return tuple(dict.fromkeys(config.prepare.splits)) or (config.data.split,)
 
 
 def prepare_split(config):

@@ -6,7 +6,7 @@ Images are resized by Pillow's bicubic filter to 8 bits, as the published number
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from cfg_jax.evaluation import pretrained
 from cfg_jax.evaluation.dinov2_network import IMAGE_SIZE, TOKENS, DinoV2
@@ -52,10 +52,7 @@ def dinov2_params(state_dict):
 
 
 def _shapes():
-    """Return {path: shape} of every array of the network's params."""
-    image = jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3))
-    shapes = jax.eval_shape(NETWORK.init, jax.random.key(0), image)['params']
-    return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
+    return pretrained.shapes(NETWORK, IMAGE_SIZE)
 
 
 def _name(path):

@@ -143,7 +143,7 @@ def open_judge(data, num_classes, *, weights='', num_steps=2000, mesh=None, cach
             _save(path, kept)
     params, counts = kept['params'], kept['confusion']
     accuracy = counts.trace() / counts.sum()
-    print(f'judge  accuracy {accuracy:.4f} on {counts.sum():,} images, a fifth, held out from its training', flush=True)
+    print(f'judge  accuracy {accuracy:.4f} on the {counts.sum():,} images held out from its training', flush=True)
     weights_digest = hashlib.sha256(b''.join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)))
     judge = judging(params, num_classes)
     identity = f'trained:sha256:{weights_digest.hexdigest()[:16]}'

@@ -5,7 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from cfg_jax import build_sampling, trained
-from cfg_jax.checks import check_config
+from cfg_jax.checks import check_config, names_curves
 from cfg_jax.config import changed
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns
@@ -78,7 +78,7 @@ def curves(config):
             )
             for name, (varied, changes) in variants.read_variants(config).items()
         ]
-    if are_named(config):
+    if names_curves(config):
         return _named(config)
     configs = []
     for sampler in dict.fromkeys(config.eval.samplers or (config.sample.sampler,)):
@@ -95,8 +95,7 @@ def curves(config):
 
 def are_named(config):
     """Return True if the curves have names of their own: variants, checkpoints or intervals."""
-    evaluate = config.eval
-    return bool(evaluate.variants or evaluate.steps or tuple(evaluate.ema) != (True,) or evaluate.intervals)
+    return bool(config.eval.variants) or names_curves(config)
 
 
 def mapped(config):

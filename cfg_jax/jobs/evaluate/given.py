@@ -48,13 +48,13 @@ def judge_given_samples(config, workdir, class_names):
     picture = grids.as_png(grids.grid([first[start : start + 10] for start in range(0, len(first), 10)]))
     used = [measuring.scorer.judge for measuring in measurings]
     for measuring, outputs in zip(measurings, scoring.judged(used, [found.images], count, 'samples')):
-        scorer, folder = measuring.scorer, Path(workdir) / measuring.config.eval.folder
+        scorer = measuring.scorer
         near = scorer.near(outputs.features)
         row = scorer.measure(outputs, labels, near=near) | measuring.facts
         print(f'samples {columns.summary_line(row)}', flush=True)
         if nearest := judging.nearest_picture(scorer, near, source, found.images.__getitem__, 'samples'):
-            files.write(folder / 'nearest.png', nearest)
-        pages.write_summary(workdir, folder, [row], [(row, picture)], measuring)
+            files.write(measuring.folder(workdir) / 'nearest.png', nearest)
+        pages.write_summary(workdir, [row], [(row, picture)], measuring)
         rows.append(row)
     return rows
 

@@ -34,6 +34,10 @@ class Measuring:
     other: list | None = None
     source: Source | None = None
 
+    def folder(self, workdir):
+        """Return the folder of this judge's tables, pictures and report."""
+        return Path(workdir) / self.config.eval.folder
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judged:
@@ -58,9 +62,8 @@ def by_judge(config):
     first, *others = judges.names(config.eval.judge)
     configs = [changed(config, {'eval.judge': first})]
     for name in others:
-        places = {f'eval.{key}': posixpath.join(config.eval[key], name) for key in ('folder', 'compare_with')}
-        if not config.eval.compare_with:
-            places['eval.compare_with'] = ''
+        kept = ('folder', 'compare_with') if config.eval.compare_with else ('folder',)
+        places = {f'eval.{key}': posixpath.join(config.eval[key], name) for key in kept}
         configs.append(changed(config, {'eval.judge': name, **places}))
     return configs
 

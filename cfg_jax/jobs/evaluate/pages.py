@@ -18,7 +18,7 @@ class Record:
 
     def __init__(self, measuring, workdir, class_names):
         self.measuring, self._workdir, self._class_names = measuring, workdir, class_names
-        self.folder = Path(workdir) / measuring.config.eval.folder
+        self.folder = measuring.folder(workdir)
         self.rows, self._pictures, self._influences, self._sets = [], [], [], []
 
     def add(self, curve, judged):
@@ -45,7 +45,7 @@ class Record:
 
     def end(self):
         """Write results.csv, the report, and the pictures of all curves together."""
-        write_summary(self._workdir, self.folder, self.rows, self._pictures, self.measuring, self._influences)
+        write_summary(self._workdir, self.rows, self._pictures, self.measuring, self._influences)
 
 
 def write_search(folder, tried):
@@ -54,7 +54,7 @@ def write_search(folder, tried):
 
 
 def write_curve_pictures(curve, folder, sets, scorer, class_names):
-    """Write the pictures of a whole curve: the same noise at every weight, the trade-off, the classes it mixes."""
+    """Write the pictures of a whole curve: the same noise at every weight, the trade-off, the confused classes."""
     config, suffix = curve.config, curve.suffix
     rows, (over, _) = [judged.row for judged in sets], curves.swept(config)
     symbol = columns.SYMBOLS[over]
@@ -98,12 +98,12 @@ def guidance_name(function, by_classifier):
     return f'{name} and classifier guidance' if by_classifier else f'{name} guidance'
 
 
-def write_summary(workdir, folder, rows, pictures, measuring, influences=None):
+def write_summary(workdir, rows, pictures, measuring, influences=None):
     """Write results.csv, the report and, if another curve is given, comparison.png and .svg.
 
     pictures: [(row, PNG bytes)]. influences: of each row's images on its FID, for `ranking.rank`.
     """
-    config, path = measuring.config, Path(workdir) / 'results.csv'
+    config, folder, path = measuring.config, measuring.folder(workdir), Path(workdir) / 'results.csv'
     names, former = results.read_all(path)
     every, replaced = results.merged(former, rows)
     files.write(path, results.as_csv(every, names).encode())
