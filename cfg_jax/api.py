@@ -214,9 +214,9 @@ def _named(changes):
 def load(workdir, *, step=None, ema=True, classifier=None) -> Model:
     """Return the trained model of a workdir. It needs the checkpoint alone, not the data.
 
-    step: the checkpoint's; the newest by default. ema: take the average of the parameters, not the parameters
-    themselves. classifier: the workdir of a noisy classifier, to guide with it too. Raises UserError if there is no
-    such checkpoint.
+    step: the checkpoint's; the newest by default. ema: True takes the average of the parameters, False the parameters
+    themselves; a number, sigma_rel, takes the average of this length that is made of the snapshots of training.
+    classifier: the workdir of a noisy classifier, to guide with it too. Raises UserError if there is no such checkpoint.
     """
     workdir = Path(config_files.expanded(str(workdir), 'workdir'))
     changes = {} if classifier is None else {'guidance.classifier_workdir': str(classifier)}

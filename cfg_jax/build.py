@@ -13,7 +13,7 @@ from cfg_jax import diffusion, losses, schedules
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
-from cfg_jax.training import optim, sharding, step
+from cfg_jax.training import optim, phema, sharding, step
 from cfg_jax.training.train_state import TrainState
 
 # ADM's schedules: λ of each of 1000 timesteps
@@ -33,13 +33,15 @@ def run_identity(config):
     """Return the part of the config that may not change when a run is resumed: a nested dict of plain values.
 
     Free to change are the number of steps, the learning rate, clipping, dropout, precision, the parts that a batch is
-    computed in, the data's place, and how the data is read, logged and sampled.
+    computed in, the data's place, how often snapshots of averages are saved, and how the data is read, logged and
+    sampled. The averages themselves are not: one that is begun later is not that of the whole run.
     """
     plain, model = config.to_dict(), model_identity(config)
     data_keys = ('source', 'name', 'split', 'resampling', 'upsample', 'flip', 'random_crop')
     data = {key: plain['data'][key] for key in data_keys}
     # learning_rate and clip_norm are what one changes to rescue a run that diverged
-    optim = {key: value for key, value in plain['optim'].items() if key not in ('learning_rate', 'clip_norm')}
+    free = ('learning_rate', 'clip_norm', 'ema_snapshot_every')
+    optim = {key: value for key, value in plain['optim'].items() if key not in free}
     run = {
         'seed': plain['seed'],
         'loss': plain['loss'],
@@ -263,6 +265,11 @@ def optimizer(config):
     )
 
 
+def ema_gammas(config):
+    """Return {name: exponent} of the averages of config.optim.ema_lengths, such as {'0.05': 16.97}."""
+    return {f'{length:g}': float(phema.gamma(length)) for length in config.optim.ema_lengths}
+
+
 def quarter_edges(config):
     """Return λ at u = 1, 3/4, 1/2, 1/4, 0: [5], increasing. Training draws the four quarters equally often."""
     return jax.jit(schedule(config))(np.array([1.0, 0.75, 0.5, 0.25, 0.0], np.float32))
@@ -280,6 +287,7 @@ def train_step(config, mesh=None):
         optimizer(config),
         learning_rate=learning_rate(config),
         ema_decay=config.optim.ema_decay,
+        ema_gammas=ema_gammas(config),
         quarter_edges=quarter_edges(config),
         accumulation_steps=config.train.accumulation_steps,
         split_over=mesh if config.train.fsdp else None,
@@ -291,7 +299,7 @@ def sharded_training(config, mesh):
     init_key, _ = training_keys(config)
 
     def init():
-        return TrainState.create(init_params(config, init_key), optimizer(config))
+        return TrainState.create(init_params(config, init_key), optimizer(config), ema_gammas(config))
 
     return step.sharded(init, train_step(config, mesh), mesh, fsdp=config.train.fsdp)
 

@@ -9,6 +9,7 @@ from cfg_jax.config import default
 from cfg_jax.data import images
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import judges
+from cfg_jax.training import phema
 
 JUDGES = tuple(sorted(module.name for module in pkgutil.iter_modules(judges.__path__)))
 _CHOICES = {
@@ -44,6 +45,7 @@ _LEAST = {
     'optim.clip_norm': 0,
     'optim.weight_decay': 0,
     'optim.warmup_steps': 0,
+    'optim.ema_snapshot_every': 0,
     'train.num_steps': 1,
     'train.log_every': 1,
     'train.checkpoint_every': 1,
@@ -92,6 +94,7 @@ def check_config(config):
     _check_combinations(config)
     _check_splits(config)
     _check_judges(config)
+    _check_averages(config)
     _check_curves(config)
     _check_held_out(config)
     _check_search(config)
@@ -217,10 +220,39 @@ def _check_splits(config):
     _require(names, config, 'prepare.splits', "a tuple of names such as ('train', 'test')")
 
 
+def _check_averages(config):
+    """Check which averages of the parameters training keeps, and those that guidance and evaluation read."""
+    optim, (shortest, longest) = config.optim, (0.01, phema.LONGEST)
+    lengths, every = optim.ema_lengths, optim.ema_snapshot_every
+    within = _are_numbers(lengths) and all(shortest <= length <= longest for length in lengths)
+    different = within and len({f'{length:g}' for length in lengths}) == len(lengths)
+    allowed = f'a tuple of different numbers from {shortest:g} to {longest:.3f} (sigma_rel)'
+    _require(different, config, 'optim.ema_lengths', allowed)
+    if lengths:
+        divides = every > 0 and config.train.checkpoint_every % every == 0
+        allowed = f'a divisor of config.train.checkpoint_every, {config.train.checkpoint_every}, with ema_lengths set'
+    else:
+        divides, allowed = every == 0, '0 unless config.optim.ema_lengths are set'
+    _require(divides, config, 'optim.ema_snapshot_every', allowed)
+    known = f'True, False or a number up to {longest:.3f} (sigma_rel)'
+    _require(_is_average(config.guidance.weak_ema), config, 'guidance.weak_ema', known)
+    for field in ('ema', 'weak_ema'):
+        chosen = config.eval[field]
+        fits = all(map(_is_average, chosen)) and len(set(chosen)) == len(chosen)
+        _require(fits and (chosen or field != 'ema'), config, f'eval.{field}', f'a tuple of different values, each {known}')
+    weak = not config.eval.weak_ema or config.guidance.weak == 'checkpoint'
+    _require(weak, config, 'eval.weak_ema', "() unless config.guidance.weak is 'checkpoint'")
+
+
+def _is_average(value):
+    """Return True for True, False and lengths: whether snapshots can give one is known when they are read."""
+    return isinstance(value, bool) or (_are_numbers([value]) and 0.0 < value <= phema.LONGEST)
+
+
 def names_curves(config):
     """Return True if config.eval chooses checkpoints, averages or intervals, each of which is a curve with a name."""
     evaluate = config.eval
-    return bool(evaluate.steps or tuple(evaluate.ema) != (True,) or evaluate.intervals)
+    return bool(evaluate.steps or tuple(evaluate.ema) != (True,) or evaluate.weak_ema or evaluate.intervals)
 
 
 def _check_curves(config):
@@ -228,12 +260,11 @@ def _check_curves(config):
     evaluate = config.eval
     whole = all(isinstance(step, int) and step >= 0 for step in evaluate.steps)
     _require(whole, config, 'eval.steps', 'a tuple of training steps, whole numbers')
-    allowed = ((True,), (False,), (True, False), (False, True))
-    _require(tuple(evaluate.ema) in allowed, config, 'eval.ema', 'a tuple of True, False or both')
     _check_intervals(config, 'eval.intervals')
     for field in ('samplers', 'num_steps', 'samples', 'compare_with', 'bits_per_dim'):
         unset = default().eval[field]
-        allowed = f'{unset!r} because config.eval.steps, config.eval.ema or config.eval.intervals makes the curves'
+        makers = 'config.eval.steps, config.eval.ema, config.eval.weak_ema or config.eval.intervals'
+        allowed = f'{unset!r} because {makers} makes the curves'
         _require(not (names_curves(config) and evaluate[field]), config, f'eval.{field}', allowed)
     searched = not (evaluate.intervals and evaluate.search_intervals)
     _require(searched, config, 'eval.search_intervals', '() because config.eval.intervals makes the curves')

@@ -3,7 +3,9 @@
 Override from the command line with --config.section.key=value.
 """
 
-from ml_collections import ConfigDict
+from copy import deepcopy
+
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from cfg_jax.errors import UserError
@@ -73,6 +75,8 @@ def default():
     optim.weight_decay = 0.0  # adamw
     optim.clip_norm = 1.0  # largest norm of the gradient; 0: no clipping
     optim.ema_decay = 0.9999
+    optim.ema_lengths = ()  # post-hoc EMA: sigma_rel of averages to keep besides, such as (0.05, 0.1); (): none
+    optim.ema_snapshot_every = 0  # steps between snapshots of them, which give an average of any length afterwards
 
     config.train = train = ConfigDict()
     train.batch_size = 64  # images per update, over all devices
@@ -95,7 +99,8 @@ def default():
     guidance.weak = ''
     guidance.weak_workdir = ''  # checkpoint: the weak model's workdir; '' is the model's own, with another step or EMA
     guidance.weak_step = placeholder(int)  # checkpoint: its training step; the newest if unset
-    guidance.weak_ema = True  # checkpoint: its EMA, not its parameters themselves
+    # checkpoint: True (its EMA) | False (its parameters themselves) | sigma_rel of an EMA made of its snapshots
+    guidance.weak_ema = FieldReference(True, field_type=object)
     guidance.weak_conditional = True  # checkpoint: with the labels; else with the null label
     guidance.time_scale = 1.0  # time: standard deviation of the noise in λ
     guidance.attention_resolutions = ()  # attention: image sizes (pixels) at which maps are the identity; (): all
@@ -156,7 +161,10 @@ def default():
     evaluate.held_out = ''  # images that training has not seen, a split or a folder: memorisation is measured
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
     evaluate.steps = ()  # one curve per checkpoint of these training steps; (): the newest
-    evaluate.ema = (True,)  # (True, False): one curve with the average of the parameters, one with the parameters
+    # one curve for each: True (the average of the parameters) | False (the parameters) | sigma_rel of an average that is
+    # made of the snapshots of training (config.optim.ema_lengths), such as 0.05
+    evaluate.ema = (True,)
+    evaluate.weak_ema = ()  # one curve for each such guidance.weak_ema; (): config.guidance.weak_ema
     evaluate.intervals = ()  # one curve per guidance.interval, such as ((), (-1.0, 3.3)); (): config.guidance.interval
     evaluate.samplers = ()  # one curve per sampler; (): config.sample.sampler
     evaluate.num_steps = ()  # one curve per number of steps; (): config.sample.num_steps
@@ -246,7 +254,7 @@ def needs_much_memory(config):
 
 def changed(config, changes):
     """Return a copy of the config with {'section.key': value} in it."""
-    copy = config.copy_and_resolve_references()
+    copy = deepcopy(config)
     with copy.unlocked():
         copy.update_from_flattened_dict(changes)
     return copy

@@ -22,7 +22,7 @@ from cfg_jax.sampling import generate
 from cfg_jax.sampling.labels import make_labels, parse_labels
 from cfg_jax.sampling.sample_sets import SampleSet, params_digest
 from cfg_jax.torch_files import not_finite
-from cfg_jax.training import sharding
+from cfg_jax.training import sharding, snapshots
 from cfg_jax.training.checkpoints import Checkpoints, check_folder
 
 
@@ -30,7 +30,8 @@ from cfg_jax.training.checkpoints import Checkpoints, check_folder
 class Trained:
     """A trained network and all that is needed to draw with it.
 
-    config: that of the run. params: the EMA parameters, whole on every device. step: training steps done.
+    config: that of the run. params: the EMA parameters, or others of that step, whole on every device. step: training
+    steps done.
     class_names: by label id. digest: text that is the same for the same parameters. classifier: the trained noisy
     classifier of config.guidance.classifier_workdir, or None. workdir: the folder that the checkpoint was read from.
     weak: the weak model of config.guidance.weak='checkpoint', or None. tag: text in the names of its sets of images, so
@@ -54,12 +55,11 @@ class Trained:
 def load(config, workdir, mesh=None, *, step=None, ema=True, former=None):
     """Return a checkpoint of `workdir` as `Trained`, with the classifier and the weak model that the config names.
 
-    mesh: where the parameters are put; all devices by default. step: the checkpoint's; the newest by default. ema: take
-    the average of the parameters, not the parameters themselves. former: see `with_helpers`. Raises UserError if there
-    is no checkpoint, or if it does not belong to the config.
+    mesh: where the parameters are put; all devices by default. step, ema: see `load_alone`. former: see `with_helpers`.
+    Raises UserError if there is no checkpoint, or if it does not belong to the config.
     """
     mesh = mesh or sharding.make_mesh()
-    return with_helpers(_load(config, workdir, mesh, step=step, ema=ema), mesh, former=former)
+    return with_helpers(load_alone(config, workdir, mesh, step=step, ema=ema), mesh, former=former)
 
 
 def with_helpers(model, mesh=None, *, former=None):
@@ -78,14 +78,49 @@ def with_helpers(model, mesh=None, *, former=None):
         _check_null_label(weak.config, model.config, weak.workdir)
     weak = weak or load_weak(model.config, model.workdir, mesh)
     if weak and weak.digest == model.digest and settings.weak_conditional:
-        raise UserError(
-            f'the weak model has the parameters of the model itself, step {model.step}, so guidance would change '
-            'nothing (config.guidance.weak_workdir, config.guidance.weak_step, config.guidance.weak_ema).'
-        )
+        raise _same_parameters(model.step)
     for other, field in ((classifier, 'classifier_workdir'), (weak, 'weak_workdir')):
         if other:
             check_same_order(model.class_names, other.class_names, other.workdir, field)
     return dataclasses.replace(model, classifier=classifier, weak=weak)
+
+
+def _same_parameters(step):
+    return UserError(
+        f'the weak model has the parameters of the model itself, step {step}, so guidance would change nothing '
+        '(config.guidance.weak_workdir, config.guidance.weak_step, config.guidance.weak_ema).'
+    )
+
+
+def check_there(config, workdir, *, step=None, ema=True):
+    """Raise UserError unless `load` finds its parameters and those of the networks that the config names.
+
+    They are not read, so that many can be checked before the first is used.
+    """
+    settings, others = config.guidance, []
+    own = _check_parameters(workdir, step, ema)
+    if _classifier_config(config):
+        _check_parameters(settings.classifier_workdir, None, True)
+        others.append((settings.classifier_workdir, 'classifier_workdir'))
+    if _weak_config(config, workdir):
+        place = settings.weak_workdir or workdir
+        with _asked_by_weak_step(config):
+            weak = _check_parameters(place, settings.weak_step, settings.weak_ema)
+        if weak == own and settings.weak_conditional:
+            raise _same_parameters(own[1])
+        others.append((place, 'weak_workdir'))
+    for place, field in others:
+        check_same_order(saved_class_names(workdir), saved_class_names(place), place, field)
+
+
+def _check_parameters(workdir, step, ema):
+    """Return (folder, step, ema) of what `load_alone` would read; UserError if it is not there."""
+    with _open_parameters(workdir, {}, ema) as saved:
+        step = saved.latest_step() if step is None else step
+        saved.require(step)
+        if not isinstance(ema, bool):
+            snapshots.weights_at(saved, ema, step)
+    return Path(workdir).resolve(), step, ema
 
 
 def check_same_order(class_names, others, workdir, field):
@@ -107,6 +142,12 @@ def load_classifier(config, mesh=None):
 
     Its own checkpoint tells its config. Raises UserError if it cannot guide the config's model.
     """
+    saved = _classifier_config(config)
+    return saved and load_alone(saved, config.guidance.classifier_workdir, mesh)
+
+
+def _classifier_config(config):
+    """Return the config that the classifier was trained with, checked; None if config.guidance names none."""
     workdir, field = config.guidance.classifier_workdir, '(config.guidance.classifier_workdir)'
     if not workdir:
         return None
@@ -115,7 +156,7 @@ def load_classifier(config, mesh=None):
     if saved.model.kind != 'classifier':
         raise UserError(f'{workdir} holds a {saved.model.kind}, not a classifier {field}.')
     _check_same_data(saved, config, f'the classifier in {workdir}', field)
-    return _load(saved, workdir, mesh or sharding.make_mesh())
+    return saved
 
 
 def _check_same_data(saved, config, name, field):
@@ -139,15 +180,24 @@ def load_weak(config, workdir, mesh=None):
 
     workdir: the model's own. Raises UserError if the checkpoint cannot be the weak model of the config's model.
     """
+    settings, saved = config.guidance, _weak_config(config, workdir)
+    if saved is None:
+        return None
+    with _asked_by_weak_step(config):
+        return load_alone(saved, settings.weak_workdir or workdir, mesh, step=settings.weak_step, ema=settings.weak_ema)
+
+
+def _weak_config(config, workdir):
+    """Return the config that the weak model was trained with, checked; None for guidance without one."""
     settings, field = config.guidance, '(config.guidance.weak_workdir)'
     if build_sampling.weak_name(config) != 'checkpoint':
         return None
     if settings.weak_workdir:
         check_folder(settings.weak_workdir, 'config.guidance.weak_workdir')
-    elif settings.weak_step is None and settings.weak_ema:
+    elif settings.weak_step is None and settings.weak_ema is True:
         raise UserError(
             "config.guidance.weak is 'checkpoint', but no weaker model is named: set config.guidance.weak_workdir, or "
-            'an earlier config.guidance.weak_step of this workdir, or config.guidance.weak_ema=False.'
+            'an earlier config.guidance.weak_step of this workdir, or config.guidance.weak_ema to False or a length.'
         )
     place = settings.weak_workdir or workdir
     saved = saved_config(place)
@@ -155,11 +205,16 @@ def load_weak(config, workdir, mesh=None):
         raise UserError(f'{place} holds a {saved.model.kind}, not a diffusion model {field}.')
     _check_same_data(saved, config, f'the weak model in {place}', field)
     _check_null_label(saved, config, place)
-    mesh = mesh or sharding.make_mesh()
+    return saved
+
+
+@contextlib.contextmanager
+def _asked_by_weak_step(config):
+    """Context manager: an error within it says that config.guidance.weak_step asked for the step, if it did."""
     try:
-        return _load(saved, place, mesh, step=settings.weak_step, ema=settings.weak_ema)
+        yield
     except UserError as error:
-        if settings.weak_step is None:
+        if config.guidance.weak_step is None:
             raise
         raise UserError(f'{error} It was asked for by config.guidance.weak_step.') from None
 
@@ -183,17 +238,28 @@ def saved_config(workdir):
         return of_saved(checkpoints.saved_config())
 
 
-def _load(config, workdir, mesh, *, step=None, ema=True):
-    shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
-    with _open_checkpoints(workdir, build.model_identity(config)) as checkpoints:
-        restored = checkpoints.restore_params(sharding.abstract(shapes, sharding.replicated(mesh)), step=step, ema=ema)
-    path = checkpoints.path(restored.step)
-    host = jax.device_get(restored.tree)
+def load_alone(config, workdir, mesh=None, *, step=None, ema=True):
+    """Return what `load` does without the networks that guide. All parameters are read here.
+
+    step: the checkpoint's; the newest by default. ema: True takes the average of the parameters, False the parameters
+    themselves; a number, sigma_rel, takes the average of this length that is made of the snapshots up to that step.
+    """
+    placed = sharding.replicated(mesh or sharding.make_mesh())
+    abstract = sharding.abstract(jax.eval_shape(lambda: build.init_params(config, jax.random.key(0))), placed)
+    with _open_parameters(workdir, build.model_identity(config), ema) as saved:
+        if isinstance(ema, bool):
+            restored, name = saved.restore_params(abstract, step=step, ema=ema), ''
+        else:
+            restored, name = snapshots.reconstructed(saved, abstract, ema, step), f'the EMA of length {ema:g} at '
+    path, params = saved.path(restored.step), restored.tree
+    host = jax.device_get(params)
     if problems := not_finite(flatten_dict(host, sep='/')):
         raise UserError(f'{path}: {problems[0]}; import or train these weights again, in another --workdir.')
-    print(f'loaded {path}', flush=True)
+    if name:
+        params = sharding.whole(host, placed)
+    print(f'loaded {name}{path}', flush=True)
     digest = params_digest(host)
-    return Trained(config, restored.tree, restored.step, restored.class_names, digest, workdir=Path(workdir))
+    return Trained(config, params, restored.step, restored.class_names, digest, workdir=Path(workdir))
 
 
 def saved_class_names(workdir):
@@ -203,6 +269,16 @@ def saved_class_names(workdir):
         with contextlib.suppress(UserError), Checkpoints(directory, {}, read_only=True) as saved:
             names = saved.saved_class_names()
     return names
+
+
+def _open_parameters(workdir, identity, ema):
+    """Return the checkpoints, read-only, that hold these parameters: the run's own, or the snapshots of its averages.
+
+    ema: see `load_alone`. UserError if there are none.
+    """
+    if isinstance(ema, bool):
+        return _open_checkpoints(workdir, identity)
+    return snapshots.open_to_read(workdir, identity, defaults=default().to_dict())
 
 
 def _open_checkpoints(workdir, identity):
@@ -384,7 +460,7 @@ def guidance_words(config, weight=1.0, *, between=' '):
 # numbers of config.guidance in the names of files and in titles
 _WORDS = {
     'step': ('weak_step',), 'scale': ('time_scale',), 'factor': ('rescale_factor',), 'norm': ('apg_norm_threshold',),
-    'eta': ('apg_eta',), 'percentile': ('dynamic_percentile',), 'momentum': ('momentum',), 'power': ('schedule_power',),
+    'ema': ('weak_ema',), 'eta': ('apg_eta',), 'percentile': ('dynamic_percentile',), 'momentum': ('momentum',), 'power': ('schedule_power',),
 }  # fmt: skip
 
 

@@ -119,8 +119,12 @@ _TABLE = (  # in the order of results.csv
            error=True, tradeoff=16, beside='memorised'),
     Column('coverage_k', 'coverage k', '.0f', meaning='config.eval.coverage_k', report=False, identity=True, unset='5'),
     Column('held_out', 'held out', '', meaning='config.eval.held_out', report=False),
-    Column('parameters', 'parameters', '', meaning="'ema', their average, or 'raw'", report=False, identity=True,
-           unset='ema'),
+    Column('parameters', 'parameters', '', meaning="'ema', their average; 'post-hoc', one of another length; or 'raw'",
+           report=False, identity=True, unset='ema'),
+    Column('ema_length', 'EMA length', 'g', meaning='sigma_rel of the average that is made of snapshots',
+           title='EMA length σ_rel', identity=True),
+    Column('weak_ema_length', 'weak EMA length', 'g', meaning='that of the weak model',
+           title='EMA length σ_rel of the weak model', identity=True),
 )
 # fmt: on
 _BY_NAME = {each.name: each for each in _TABLE}

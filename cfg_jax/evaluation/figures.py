@@ -75,6 +75,12 @@ def _color(curve):
     return PALETTE[f'c{curve.style % NUM_COLORS}']
 
 
+def _look(curve):
+    """Return the arguments of matplotlib that give a curve its colour, line and markers."""
+    look = {'color': _color(curve), 'linestyle': dash(curve.style), 'marker': _marker(curve.style)[0]}
+    return look | {'markerfacecolor': PALETTE['paper']} if _is_hollow(curve.style) else look
+
+
 def chart(curves, x, y, *, size, salt, best=None, real=None):
     """Draw the column y over the column x, as SVG text.
 
@@ -234,10 +240,7 @@ def over_evaluations(curves, *, title):
             rows = sorted(rows, key=lambda row: row['network_evaluations'])
             curve = Curve(rows, 'num_steps', style.drawable(name), number)
             at, errors = curve.points('network_evaluations', 'fid')[1:]
-            look = {'color': _color(curve), 'linestyle': dash(number), 'marker': _marker(number)[0]}
-            if _is_hollow(number):
-                look['markerfacecolor'] = PALETTE['paper']
-            axis.errorbar(*at.T, errors[:, 1], label=curve.label, **look)
+            axis.errorbar(*at.T, errors[:, 1], label=curve.label, **_look(curve))
         axis.set_xscale('log')
         axis.set_yscale('log')
         _write_plain_ticks(axis.xaxis, (1, 1.5, 2, 3, 4, 6))
@@ -245,6 +248,36 @@ def over_evaluations(curves, *, title):
         axis.set_xlabel('evaluations of the network per image, logarithmic', loc='right')
         axis.set_title(f'{column("fid").axis}, logarithmic')
         axis.legend()
+        figure.suptitle(_title(title))
+        return style.picture(figure)
+
+
+def over_ema(rows, columns, *, title):
+    """Draw FID over the length of an average, logarithmic, a line for each guidance weight; a `style.Picture`.
+
+    columns: ('ema_length',), ('weak_ema_length',), or both: then the second has a panel for each of its values.
+    """
+    x, apart = columns[0], columns[1] if len(columns) > 1 else None
+    rows = [row for row in rows if values.has(row, *columns, 'fid')]
+    panels = list(dict.fromkeys(row[apart] for row in rows)) if apart else [None]
+    weights = sorted({row['guidance_weight'] for row in rows})
+    size = (max(680, 100 + 260 * len(panels)), 440)
+    with style.figure(size, columns=len(panels), sharey=True, squeeze=False) as (figure, axes):
+        for axis, panel in zip(axes[0], panels):
+            for number, weight in enumerate(weights):
+                here = [row for row in rows if row['guidance_weight'] == weight and (not apart or row[apart] == panel)]
+                curve = Curve(sorted(here, key=lambda row: row[x]), 'guidance_weight', f'w = {weight:g}', number)
+                at, errors = curve.points(x, 'fid')[1:]
+                if len(at):
+                    axis.errorbar(*at.T, errors[:, 1], label=curve.label, **_look(curve))
+            axis.set_xscale('log')
+            _write_plain_ticks(axis.xaxis, (1, 1.5, 2, 3, 5, 7))
+            axis.set_xlabel(f'{column(x).axis}, logarithmic', loc='right')
+            name = '' if apart is None else f'{column(apart).label} {values.show({apart: panel}, apart)[0]}'
+            axis.set_title(name or column('fid').axis)
+        axes[0, 0].legend()
+        if apart:
+            axes[0, 0].set_ylabel(column('fid').axis)
         figure.suptitle(_title(title))
         return style.picture(figure)
 

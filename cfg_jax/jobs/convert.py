@@ -35,7 +35,8 @@ def import_weights(config, path, workdir):
     with Checkpoints(workdir / 'checkpoints', build.run_identity(config)) as checkpoints:
         if (step := checkpoints.latest_step()) is not None:
             raise UserError(f'{workdir} already holds checkpoints, up to step {step}; use another --workdir.')
-        state = TrainState(np.int32(0), params, params, jax.jit(build.optimizer(config).init)(params))
+        averages = dict.fromkeys(build.ema_gammas(config), params) or None
+        state = TrainState(np.int32(0), params, params, jax.jit(build.optimizer(config).init)(params), averages)
         names = [str(label) for label in range(config.data.num_classes)]
         checkpoints.save(0, state, config=config.to_dict(), class_names=names)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

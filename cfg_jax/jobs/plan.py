@@ -88,7 +88,7 @@ def costs(config, count):
 
 
 def state_bytes(config, count):
-    """Return the bytes on each of `count` devices of {'parameters', 'EMA', 'optimizer'}, split if config.train.fsdp."""
+    """Return the bytes on each of `count` devices of each part of the state, split if config.train.fsdp."""
     return estimate.state_bytes(build.sharded_training(config, AbstractMesh((count,), ('data',)))[1])
 
 

@@ -18,7 +18,7 @@ from cfg_jax.distributed.job import the_job
 from cfg_jax.evaluation import grids
 from cfg_jax.progress import Progress, rounded, shown
 from cfg_jax.sampling.labels import parse_labels
-from cfg_jax.training import sharding
+from cfg_jax.training import sharding, snapshots
 from cfg_jax.training.checkpoints import Checkpoints, as_json, config_differences, merged
 from cfg_jax.training.checks import check_finite, check_same_classes
 from cfg_jax.training.step import summarise
@@ -55,22 +55,27 @@ def run(config, workdir, *, report=None):
 def _train(config, workdir, mesh, source, report):
     """Train, after the checks, while nobody else writes into `workdir`."""
     with contextlib.ExitStack() as stack:  # what is opened later is left first, and all of it after the last save
-        with Checkpoints(
-            workdir / 'checkpoints',
-            build.run_identity(config),
-            defaults=default().to_dict(),
-            keep=config.train.keep_checkpoints,
-            keep_every=config.train.keep_every,
-        ) as checkpoints:
-            state = _train_steps(config, workdir, mesh, source, checkpoints, stack, report)
+        run = {'identity': build.run_identity(config), 'defaults': default().to_dict()}
+        with contextlib.ExitStack() as saving:
+            kept = {key: config.train[f'keep_{key}'] for key in ('checkpoints', 'every')}
+            checkpoints = saving.enter_context(
+                Checkpoints(workdir / 'checkpoints', **run, keep=kept['checkpoints'], keep_every=kept['every'])
+            )
+            averages = None
+            if config.optim.ema_lengths:
+                averages = saving.enter_context(snapshots.open_to_write(workdir, **run))
+            state = _train_steps(config, workdir, mesh, source, checkpoints, averages, stack, report)
         stopped = the_job.stopped(int(state.step)) if the_job.stopping else None
     if stopped:
         raise stopped
     return state
 
 
-def _train_steps(config, workdir, mesh, source, checkpoints, stack, report):
-    """Train up to the last step, or the one to stop at, which is saved; return the state. `stack` closes the rest."""
+def _train_steps(config, workdir, mesh, source, checkpoints, averages, stack, report):
+    """Train up to the last step, or the one to stop at, which is saved; return the state. `stack` closes the rest.
+
+    averages: the `Checkpoints` of snapshots, or None.
+    """
     _, step_key = build.training_keys(config)
     init, abstract_state, train_step = build.sharded_training(config, mesh)
     restored = _restore(config, workdir, source, checkpoints, abstract_state)
@@ -87,9 +92,10 @@ def _train_steps(config, workdir, mesh, source, checkpoints, stack, report):
     stack.callback(writer.close)
     metrics = _Metrics(config, checkpoints, writer, first_step, restored.metrics if restored else (), report)
     show_grid = _grids(config, workdir, mesh, source.class_names, writer)
-    save = functools.partial(
-        checkpoints.save, config=config.to_dict(), class_names=source.class_names, num_images=len(source)
-    )
+    saved_with = {'config': config.to_dict(), 'class_names': source.class_names, 'num_images': len(source)}
+    save = functools.partial(checkpoints.save, **saved_with)
+    of_averages = _Snapshots(config, averages, saved_with)
+    of_averages.resume(first_step, state)
 
     if restored and processes.of_first(not _grid_path(workdir, first_step).exists()):
         show_grid(first_step, state)  # the run was stopped before it drew it
@@ -117,10 +123,15 @@ def _train_steps(config, workdir, mesh, source, checkpoints, stack, report):
             metrics.add(*pending)
         pending = step, of_step
         checkpoints.check()
+        of_averages.check()
         last, stop = step == config.train.num_steps, the_job.reached(step)
-        if last or stop or step % config.train.checkpoint_every == 0:
+        is_saved = last or stop or step % config.train.checkpoint_every == 0
+        if is_saved or of_averages.is_due(step):
             metrics.add(*pending)  # a state that is not finite is not saved
             pending = None
+        if of_averages.is_due(step):
+            of_averages.save(step, state)
+        if is_saved:
             save(step, state, batches=position, metrics=metrics.unlogged)
         if stop:
             break  # without a grid: there may be no time for one
@@ -153,6 +164,41 @@ def _print_start(config, workdir, mesh, source, state, first_step):
     print(f'{parameters}, {len(source):,} images, {on}', flush=True)
     if first_step >= config.train.num_steps:
         print(f'nothing to train: config.train.num_steps is {config.train.num_steps}', flush=True)
+
+
+class _Snapshots:
+    """The snapshots of the averages: of each multiple of config.optim.ema_snapshot_every, and of the last step.
+
+    opened: their `Checkpoints`, or None if the run keeps no averages; nothing is then done. saved_with: what
+    `Checkpoints.save` takes besides the step and the averages.
+    """
+
+    def __init__(self, config, opened, saved_with):
+        self._every, self._last = config.optim.ema_snapshot_every, config.train.num_steps
+        self._opened, self._saved_with = opened, saved_with
+
+    def is_due(self, step):
+        """Return True if a snapshot of this step is to be saved."""
+        return self._opened is not None and (step % self._every == 0 or step == self._last)
+
+    def save(self, step, state):
+        """Save a snapshot in the background; that of the step before is on the disk when this returns."""
+        self._opened.save(step, state.averages, **self._saved_with)
+
+    def check(self):
+        """Raise the UserError of a snapshot that could not be saved."""
+        if self._opened is not None:
+            self._opened.check()
+
+    def resume(self, step, state):
+        """Make the snapshots on the disk those of a run that has come to this step: none that is later.
+
+        A job may have been killed when the checkpoint of a step was written and its snapshot was not.
+        """
+        if self._opened is not None:
+            self._opened.remove_after(step)
+            if step and self.is_due(step) and step not in self._opened.steps():
+                self.save(step, state)
 
 
 class _Metrics:

@@ -46,13 +46,18 @@ class Costs(NamedTuple):
 
 
 def state_bytes(state):
-    """Return the bytes per device of {'parameters', 'EMA', 'optimizer'} of an abstract `TrainState` with shardings."""
+    """Return the bytes per device of each part of an abstract `TrainState` with shardings.
+
+    {'parameters', 'EMA', 'optimizer'}, and 'averages' if it has any.
+    """
 
     def per_device(tree):
         shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
         return sum(math.prod(shape) * itemsize for shape, itemsize in shards)
 
     parts = {'parameters': state.params, 'EMA': state.ema_params, 'optimizer': state.opt_state}
+    if state.averages:
+        parts['averages'] = state.averages
     return {name: per_device(tree) for name, tree in parts.items()}
 
 

@@ -150,15 +150,26 @@ class Checkpoints:
 
     identity: nested dict of plain values, the part of a config that fixes the meaning of the checkpoints; each of its
     fields must equal the saved one. defaults: values for fields that did not exist when a checkpoint was saved.
-    keep: so many of the newest stay, and with them those of a multiple of keep_every steps, unless it is 0.
-    read_only: change nothing on disk, for jobs that may read while another one trains.
+    keep: so many of the newest stay (None: all), and with them those of a multiple of keep_every steps, unless it is 0.
+    read_only: change nothing on disk, for jobs that may read while another one trains. saving: what to do in order to
+    need less room on the disk, for an error.
     """
 
-    def __init__(self, directory, identity, *, defaults=None, keep=2, keep_every=0, read_only=False):
+    def __init__(
+        self,
+        directory,
+        identity,
+        *,
+        defaults=None,
+        keep=2,
+        keep_every=0,
+        read_only=False,
+        saving='lower config.train.keep_checkpoints',
+    ):
         check_folder(directory, '--workdir')
         self.directory = Path(directory).absolute()
         self._identity, self._defaults = as_json(identity), as_json(defaults or {})
-        self._read_only = read_only
+        self._read_only, self._saving = read_only, saving
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_policy(keep, keep_every),
             create=not read_only,
@@ -201,6 +212,27 @@ class Checkpoints:
         self._waiting(self._manager.wait_until_finished)
         return self._manager.latest_step()
 
+    def steps(self):
+        """Return all steps saved, increasing."""
+        self._waiting(self._manager.wait_until_finished)
+        return sorted(self._manager.all_steps())
+
+    def require(self, step):
+        """Raise UserError unless there is a checkpoint of this step."""
+        steps = self.steps()
+        if step not in steps:
+            there = ', '.join(map(str, reversed(steps)))
+            raise UserError(f'no checkpoint of step {step} in {self.directory}; there are {there}.')
+
+    def remove_after(self, step):
+        """Remove the checkpoints of all later steps."""
+        later = [each for each in self.steps() if each > step]
+        if later and processes.is_first():
+            for each in later:
+                shutil.rmtree(self.path(each))
+        if later:
+            self._manager.reload()  # waits for the first process
+
     def path(self, step):
         """Return the folder of a step."""
         return self.directory / str(step)
@@ -230,8 +262,8 @@ class Checkpoints:
             steps = [int(path.name) for path in self.directory.glob('*') if path.name.isdigit()]
             kept = f'the last saved checkpoint is {self.path(max(steps))}' if steps else 'no checkpoint is saved yet'
             raise UserError(
-                f'a checkpoint cannot be written to {self.directory}: {reasons[0]}; {kept}. Free some space, or lower '
-                'config.train.keep_checkpoints.'
+                f'a checkpoint cannot be written to {self.directory}: {reasons[0]}; {kept}. Free some space, or '
+                f'{self._saving}.'
             ) from error
 
     def _written(self):
@@ -276,16 +308,23 @@ class Checkpoints:
         ema: take their average. step: read this checkpoint, not the newest. Raises UserError if there is none of it.
         """
         name = 'ema_params' if ema else 'params'
-        wanted = {name: abstract_params}
+        restored = self.restore_parts({name: abstract_params}, step=step)
+        return restored and restored._replace(tree=restored.tree[name])
+
+    def restore_parts(self, wanted, *, step=None):
+        """Return some parts of the newest readable state as `Restored`, in the way of `restore_params`.
+
+        wanted: {name: abstract tree}, as is the tree that is returned.
+        """
         arguments = ocp.args.PyTreeRestore(
             wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
 
         def restore_step(step):
             reader = self._reader(ocp.PyTreeCheckpointHandler())
-            return reader.restore(self.path(step) / 'state', args=arguments)[name]
+            return reader.restore(self.path(step) / 'state', args=arguments)
 
-        return self._newest_readable(restore_step, lambda params: {name: params}, step)
+        return self._newest_readable(restore_step, dict, step)
 
     def saved_config(self):
         """Return the config saved in the newest readable checkpoint, a nested dict; None if there is no checkpoint."""
@@ -321,12 +360,10 @@ class Checkpoints:
 
         only: the one step to look at.
         """
-        self._waiting(self._manager.wait_until_finished)
-        steps, damaged = sorted(self._manager.all_steps(), reverse=True), {}
-        if only is not None and only not in steps:
-            there = ', '.join(map(str, steps))
-            raise UserError(f'no checkpoint of step {only} in {self.directory}; there are {there}.')
-        for step in steps if only is None else [only]:
+        if only is not None:
+            self.require(only)
+        damaged = {}
+        for step in reversed(self.steps()) if only is None else [only]:
             meta, tree, reason = self._read(step, restore_step)
             reason = _agreed(reason)
             if not reason:  # all processes have read it, so that they can compute checksums together
@@ -385,7 +422,9 @@ def _policy(keep, keep_every):
 
 
 def _parts(state):
-    """Return a state's fields, {name: tree}."""
+    """Return the parts of a state, {name: tree}: a dataclass, or a dict of them."""
+    if isinstance(state, dict):
+        return state
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 

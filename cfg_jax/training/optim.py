@@ -1,6 +1,7 @@
-"""The optimizer as one optax chain, and the moving average of the parameters."""
+"""The optimizer as one optax chain, and the moving averages of the parameters."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -34,4 +35,18 @@ def make_optimizer(rate, *, name='adam', b1=0.9, b2=0.999, eps=1e-8, weight_deca
 
 def ema(average, params, decay):
     """Return average + (1 - decay) (params - average), leaf by leaf."""
-    return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
+    return _moved(average, params, 1.0 - decay)
+
+
+def power_ema(average, params, gamma, step):
+    """Return the average with the profile of exponent `gamma` after step `step`, 1 for the first; see `phema`.
+
+    Its rate 1 - (1 - 1 / step)^(gamma + 1) is 1 at the first step, and some millionths late, where the decay itself
+    would be rounded.
+    """
+    rate = -jnp.expm1((gamma + 1.0) * jnp.log1p(-1.0 / step.astype(jnp.float32)))
+    return _moved(average, params, rate)
+
+
+def _moved(average, params, rate):
+    return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)

@@ -86,6 +86,11 @@ def _same(tree):
     return tree  # a named function, so that jit compiles it once
 
 
+def whole(tree, placed):
+    """Return host arrays, which are the same in all processes, as arrays with a `replicated` sharding."""
+    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, placed, lambda _: a), tree)
+
+
 def batch_sharding(mesh):
     """Return the sharding that splits the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec('data'))

@@ -9,12 +9,23 @@ from cfg_jax.training import optim, sharding
 from cfg_jax.training.train_state import TrainState
 
 
-def make_train_step(loss, optimizer, *, learning_rate, ema_decay, quarter_edges, accumulation_steps=1, split_over=None):
+def make_train_step(
+    loss,
+    optimizer,
+    *,
+    learning_rate,
+    ema_decay,
+    quarter_edges,
+    ema_gammas=None,
+    accumulation_steps=1,
+    split_over=None,
+):
     """Return the function (state, {'image', 'label'}, key) -> (state, metrics).
 
     loss(params, images, labels, key) -> `losses.Loss`; images as the batch has them. learning_rate: step -> rate.
-    quarter_edges: λ [5], increasing, the edges of four quarters. split_over: the mesh over which state and gradients
-    are split (FSDP); the parameters are then gathered for the network. None: they are whole on every device.
+    quarter_edges: λ [5], increasing, the edges of four quarters. ema_gammas: {name: exponent} of state.averages, or
+    None. split_over: the mesh over which state and gradients are split (FSDP); the parameters are then gathered for the
+    network. None: they are whole on every device.
 
     key: the run's; a step uses fold_in(key, state.step). metrics: scalars of the step ('param_norm': of the parameters
     after it); sums and counts of the loss by quarter of λ [4] and by conditional/null label [2].
@@ -68,7 +79,12 @@ def make_train_step(loss, optimizer, *, learning_rate, ema_decay, quarter_edges,
         if per_image.correct is not None:
             metrics['quarter_correct'] = _sums(quarters, per_image.correct)
         ema_params = optim.ema(state.ema_params, params, ema_decay)
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        step, averages = state.step + 1, None
+        if ema_gammas:
+            averages = {
+                name: optim.power_ema(state.averages[name], params, gamma, step) for name, gamma in ema_gammas.items()
+            }
+        return TrainState(step, params, ema_params, opt_state, averages), metrics
 
     return train_step
 

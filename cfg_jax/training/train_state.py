@@ -9,14 +9,24 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class TrainState:
-    """The training state. step: int32 scalar, updates done. params, ema_params: float32 trees. opt_state: optax's."""
+    """The training state.
+
+    step: int32 scalar, updates done. params, ema_params: float32 trees. opt_state: optax's. averages: {name: such a
+    tree} of `optim.power_ema`, or None if the run keeps none.
+    """
 
     step: jax.Array
     params: Any
     ema_params: Any
     opt_state: Any
+    averages: dict[str, Any] | None = None
 
     @classmethod
-    def create(cls, params, optimizer):
-        """Return the state before the first step; the average starts at the parameters themselves."""
-        return cls(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    def create(cls, params, optimizer, averages=()):
+        """Return the state before the first step; averages, by name, start at the parameters themselves."""
+
+        def copied():
+            return jax.tree.map(jnp.copy, params)
+
+        named = {name: copied() for name in averages} or None
+        return cls(jnp.zeros((), jnp.int32), params, copied(), optimizer.init(params), named)

@@ -40,15 +40,15 @@ def run(config, workdir):
 
     if config.eval.search:
         searching.check_curves(every)
-    model = trained.load(config, workdir)
-    models = curves.models(every, model)
+    model = trained.load_alone(config, workdir)
+    curves.check_models(every, model)
     # Every process draws. The first one also judges, while the others draw on.
     measurings = processes.first_alone(lambda: judging.open_measurings(config, workdir, model)) or []
     records = [pages.Record(measuring, workdir, model.class_names) for measuring in measurings]
     measuring, tried = measurings[0] if measurings else None, []
     if measuring:
         means.write_means(model, measuring.source, folder)
-    for number, (curve, model) in enumerate(zip(every, models), 1):
+    for number, (curve, model) in enumerate(zip(every, curves.models(every, model)), 1):
         if curve.variant and processes.is_first():
             print(f'variant {number} of {len(every)}: {curve.variant}', flush=True)
         best = None

@@ -1,6 +1,7 @@
 """The curves of an evaluation, and the points on them."""
 
 import dataclasses
+import itertools
 
 from ml_collections import ConfigDict
 
@@ -27,7 +28,7 @@ class Curve:
 
     suffix: the part of file names that tells it from other curves. variant: its name, such as that in
     config.eval.variants, or ''. overrides: what the variant changes, as text. step: the checkpoint's; None: the newest.
-    ema: take the average of the parameters.
+    ema: the parameters, as config.eval.ema names them.
     """
 
     config: ConfigDict
@@ -35,7 +36,7 @@ class Curve:
     variant: str = ''
     overrides: str = ''
     step: int | None = None
-    ema: bool = True
+    ema: bool | float = True
 
 
 def swept(config):
@@ -67,9 +68,9 @@ def interval_text(config):
 def curves(config):
     """Return the `Curve`s: one for each of config.eval.variants.
 
-    Without variants: one for every checkpoint of config.eval.steps, with and without its average (config.eval.ema), and
-    interval of config.eval.intervals; or else one for every sampler of config.eval.samplers with every number of
-    config.eval.num_steps.
+    Without variants: one for every checkpoint of config.eval.steps, average of its parameters (config.eval.ema), average
+    of the weak model's (config.eval.weak_ema), and interval of config.eval.intervals; or else one for every sampler of
+    config.eval.samplers with every number of config.eval.num_steps.
     """
     if config.eval.variants:
         return [
@@ -100,45 +101,104 @@ def are_named(config):
 
 def mapped(config):
     """Return the one column that named curves differ in, 'step' or 'interval', over which FID is mapped; else ''."""
-    sizes = {'step': len(config.eval.steps), 'interval': len(config.eval.intervals), '': len(config.eval.ema)}
-    several = [name for name, size in sizes.items() if size > 1]
-    return several[0] if len(several) == 1 else ''
+    several = _varying(config)
+    return {'steps': 'step', 'intervals': 'interval'}.get(several[0], '') if len(several) == 1 else ''
+
+
+def over_ema(config):
+    """Return the columns of lengths over which FID is drawn: those that vary, if nothing else does; else ()."""
+    several = _varying(config)
+    if not several or not set(several) <= {'ema', 'weak_ema'}:
+        return ()
+    lengths = {name: sum(not isinstance(value, bool) for value in config.eval[name]) for name in several}
+    return tuple(f'{name}_length' for name, count in lengths.items() if count > 1)
+
+
+def _varying(config):
+    """Return the fields of config.eval that make several named curves."""
+    return [name for name in ('steps', 'ema', 'weak_ema', 'intervals') if len(config.eval[name]) > 1]
 
 
 def _named(config):
-    """Return the `Curve`s of config.eval.steps, config.eval.ema and config.eval.intervals: every combination."""
-    evaluate, found = config.eval, []
-    for step in dict.fromkeys(evaluate.steps) or (None,):
-        for ema in evaluate.ema:
-            for interval in dict.fromkeys(map(tuple, evaluate.intervals)) or (None,):
-                curve, words = config, [f'step {step}'] * (step is not None)
-                words += [] if tuple(evaluate.ema) == (True,) else [('parameters', 'EMA')[ema]]
-                if interval is not None:
-                    curve = changed(config, {'guidance.interval': interval})
-                    try:
-                        check_config(curve)
-                    except UserError as error:
-                        raise UserError(f'{error} It is one of config.eval.intervals.') from None
-                    words += [f'interval {interval[0]:g} to {interval[1]:g}' if interval else 'no interval']
-                name = ', '.join(words)
-                found.append(Curve(curve, variants.suffix(name.replace(',', '')), name, step=step, ema=ema))
+    """Return the `Curve`s of config.eval.steps, ema, weak_ema and intervals: every combination.
+
+    A model is not guided by itself: of lengths for both in one workdir, equal ones are left out.
+    """
+    evaluate, settings, found = config.eval, config.guidance, []
+    steps, weak = dict.fromkeys(evaluate.steps) or (None,), evaluate.weak_ema or (None,)
+    intervals = dict.fromkeys(map(tuple, evaluate.intervals)) or (None,)
+    for step, ema, weak_ema, interval in itertools.product(steps, evaluate.ema, weak, intervals):
+        if weak_ema == ema and not settings.weak_workdir and settings.weak_step in (None, step):
+            continue
+        changes = {} if weak_ema is None else {'guidance.weak_ema': weak_ema}
+        changes |= {} if interval is None else {'guidance.interval': interval}
+        curve = changed(config, changes)
+        try:
+            check_config(curve)
+        except UserError as error:
+            raise UserError(str(error) if interval is None else f'{error} It is one of config.eval.intervals.') from None
+        words = [f'step {step}'] * (step is not None)
+        words += [] if tuple(evaluate.ema) == (True,) else [_average_name(ema)]
+        words += [] if weak_ema is None else [f'weak {_average_name(weak_ema)}']
+        if interval is not None:
+            words += [f'interval {interval[0]:g} to {interval[1]:g}' if interval else 'no interval']
+        name = ', '.join(words)
+        found.append(Curve(curve, variants.suffix(name.replace(',', '')), name, step=step, ema=ema))
+    if not found:
+        raise UserError(
+            f'config.eval.weak_ema is {evaluate.weak_ema!r}, the parameters of the model itself (config.eval.ema); '
+            'guidance would change nothing.'
+        )
     return found
+
+
+def _average_name(ema):
+    return ('parameters', 'EMA')[ema] if isinstance(ema, bool) else f'EMA {ema:g}'
+
+
+def length(ema):
+    """Return sigma_rel of an average as a column has it: None for True and False, which name none."""
+    return None if isinstance(ema, bool) else ema
+
+
+def check_models(every, model):
+    """Raise UserError unless all parameters that the curves need are there, before the first image is drawn."""
+    checked = []
+    for curve in every:
+        settings, place = curve.config.guidance, (_step(curve, model), curve.ema)
+        networks = settings.weak, settings.weak_workdir, settings.weak_step, settings.weak_ema, settings.weak_conditional
+        asked = *place, settings.function, settings.classifier_workdir, *networks
+        if asked not in checked:
+            checked.append(asked)
+            trained.check_there(curve.config, model.workdir, step=place[0], ema=place[1])
 
 
 def models(every, model):
-    """Return `model` as each curve's `Trained`, with the networks that its guidance names, such as a classifier.
+    """Yield `model`, a checkpoint's average, as each curve's `Trained`, with the networks that its guidance names.
 
-    All are loaded before any image is drawn.
+    Parameters are read when their curve comes, so that the devices never hold those of all curves. The networks of a
+    curve serve the next ones that name the same.
     """
-    found, former, read = [], model, {(model.step, True): model}
+    read, place, former = model, (model.step, True), model
     for curve in every:
-        step = model.step if curve.step is None else curve.step  # training may have saved a newer one meanwhile
-        place = step, curve.ema
-        if place not in read:
-            read[place] = trained.load(model.config, model.workdir, step=step, ema=curve.ema, former=former)
-        tag = '_'.join([f'step{step}'] * (curve.step is not None) + ['raw'] * (not curve.ema))
-        own = dataclasses.replace(read[place], config=curve.config, tag=tag)
-        found.append(trained.with_helpers(own, former=former))
-        if found[-1].classifier or found[-1].weak:
-            former = found[-1]  # its networks serve the next curves that name the same ones
-    return found
+        wanted = _step(curve, model), curve.ema
+        if wanted != place:
+            read = None  # free the memory
+            ours = wanted == (model.step, True)
+            read = model if ours else trained.load_alone(model.config, model.workdir, step=wanted[0], ema=wanted[1])
+            place = wanted
+        tag = '_'.join([f'step{wanted[0]}'] * (curve.step is not None) + _tags(curve.ema))
+        own = trained.with_helpers(dataclasses.replace(read, config=curve.config, tag=tag), former=former)
+        if own.classifier or own.weak:
+            former = dataclasses.replace(own, params=None)  # its networks alone
+        yield own
+
+
+def _step(curve, model):
+    return model.step if curve.step is None else curve.step  # training may have saved a newer one meanwhile
+
+
+def _tags(ema):
+    if isinstance(ema, bool):
+        return ['raw'] * (not ema)
+    return [f'ema{ema:g}']

@@ -125,6 +125,9 @@ def write_summary(workdir, rows, pictures, measuring, influences=None):
     if (over := curves.mapped(config)) and len(rows) > len(named):
         where = f'FID, {rows[0]["num_samples"]:,} samples each, {judge}'
         style.save(folder / 'fid_map', figures.fid_map(rows, sweep.over, over, title=f'{data}: {where}'))
+    if lengths := curves.over_ema(config):
+        title = f'{data}: FID, {rows[0]["num_samples"]:,} samples each, {judge}'
+        style.save(folder / 'fid_over_ema', figures.over_ema(rows, lengths, title=title))
     if sweep.over == 'num_steps':  # nothing else varies along the curves, one for each sampler
         where = f'w = {rows[0]["guidance_weight"]:g}, grid {rows[0]["grid"]}'
         title = f'{data}: {rows[0]["num_samples"]:,} samples, {where}, {judge}'

@@ -20,6 +20,7 @@ _FIELD = '(config.eval.variants)'
 _ALONE = {  # fields that make curves or rows of their own, with the values at which they do not
     'steps': (),
     'ema': (True,),
+    'weak_ema': (),
     'intervals': (),
     'samplers': (),
     'num_steps': (),
@@ -126,7 +127,7 @@ def _check_value(name, field, value):
     default = fields.default()[section]
     wanted = default.get_type(key)
     kinds = {float: (int, float), tuple: (tuple, list)}.get(wanted, (wanted,))
-    fits = isinstance(value, kinds) and isinstance(value, bool) == (wanted is bool)
+    fits = isinstance(value, kinds) and (wanted is object or isinstance(value, bool) == (wanted is bool))
     if not fits and not (value is None and default[key] is None):
         kind = {float: 'a number', int: 'a whole number', str: 'a text', tuple: 'a tuple', bool: 'True or False'}
         raise UserError(
