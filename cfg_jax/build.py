@@ -346,17 +346,22 @@ def train_step(config, mesh=None):
     )
 
 
+def first_state(config, params):
+    """Return the `TrainState` before the first step; in distillation with room for the teacher's parameters."""
+    state = TrainState.create(params, optimizer(config))
+    if not config.distill.method:
+        return state
+    learned = ('weight_in', 'weight_out') if config.distill.method == 'guided' else ()
+    teacher_params = {name: tree for name, tree in params.items() if name not in learned}
+    return state.replace(teacher_params=jax.tree.map(jnp.copy, teacher_params))
+
+
 def sharded_training(config, mesh):
     """Return (init, abstract state, training step), jitted for `mesh`, as `training.step.sharded` gives them."""
     init_key, _ = training_keys(config)
 
     def init():
-        state = TrainState.create(init_params(config, init_key), optimizer(config))
-        if not config.distill.method:
-            return state
-        learned = ('weight_in', 'weight_out') if config.distill.method == 'guided' else ()
-        teacher_params = {name: tree for name, tree in state.params.items() if name not in learned}
-        return state.replace(teacher_params=jax.tree.map(jnp.copy, teacher_params))
+        return first_state(config, init_params(config, init_key))
 
     return step.sharded(init, train_step(config, mesh), mesh, fsdp=config.train.fsdp)
 

@@ -22,8 +22,11 @@ GuidedNetwork = Callable[
 ]
 
 
+# ---------------------------------------------------------------- Meng et al. 2023, section 3.1: w ~ U[0, w_max]
+
+
 def sample_weight(key: Key[Array, ''], batch_size: int, *, weight_max: Scalar) -> Float[Array, ' {batch_size}']:
-    """Draw w ~ Uniform[0, w_max], one per image (Meng et al. 2023, Algorithm 1)."""
+    """Draw w ~ Uniform[0, w_max], one per image."""
     return weight_max * jax.random.uniform(key, (batch_size,))
 
 
@@ -98,6 +101,9 @@ def ddim_pair(
     second = predict_x(middle, logsnr_middle)
     share = jnp.expm1(0.5 * (logsnr_middle - logsnr_end)) / jnp.expm1(0.5 * (logsnr - logsnr_end))
     return first + diffusion.broadcast_to_images(share, z) * (second - first)
+
+
+# ---------------------------------------------------------------- Salimans & Ho 2022, Algorithm 2: its steps and loss
 
 
 def sample_step(
