@@ -192,6 +192,18 @@ def network_eps(
     raise ValueError(f"prediction is {prediction!r}; allowed: 'eps', 'x', 'v'")
 
 
+def network_x(
+    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, prediction: str
+) -> Float[Array, ' B *D']:
+    """Return x from a network's output, which is 'eps', 'x' or 'v': exact at low λ, where x of eps is not."""
+    if prediction == 'x':
+        return output
+    if prediction == 'v':
+        alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
+        return alpha * z - sigma * output
+    return predict_x(z, network_eps(output, z, logsnr, prediction), logsnr)
+
+
 # ---------------------------------------------------------------- section 2: ∇_z log p(z_λ) = -eps / sigma
 
 

@@ -81,7 +81,14 @@ def squared_error(
     error_eps = (alpha/sigma) error_x = alpha error_v, which stays finite at both ends of λ.
     """
     truth = {'eps': eps, 'x': x, 'v': diffusion.velocity(x, eps, logsnr)}[prediction]
-    mse = jnp.mean(jnp.square(output - truth), axis=tuple(range(1, z.ndim)))
+    return mean_square(output - truth, logsnr, prediction=prediction, target=target)
+
+
+def mean_square(
+    error: Float[Array, ' B *D'], logsnr: Float[Array, ' B'], *, prediction: str, target: str
+) -> Float[Array, ' B']:
+    """Return the mean square of an error of a network's output, a `prediction`, as one on `target`."""
+    mse = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
     # log of: squared error on eps per squared error on eps, x and v
     in_eps = {'eps': 0.0, 'x': logsnr, 'v': diffusion.log_alpha2(logsnr)}
     return mse * jnp.exp(in_eps[prediction] - in_eps[target]) if prediction != target else mse

@@ -36,7 +36,8 @@ def import_weights(config, path, workdir):
         if (step := checkpoints.latest_step()) is not None:
             raise UserError(f'{workdir} already holds checkpoints, up to step {step}; use another --workdir.')
         averages = dict.fromkeys(build.ema_gammas(config), params) or None
-        state = TrainState(np.int32(0), params, params, jax.jit(build.optimizer(config).init)(params), averages)
+        opt_state = jax.jit(build.optimizer(config).init)(params)
+        state = TrainState(np.int32(0), params, params, opt_state, averages=averages)
         names = [str(label) for label in range(config.data.num_classes)]
         checkpoints.save(0, state, config=config.to_dict(), class_names=names)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

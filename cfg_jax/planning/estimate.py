@@ -46,9 +46,9 @@ class Costs(NamedTuple):
 
 
 def state_bytes(state):
-    """Return the bytes per device of each part of an abstract `TrainState` with shardings.
+    """Return the bytes per device of the parts of an abstract `TrainState` with shardings.
 
-    {'parameters', 'EMA', 'optimizer'}, and 'averages' if it has any.
+    They are {'parameters', 'EMA', 'optimizer'}, 'teacher' in distillation, and 'averages' if it has any.
     """
 
     def per_device(tree):
@@ -56,8 +56,8 @@ def state_bytes(state):
         return sum(math.prod(shape) * itemsize for shape, itemsize in shards)
 
     parts = {'parameters': state.params, 'EMA': state.ema_params, 'optimizer': state.opt_state}
-    if state.averages:
-        parts['averages'] = state.averages
+    parts |= {} if state.teacher_params is None else {'teacher': state.teacher_params}
+    parts |= {} if state.averages is None else {'averages': state.averages}
     return {name: per_device(tree) for name, tree in parts.items()}
 
 

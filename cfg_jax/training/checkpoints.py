@@ -199,7 +199,7 @@ class Checkpoints:
         meta |= {'num_images': num_images, 'metrics': jax.tree.map(lambda a: np.asarray(a).tolist(), list(metrics))}
         meta['mixed_checksums'] = checksums(_parts(state))  # the older 'checksums' missed changes of two signs
         meta['checksum'] = checksum(meta)
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), meta=ocp.args.JsonSave(meta))
         self._waiting(lambda: self._manager.save(step, args=arguments))
 
     def check(self):
@@ -298,7 +298,8 @@ class Checkpoints:
 
         def restore_step(step):
             reader = self._reader(ocp.StandardCheckpointHandler())
-            return reader.restore(self.path(step) / 'state', args=ocp.args.StandardRestore(abstract_state))
+            parts = reader.restore(self.path(step) / 'state', args=ocp.args.StandardRestore(_parts(abstract_state)))
+            return dataclasses.replace(abstract_state, **parts)
 
         return self._newest_readable(restore_step, _parts)
 
@@ -422,10 +423,10 @@ def _policy(keep, keep_every):
 
 
 def _parts(state):
-    """Return the parts of a state, {name: tree}: a dataclass, or a dict of them."""
-    if isinstance(state, dict):
-        return state
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    """Return the parts of a state, a dataclass or a dict of them, that are not None: {name: tree}."""
+    if not isinstance(state, dict):
+        state = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: tree for name, tree in state.items() if tree is not None}
 
 
 def _agreed(text):

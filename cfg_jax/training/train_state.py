@@ -9,17 +9,18 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class TrainState:
-    """The training state.
+    """The training state. step: int32 scalar, updates done. params, ema_params: float32 trees. opt_state: optax's.
 
-    step: int32 scalar, updates done. params, ema_params: float32 trees. opt_state: optax's. averages: {name: such a
-    tree} of `optim.power_ema`, or None if the run keeps none.
+    Parts that a run does not have are None, and are left out of its checkpoints. teacher_params: what distillation
+    learns from. averages: {name: tree}, those of `optim.power_ema` that config.optim.ema_lengths asks for.
     """
 
     step: jax.Array
     params: Any
     ema_params: Any
     opt_state: Any
-    averages: dict[str, Any] | None = None
+    teacher_params: Any = None
+    averages: Any = None
 
     @classmethod
     def create(cls, params, optimizer, averages=()):
@@ -29,4 +30,4 @@ class TrainState:
             return jax.tree.map(jnp.copy, params)
 
         named = {name: copied() for name in averages} or None
-        return cls(jnp.zeros((), jnp.int32), params, copied(), optimizer.init(params), named)
+        return cls(jnp.zeros((), jnp.int32), params, copied(), optimizer.init(params), averages=named)

@@ -5,7 +5,7 @@ import itertools
 
 from ml_collections import ConfigDict
 
-from cfg_jax import build_sampling, trained
+from cfg_jax import build, build_sampling, trained
 from cfg_jax.checks import check_config, names_curves
 from cfg_jax.config import changed
 from cfg_jax.errors import UserError
@@ -131,6 +131,8 @@ def _named(config):
         if weak_ema == ema and not settings.weak_workdir and settings.weak_step in (None, step):
             continue
         changes = {} if weak_ema is None else {'guidance.weak_ema': weak_ema}
+        num_steps = None if step is None else build.student_steps(config, step)
+        changes |= {} if num_steps is None else {'sample.num_steps': num_steps}
         changes |= {} if interval is None else {'guidance.interval': interval}
         curve = changed(config, changes)
         try:
@@ -140,6 +142,7 @@ def _named(config):
         words = [f'step {step}'] * (step is not None)
         words += [] if tuple(evaluate.ema) == (True,) else [_average_name(ema)]
         words += [] if weak_ema is None else [f'weak {_average_name(weak_ema)}']
+        words += [] if num_steps is None else [f'{num_steps} steps']
         if interval is not None:
             words += [f'interval {interval[0]:g} to {interval[1]:g}' if interval else 'no interval']
         name = ', '.join(words)
