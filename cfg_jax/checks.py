@@ -244,7 +244,9 @@ def _check_averages(config):
     for field in ('ema', 'weak_ema'):
         chosen = config.eval[field]
         fits = all(map(_is_average, chosen)) and len(set(chosen)) == len(chosen)
-        _require(fits and (chosen or field != 'ema'), config, f'eval.{field}', f'a tuple of different values, each {known}')
+        _require(
+            fits and (chosen or field != 'ema'), config, f'eval.{field}', f'a tuple of different values, each {known}'
+        )
     weak = not config.eval.weak_ema or config.guidance.weak == 'checkpoint'
     _require(weak, config, 'eval.weak_ema', "() unless config.guidance.weak is 'checkpoint'")
 

@@ -138,7 +138,9 @@ def _named(config):
         try:
             check_config(curve)
         except UserError as error:
-            raise UserError(str(error) if interval is None else f'{error} It is one of config.eval.intervals.') from None
+            raise UserError(
+                str(error) if interval is None else f'{error} It is one of config.eval.intervals.'
+            ) from None
         words = [f'step {step}'] * (step is not None)
         words += [] if tuple(evaluate.ema) == (True,) else [_average_name(ema)]
         words += [] if weak_ema is None else [f'weak {_average_name(weak_ema)}']
@@ -169,7 +171,13 @@ def check_models(every, model):
     checked = []
     for curve in every:
         settings, place = curve.config.guidance, (_step(curve, model), curve.ema)
-        networks = settings.weak, settings.weak_workdir, settings.weak_step, settings.weak_ema, settings.weak_conditional
+        networks = (
+            settings.weak,
+            settings.weak_workdir,
+            settings.weak_step,
+            settings.weak_ema,
+            settings.weak_conditional,
+        )
         asked = *place, settings.function, settings.classifier_workdir, *networks
         if asked not in checked:
             checked.append(asked)
