@@ -216,7 +216,8 @@ def load(workdir, *, step=None, ema=True, classifier=None) -> Model:
 
     step: the checkpoint's; the newest by default. ema: True takes the average of the parameters, False the parameters
     themselves; a number, sigma_rel, takes the average of this length that is made of the snapshots of training.
-    classifier: the workdir of a noisy classifier, to guide with it too. Raises UserError if there is no such checkpoint.
+    classifier: the workdir of a noisy classifier, to guide with it too. Raises UserError if there is no such
+    checkpoint.
     """
     workdir = Path(config_files.expanded(str(workdir), 'workdir'))
     changes = {} if classifier is None else {'guidance.classifier_workdir': str(classifier)}

@@ -178,8 +178,8 @@ def default():
     evaluate.held_out = ''  # images that training has not seen, a split or a folder: memorisation is measured
     evaluate.guidance_weights = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
     evaluate.steps = ()  # one curve per checkpoint of these training steps; (): the newest
-    # one curve for each: True (the average of the parameters) | False (the parameters) | sigma_rel of an average that is
-    # made of the snapshots of training (config.optim.ema_lengths), such as 0.05
+    # one curve for each: True (the average of the parameters) | False (the parameters) | sigma_rel of an average that
+    # is made of the snapshots of training (config.optim.ema_lengths), such as 0.05
     evaluate.ema = (True,)
     evaluate.weak_ema = ()  # one curve for each such guidance.weak_ema; (): config.guidance.weak_ema
     evaluate.intervals = ()  # one curve per guidance.interval, such as ((), (-1.0, 3.3)); (): config.guidance.interval

@@ -491,8 +491,9 @@ def guidance_words(config, weight=1.0, *, between=' '):
 
 # numbers of config.guidance in the names of files and in titles
 _WORDS = {
-    'step': ('weak_step',), 'scale': ('time_scale',), 'factor': ('rescale_factor',), 'norm': ('apg_norm_threshold',),
-    'ema': ('weak_ema',), 'eta': ('apg_eta',), 'percentile': ('dynamic_percentile',), 'momentum': ('momentum',), 'power': ('schedule_power',),
+    'step': ('weak_step',), 'ema': ('weak_ema',), 'scale': ('time_scale',), 'factor': ('rescale_factor',),
+    'norm': ('apg_norm_threshold',), 'eta': ('apg_eta',), 'percentile': ('dynamic_percentile',),
+    'momentum': ('momentum',), 'power': ('schedule_power',),
 }  # fmt: skip
 
 

@@ -77,17 +77,20 @@ def test_checkpoints_share_their_weak_model(workdir, capsys):
     every = curves.curves(config(**weak, eval__ema=(True, False)))
     model = trained.load(config(**weak), workdir)
     capsys.readouterr()
-    found = curves.models(every[:2], model)
+    curves.check_models(every[:2], model)
+    assert not capsys.readouterr().out
+    found = list(curves.models(every[:2], model))
     assert [each.weak for each in found] == [model.weak] * 2 and capsys.readouterr().out.count('loaded') == 1
-    with pytest.raises(UserError, match='has the parameters of the model itself, step 2,'):
-        curves.models(every, model)
+    for refused in (curves.check_models, lambda *arguments: list(curves.models(*arguments))):
+        with pytest.raises(UserError, match='has the parameters of the model itself, step 2,'):
+            refused(every, model)
 
 
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
         ({'eval__steps': (2.5,)}, r'eval\.steps is \(2\.5,\); it must be a tuple of training steps'),
-        ({'eval__ema': ()}, r'eval\.ema is \(\); it must be a tuple of True, False or both'),
+        ({'eval__ema': ()}, r'eval\.ema is \(\); it must be a tuple of different values, each True, False or'),
         ({'eval__intervals': ((3.0, 1.0),)}, r'eval\.intervals is .*; it must be a tuple of pairs'),
         ({'eval__intervals': ((-99.0, 1.0),)}, r'guidance\.interval is .*It is one of config\.eval\.intervals\.$'),
         ({'eval__steps': (2,), 'eval__samplers': ('ddim',)}, r'eval\.samplers is .*; it must be \(\) because'),

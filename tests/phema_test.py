@@ -118,5 +118,5 @@ def test_lengths_that_snapshots_cannot_give(length):
 def test_one_snapshot_gives_little():
     weights = phema.snapshot_weights(LENGTHS, [100], 0.07, 100)
     assert weights.shape == (1, 2) and weights.min() > 0.0
-    with pytest.raises(UserError, match='the 1 snapshots up to step 100; usable lengths .* are from 0.0'):
+    with pytest.raises(UserError, match=r'the 1 snapshots up to step 100; usable lengths .* are from 0\.0'):
         phema.snapshot_weights(LENGTHS, [100], 0.02, 100)

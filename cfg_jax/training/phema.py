@@ -1,8 +1,8 @@
-"""Post-hoc EMA (Karras et al. 2024, arXiv 2312.02696): averages of the parameters of any length, chosen after training.
+"""Post-hoc EMA (Karras et al. 2024, arXiv 2312.02696): averages of the parameters, whose length is chosen afterwards.
 
-A run keeps a few averages with power-function profiles and saves snapshots of them. An average of another length, at one
-of these steps, is nearly a weighted sum of the snapshots. A length is sigma_rel, the standard deviation of the profile
-in units of the training time. All in float64; equations are numbered as in the paper.
+A run keeps a few averages with power-function profiles and saves snapshots of them. An average of another length, at
+one of these steps, is nearly a weighted sum of the snapshots. A length is sigma_rel, the standard deviation of the
+profile in units of the training time. All in float64; equations are numbered as in the paper.
 """
 
 import numpy as np

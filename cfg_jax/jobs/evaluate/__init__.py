@@ -40,15 +40,15 @@ def run(config, workdir):
 
     if config.eval.search:
         searching.check_curves(every)
-    model = trained.load_alone(config, workdir)
-    curves.check_models(every, model)
+    newest = trained.load_alone(config, workdir)
+    curves.check_models(every, newest)
     # Every process draws. The first one also judges, while the others draw on.
-    measurings = processes.first_alone(lambda: judging.open_measurings(config, workdir, model)) or []
-    records = [pages.Record(measuring, workdir, model.class_names) for measuring in measurings]
+    measurings = processes.first_alone(lambda: judging.open_measurings(config, workdir, newest)) or []
+    records = [pages.Record(measuring, workdir, newest.class_names) for measuring in measurings]
     measuring, tried = measurings[0] if measurings else None, []
     if measuring:
-        means.write_means(model, measuring.source, folder)
-    for number, (curve, model) in enumerate(zip(every, curves.models(every, model)), 1):
+        means.write_means(newest, measuring.source, folder)
+    for number, (curve, model) in enumerate(zip(every, curves.models(every, newest)), 1):
         if curve.variant and processes.is_first():
             print(f'variant {number} of {len(every)}: {curve.variant}', flush=True)
         best = None

@@ -68,8 +68,8 @@ def interval_text(config):
 def curves(config):
     """Return the `Curve`s: one for each of config.eval.variants.
 
-    Without variants: one for every checkpoint of config.eval.steps, average of its parameters (config.eval.ema), average
-    of the weak model's (config.eval.weak_ema), and interval of config.eval.intervals; or else one for every sampler of
+    Without variants: one for every checkpoint of config.eval.steps, average of its parameters (config.eval.ema) and of
+    the weak model's (config.eval.weak_ema), and interval of config.eval.intervals; or else one for every sampler of
     config.eval.samplers with every number of config.eval.num_steps.
     """
     if config.eval.variants:
@@ -170,18 +170,18 @@ def check_models(every, model):
     """Raise UserError unless all parameters that the curves need are there, before the first image is drawn."""
     checked = []
     for curve in every:
-        settings, place = curve.config.guidance, (_step(curve, model), curve.ema)
-        networks = (
-            settings.weak,
-            settings.weak_workdir,
-            settings.weak_step,
-            settings.weak_ema,
-            settings.weak_conditional,
-        )
-        asked = *place, settings.function, settings.classifier_workdir, *networks
-        if asked not in checked:
-            checked.append(asked)
+        place = _step(curve, model), curve.ema
+        wanted = place, {key: curve.config.guidance[key] for key in _NETWORKS}
+        if wanted not in checked:
+            checked.append(wanted)
             trained.check_there(curve.config, model.workdir, step=place[0], ema=place[1])
+
+
+# fields of config.guidance that networks are read by
+_NETWORKS = (
+    *('function', 'classifier_workdir', 'weak'),
+    *('weak_workdir', 'weak_step', 'weak_ema', 'weak_conditional'),
+)
 
 
 def models(every, model):
