@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import diffusion, distillation, losses, schedules
+from cfg_jax import diffusion, distillation, losses, phema, schedules
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
-from cfg_jax.training import optim, phema, sharding, step
+from cfg_jax.training import optim, sharding, step
 from cfg_jax.training.train_state import TrainState
 
 # ADM's schedules: λ of each of 1000 timesteps

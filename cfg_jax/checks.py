@@ -4,12 +4,11 @@ import math
 import pkgutil
 from itertools import pairwise
 
-from cfg_jax import build, build_sampling, denoisers
+from cfg_jax import build, build_sampling, denoisers, phema
 from cfg_jax.config import default
 from cfg_jax.data import images
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import judges
-from cfg_jax.training import phema
 
 JUDGES = tuple(sorted(module.name for module in pkgutil.iter_modules(judges.__path__)))
 _CHOICES = {

@@ -24,6 +24,7 @@ RESULTS = (
     *('interval', 'variant', 'overrides', 'grid', 'churn', 'weak'),
     *('density', 'density_error', 'coverage', 'coverage_error', 'vendi', 'vendi_error', 'memorised', 'memorised_error'),
     *('training_distance', 'training_distance_error', 'coverage_k', 'held_out', 'parameters'),
+    *('ema_length', 'weak_ema_length'),
 )
 
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 import cfg_jax
-from cfg_jax import build, trained
+from cfg_jax import build, phema, trained
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import evaluate, plan, train
 from cfg_jax.jobs.evaluate import curves
-from cfg_jax.training import checkpoints, phema
+from cfg_jax.training import checkpoints
 from tests import tiny
 
 LENGTHS = {'optim__ema_lengths': (0.05, 0.1), 'optim__ema_snapshot_every': 10}

@@ -10,7 +10,18 @@ from tests.tiny import ROOT
 
 LAYERS = [
     {'errors', 'files', 'progress', 'runtime', 'typing'},
-    {'schedules', 'diffusion', 'denoisers', 'guidance', 'samplers', 'losses', 'distillation', 'metrics', 'mixtures'},
+    {
+        'schedules',
+        'diffusion',
+        'denoisers',
+        'guidance',
+        'samplers',
+        'losses',
+        'distillation',
+        'metrics',
+        'mixtures',
+        'phema',
+    },
     {'models', 'data', 'training', 'sampling', 'evaluation', 'distributed', 'planning', 'convert', 'torch_files'},
     {'config', 'config_files', 'build', 'build_sampling', 'checks', 'trained', 'command_line'},
     {'jobs'},

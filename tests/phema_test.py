@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfg_jax import phema
 from cfg_jax.errors import UserError
-from cfg_jax.training import optim, phema
+from cfg_jax.training import optim
 
 
 def test_lengths_of_the_paper():

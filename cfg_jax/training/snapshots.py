@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from cfg_jax import phema
 from cfg_jax.errors import UserError
 from cfg_jax.progress import Progress
-from cfg_jax.training import phema
 from cfg_jax.training.checkpoints import Checkpoints
 
 
