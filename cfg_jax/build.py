@@ -247,6 +247,23 @@ def student_steps(config, step):
     return begun[-1] if begun else None
 
 
+def student_step(config, num_steps):
+    """Return the training step at which the round of students of `num_steps` ends; None without rounds.
+
+    Raises UserError if no round has students of so many steps.
+    """
+    if not config.distill.rounds:
+        return None
+    ends = [*round_starts(config)[1:], config.train.num_steps]
+    of_steps = {steps: end for (steps, _), end in zip(config.distill.rounds, ends)}
+    if num_steps not in of_steps:
+        raise UserError(
+            f'config.sample.num_steps is {num_steps}; there are students of {", ".join(map(str, of_steps))} steps '
+            '(config.distill.rounds).'
+        )
+    return of_steps[num_steps]
+
+
 def distillation_loss(config):
     """Return the function (params, x [B, H, W, C], labels [B], key, teacher_params, step) -> `losses.Loss`."""
     student, teacher = network(config), teacher_network(config)
