@@ -95,9 +95,10 @@ class Model(trained.Trained):
 
         labels: label ids or class names, taken in turn until there are `num_images`; by default one image for each.
         None means all classes. weight: the paper's w. guidance: 'classifier_free', 'conditional', 'unconditional',
-        'learned', 'module:function', or a function (model, labels, weight, *, null_label) -> denoiser. changes: {'section.key':
-        value}, such as {'guidance.rule': 'apg'}; a rule and a schedule may be functions too. What is None is as in the
-        config. Another seed or weight does not compile again. Raises UserError for anything that is wrong.
+        'learned', 'module:function', or a function (model, labels, weight, *, null_label) -> denoiser. changes:
+        {'section.key': value}, such as {'guidance.rule': 'apg'}; a rule and a schedule may be functions too. What is
+        None is as in the config. Another seed or weight does not compile again. Raises UserError for anything that is
+        wrong.
         """
         self._require('unet')
         if labels is None:

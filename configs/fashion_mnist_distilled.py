@@ -2,8 +2,8 @@ r"""A student of the Fashion-MNIST model that takes the guidance weight: guided 
 
     python -m cfg_jax.main --config=configs/fashion_mnist_distilled.py
 
-The teacher is that of configs/fashion_mnist.py, trained before, in runs/fashion_mnist (config.distill.teacher). The first
-stage of Meng et al. 2023.
+The teacher is that of configs/fashion_mnist.py, trained before, in runs/fashion_mnist (config.distill.teacher). It is
+the first stage of Meng et al. 2023.
 Hardware: two CPU cores.
 """
 

@@ -1,10 +1,10 @@
 r"""FID over the evaluations of an image: the students of each round of distillation, and their teacher's solvers.
 
-    python -m cfg_jax.main --workdir=runs/digits_progressive --mode=evaluate --config.eval.variants=configs/variants/steps.py \
-        --config.eval.folder=steps --config.eval.num_samples=5000
+    python -m cfg_jax.main --workdir=runs/digits_progressive --mode=evaluate --config.eval.folder=steps \
+        --config.eval.variants=configs/variants/steps.py --config.eval.steps='()' --config.eval.num_samples=5000
 
-runs/digits_progressive is the workdir of configs/digits_progressive.py, and runs/digits_v that of the first teacher, which
-evaluates its network twice per step.
+runs/digits_progressive is the workdir of configs/digits_progressive.py, and runs/digits_v that of the first teacher,
+which evaluates its network twice per step.
 Cost: eval.num_samples images for each number of steps of each variant.
 """
 
