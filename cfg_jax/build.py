@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfg_jax import diffusion, losses, schedules
+from cfg_jax import diffusion, distillation, losses, schedules
 from cfg_jax.errors import UserError
 from cfg_jax.models.classifier import NoisyClassifier
 from cfg_jax.models.unet import UNet
@@ -45,6 +45,7 @@ def run_identity(config):
     run = {
         'seed': plain['seed'],
         'loss': plain['loss'],
+        'distill': {key: plain['distill'][key] for key in ('method', 'rounds')},
         'optim': optim,
         'train': {'batch_size': plain['train']['batch_size']},
     }
@@ -188,7 +189,12 @@ def network(config):
         return NoisyClassifier(**encoder, num_classes=config.data.num_classes)
     num_labels = {'null': config.data.num_classes + 1, 'classes': config.data.num_classes, 'none': 0}
     channels = config.data.image_channels * (2 if config.model.learn_variance else 1)
-    return UNet(**encoder, num_labels=num_labels[config.model.labels], out_channels=channels)
+    return UNet(
+        **encoder,
+        num_labels=num_labels[config.model.labels],
+        out_channels=channels,
+        guidance_input=config.model.guidance_input,
+    )
 
 
 def init_params(config, key):
@@ -199,16 +205,17 @@ def init_params(config, key):
     return network(config).init(key, *arguments)['params']
 
 
-def apply_network(config):
-    """Return the function (params, z, λ, labels, told=λ, **options) -> the UNet's raw output.
+def apply_network(config, module):
+    """Return the function (params, z, λ, labels, weight, told=λ, **options) -> the raw output of a UNet.
 
-    z is scaled as config.diffusion.prediction asks. told: the λ that the network is told. options: the module's.
+    z is scaled as config.diffusion.prediction asks. weight: as the module takes it. told: the λ that it is told.
+    options: the module's.
     """
-    module, parameters = network(config), (config.diffusion.prediction, config.diffusion.sigma_data)
+    parameters = config.diffusion.prediction, config.diffusion.sigma_data
 
-    def apply(params, z, logsnr, labels, told=None, **options):
+    def apply(params, z, logsnr, labels, weight=None, *, told=None, **options):
         z = diffusion.network_input(z, logsnr, *parameters)
-        return module.apply({'params': params}, z, logsnr if told is None else told, labels, **options)
+        return module.apply({'params': params}, z, logsnr if told is None else told, labels, weight, **options)
 
     return apply
 
@@ -239,7 +246,7 @@ def loss(config):
         if config.model.kind == 'classifier':
             apply = partial(module.apply, {'params': params}, **training)
             return losses.classifier_loss(apply, x, labels, loss_key, schedule=schedule(config))
-        apply = partial(apply_network(config), params, **training)
+        apply = partial(apply_network(config, module), params, **training)
         dropping = {'null_label': null_label(config), 'p_uncond': config.loss.p_uncond}
         if config.model.learn_variance:
             return losses.hybrid_loss(apply, x, labels, loss_key, logsnrs=table(config), **dropping)
@@ -260,14 +267,69 @@ def loss(config):
     return of_params
 
 
+# ---------------------------------------------------------------- distillation
+
+
+def teacher_network(config):
+    """Return the network of the teacher: the student's own, but without the weight if it learns to take it."""
+    guided = config.distill.method == 'guided'
+    return network(config).clone(guidance_input=config.model.guidance_input and not guided, dropout=0.0)
+
+
+def round_starts(config):
+    """Return the training steps at which rounds of progressive distillation begin: [0, ...]; [0] without rounds."""
+    lengths = [length for _, length in config.distill.rounds]
+    return [0, *np.cumsum(lengths[:-1], dtype=int).tolist()]
+
+
+def student_steps(config, step):
+    """Return how many sampling steps the student is made for after `step` training steps; None for any other model."""
+    begun = [steps for start, (steps, _) in zip(round_starts(config), config.distill.rounds) if start < max(step, 1)]
+    return begun[-1] if begun else None
+
+
+def distillation_loss(config):
+    """Return the function (params, x [B, H, W, C], labels [B], key, teacher_params, step) -> `losses.Loss`."""
+    student, teacher = (apply_network(config, module) for module in (network(config), teacher_network(config)))
+    weight_max = config.model.guidance_max if config.model.guidance_input else 0.0
+    starts = jnp.array(round_starts(config)[1:])
+    common = {
+        'schedule': schedule(config),
+        'weight_max': weight_max,
+        'prediction': config.diffusion.prediction,
+        'target': config.loss.target,
+        'sigma_data': config.diffusion.sigma_data,
+        'low_discrepancy': config.loss.low_discrepancy,
+    }
+
+    def of_params(params, x, labels, key, teacher_params, step):
+        loss_key, dropout_key = jax.random.split(key)
+        apply = partial(student, params, train=True, rngs={'dropout': dropout_key})
+        teach = partial(teacher, teacher_params)
+        if config.distill.method == 'guided':
+            return distillation.guided_loss(apply, teach, x, labels, loss_key, null_label=null_label(config), **common)
+        number = jnp.array([steps for steps, _ in config.distill.rounds])[jnp.searchsorted(starts, step, side='right')]
+        clip_x = config.sample.clip_x
+        return distillation.progressive_loss(
+            apply, teach, x, labels, loss_key, num_steps=number, clip_x=clip_x, **common
+        )
+
+    return of_params
+
+
 def learning_rate(config):
-    """Return the function step -> learning rate."""
-    return optim.learning_rate(
-        config.optim.learning_rate,
-        warmup_steps=config.optim.warmup_steps,
-        decay=config.optim.decay,
-        num_steps=config.train.num_steps,
-    )
+    """Return the function step -> learning rate; each round of distillation has the whole curve."""
+
+    def curve(num_steps):
+        return optim.learning_rate(
+            config.optim.learning_rate,
+            warmup_steps=config.optim.warmup_steps,
+            decay=config.optim.decay,
+            num_steps=num_steps,
+        )
+
+    lengths = [length for _, length in config.distill.rounds]
+    return optim.by_rounds(list(map(curve, lengths)), lengths) if lengths else curve(config.train.num_steps)
 
 
 def moved_learning_rate(config, saved, step):
@@ -310,10 +372,10 @@ def quarter_edges(config):
 
 def train_step(config, mesh=None):
     """Return the training step, as `training.step.make_train_step` gives it. mesh: needed if config.train.fsdp."""
-    loss_of_x = loss(config)
+    loss_of_x = distillation_loss(config) if config.distill.method else loss(config)
 
-    def loss_of_images(params, images, labels, key):
-        return loss_of_x(params, diffusion.to_unit_range(images), labels, key)
+    def loss_of_images(params, images, *arguments):
+        return loss_of_x(params, diffusion.to_unit_range(images), *arguments)
 
     return step.make_train_step(
         loss_of_images,
@@ -326,14 +388,40 @@ def train_step(config, mesh=None):
     )
 
 
+def first_state(config, params):
+    """Return the `TrainState` before the first step; in distillation with room for the teacher's parameters."""
+    state = TrainState.create(params, optimizer(config))
+    if not config.distill.method:
+        return state
+    learned = ('weight_in', 'weight_out') if config.distill.method == 'guided' else ()
+    teacher_params = {name: tree for name, tree in params.items() if name not in learned}
+    return state.replace(teacher_params=jax.tree.map(jnp.copy, teacher_params))
+
+
 def sharded_training(config, mesh):
     """Return (init, abstract state, training step), jitted for `mesh`, as `training.step.sharded` gives them."""
     init_key, _ = training_keys(config)
 
     def init():
-        return TrainState.create(init_params(config, init_key), optimizer(config))
+        return first_state(config, init_params(config, init_key))
 
     return step.sharded(init, train_step(config, mesh), mesh, fsdp=config.train.fsdp)
+
+
+def distillation_start(config, mesh):
+    """Return the jitted function (state, teacher_params) -> the state in which a round of distillation begins.
+
+    The teacher's parameters become the student's and their average's; those that only the student has stay.
+    """
+
+    def start(state, teacher_params):
+        params = {**state.params, **teacher_params}
+        opt_state = optim.restarted(optimizer(config), state.opt_state, params)
+        copies = [jax.tree.map(jnp.copy, tree) for tree in (params, teacher_params)]
+        return state.replace(params=params, ema_params=copies[0], opt_state=opt_state, teacher_params=copies[1])
+
+    _, abstract, _ = sharded_training(config, mesh)
+    return jax.jit(start, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
 
 
 def logsnr_range(config):
@@ -354,16 +442,18 @@ def model(config, params):
     """Return the trained network as guidance sees it: (z, λ, labels) -> Prediction.
 
     Keywords: network_logsnr [B], λ that the network is told in place of its own; identity_attention [B], bool, the
-    images whose attention is the identity, at config.guidance.attention_resolutions (all by default).
+    images whose attention is the identity, at config.guidance.attention_resolutions (all by default); weight [B], the
+    guidance weight that the network takes, with config.model.guidance_input.
     """
-    apply, (prediction, sigma_data) = apply_network(config), (config.diffusion.prediction, config.diffusion.sigma_data)
+    apply = apply_network(config, network(config))
+    prediction, sigma_data = config.diffusion.prediction, config.diffusion.sigma_data
     resolutions = tuple(config.guidance.attention_resolutions) or attention_sizes(config)
 
-    def predict(z, logsnr, labels, *, network_logsnr=None, identity_attention=None):
+    def predict(z, logsnr, labels, *, network_logsnr=None, identity_attention=None, weight=None):
         options = {}
         if identity_attention is not None:
             options = {'identity_attention': identity_attention, 'identity_resolutions': resolutions}
-        output, v = apply(params, z, logsnr, labels, told=network_logsnr, **options), None
+        output, v = apply(params, z, logsnr, labels, weight, told=network_logsnr, **options), None
         if config.model.learn_variance:
             output, v = diffusion.split_variance(output)
         return diffusion.Prediction(diffusion.network_eps(output, z, logsnr, prediction, sigma_data), v)

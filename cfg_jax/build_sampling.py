@@ -27,8 +27,8 @@ SAMPLERS = {
     'unipc_2': (samplers.unipc_2, ('lower_order_final',)),
     'heun': (samplers.heun, ('churn', 'churn_interval', 'churn_noise')),
 }
-GRIDS = ('u', 'logsnr', 'karras')
-FUNCTIONS = ('classifier_free', 'conditional', 'unconditional')
+GRIDS = ('u', 'u_open', 'logsnr', 'karras')
+FUNCTIONS = ('classifier_free', 'conditional', 'unconditional', 'learned')
 WEAK = ('', 'null', 'checkpoint', 'random_label', 'time', 'attention')
 # config.guidance.rule: the rule's parameters, each from a field of config.guidance
 RULE_FIELDS = {
@@ -66,6 +66,16 @@ def guidance_weight(config):
     return 0.0 if weight is None else weight
 
 
+def check_weight(config, weight, field='config.sample.guidance_weight'):
+    """Raise UserError if a network that takes the guidance weight has not been trained for this one."""
+    largest = config.model.guidance_max
+    if config.guidance.function == 'learned' and not 0.0 <= weight <= largest:
+        raise UserError(
+            f'{field} has {weight:g}, but the network was trained for weights from 0 to {largest:g} '
+            '(config.model.guidance_max).'
+        )
+
+
 def sampling_logsnrs(config):
     """Return the grid of λ that a sampler walks, float32 [T], increasing."""
     sample, tabulated = config.sample, build.table(config)
@@ -73,6 +83,8 @@ def sampling_logsnrs(config):
         if tabulated is not None:
             return schedules.spaced_grid(tabulated, sample.spacing or str(sample.num_steps))
         return schedules.logsnr_grid(build.schedule(config), sample.num_steps)
+    if sample.grid == 'u_open':
+        return schedules.open_logsnr_grid(build.schedule(config), sample.num_steps)
     low, high = grid_ends(config)
     if sample.grid == 'logsnr':
         return schedules.uniform_logsnr_grid(sample.num_steps, logsnr_min=low, logsnr_max=high)
@@ -281,6 +293,8 @@ def guide(config, model, labels, weight, *, keys=None, weak_model=None):
     null, name, settings = build.null_label(config), config.guidance.function, config.guidance
     if own := own_function(config, 'function'):
         return own(model, labels, weight, null_label=null, **({'weak_model': weak_model} if takes_weak(own) else {}))
+    if name == 'learned':
+        return guidance.learned(model, labels, weight, null_label=null)
     unconditional = name == 'unconditional'
     alone = (guidance.unconditional if unconditional else guidance.conditional)(model, labels, 0.0, null_label=null)
     weak, own_labels = weak_name(config), jnp.full_like(labels, null) if unconditional else labels

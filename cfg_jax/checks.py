@@ -23,7 +23,8 @@ _CHOICES = {
     'loss.weighting': ('', *losses.WEIGHTINGS),
     'loss.times': ('uniform', *build.TIMES),
     'optim.name': ('adam', 'adamw'),
-    'optim.decay': ('constant', 'cosine'),
+    'optim.decay': ('constant', 'cosine', 'linear'),
+    'distill.method': ('', 'guided', 'progressive'),
     'guidance.classifier_form': ('eps', 'mean'),
     'guidance.weak': build_sampling.WEAK,
     'sample.grid': build_sampling.GRIDS,
@@ -100,6 +101,8 @@ def check_config(config):
     _check_search(config)
     _check_network(config)
     _check_guidance(config)
+    _check_learned_guidance(config)
+    _check_distillation(config)
     _check_grid(config)
     build_sampling.guidance_weight(config)
 
@@ -200,11 +203,12 @@ def _check_combinations(config):
 def _check_loss(config):
     """Check what the network predicts, and the weight and the times of its loss."""
     of_model = (('diffusion', 'prediction'), ('loss', 'weighting'), ('loss', 'times'))
-    for applies, reason in (
-        (config.model.learn_variance, 'config.model.learn_variance is set'),
-        (config.model.kind == 'classifier', "config.model.kind is 'classifier'"),
+    for applies, reason, fields in (
+        (config.model.learn_variance, 'config.model.learn_variance is set', of_model),
+        (config.model.kind == 'classifier', "config.model.kind is 'classifier'", of_model),
+        (config.distill.method, 'config.distill.method is set', of_model[1:]),
     ):
-        for section, field in of_model if applies else ():
+        for section, field in fields if applies else ():
             usual = default()[section][field]
             _require(config[section][field] == usual, config, f'{section}.{field}', f'{usual!r} because {reason}')
     weighting = config.loss.weighting
@@ -317,6 +321,58 @@ def _check_guidance(config):
         _require(within, config, name, allowed)
 
 
+def _check_learned_guidance(config):
+    """Check a network that takes the guidance weight, and the weights that it is asked for."""
+    takes, learned = config.model.guidance_input, config.guidance.function == 'learned'
+    labelled = config.model.kind == 'unet' and config.model.labels != 'none' and not config.model.learn_variance
+    fitting = "False unless config.model.kind is 'unet', with labels and without config.model.learn_variance"
+    _require(labelled or not takes, config, 'model.guidance_input', fitting)
+    _require(0 < config.model.guidance_max < math.inf, config, 'model.guidance_max', 'a finite number above 0')
+    given = "'learned' only where the network takes the guidance weight (config.model.guidance_input)"
+    _require(takes or not learned, config, 'guidance.function', given)
+    build_sampling.check_weight(config, build_sampling.guidance_weight(config))
+    for name in ('guidance_weights', 'bound_weights'):
+        for weight in config.eval[name]:
+            build_sampling.check_weight(config, weight, f'config.eval.{name}')
+
+
+def _check_distillation(config):
+    """Check the method of distillation, its rounds, and what it needs of the model."""
+    distill, rounds, because = config.distill, tuple(config.distill.rounds), 'because config.distill.method is'
+    for field in () if distill.method else ('teacher', 'rounds'):
+        allowed = f'{default().distill[field]!r} unless config.distill.method is set'
+        _require(distill[field] == default().distill[field], config, f'distill.{field}', allowed)
+    if not distill.method:
+        return
+    _require(config.model.kind == 'unet', config, 'model.kind', f"'unet' {because} set")
+    dropped = f'0 {because} set: the teacher knows the null label'
+    _require(not config.loss.p_uncond, config, 'loss.p_uncond', dropped)
+    _require(not config.model.learn_variance, config, 'model.learn_variance', f'False {because} set')
+    if distill.method == 'guided':
+        _require(config.model.guidance_input, config, 'model.guidance_input', f"True {because} 'guided'")
+        _require(config.model.labels == 'null', config, 'model.labels', f"'null' {because} 'guided'")
+        _require(not rounds, config, 'distill.rounds', f"() {because} 'guided'")
+        return
+    of_pairs = 'a tuple of (steps of the student, training steps) for each round, whole numbers above 0'
+    pairs = bool(rounds) and all(
+        isinstance(each, tuple | list) and len(each) == 2 and all(isinstance(n, int) and n > 0 for n in each)
+        for each in rounds
+    )
+    _require(pairs, config, 'distill.rounds', of_pairs)
+    halving = all(before == 2 * after for (before, _), (after, _) in pairwise(rounds))
+    halved = 'rounds of students of half the steps each, such as ((16, 500), (8, 500))'
+    _require(halving, config, 'distill.rounds', halved)
+    total = sum(length for _, length in rounds)
+    together = f'{total}, the training steps of config.distill.rounds together'
+    _require(config.train.num_steps == total, config, 'train.num_steps', together)
+    x_from_output = "one that gives x at any noise ('v', 'x' or 'edm')"
+    _require(
+        config.diffusion.prediction != 'eps', config, 'diffusion.prediction', f"{x_from_output} {because} 'progressive'"
+    )
+    continuous = config.diffusion.schedule == 'cosine'
+    _require(continuous, config, 'diffusion.schedule', f"'cosine' {because} 'progressive'")
+
+
 def _check_weak(config):
     """Check that the network can give the weak prediction."""
     settings, labels = config.guidance, config.model.labels
@@ -349,8 +405,9 @@ def _are_numbers(values):
 
 def _check_grid(config):
     """Check the steps of the sampler."""
-    sample, uniform, (low, high) = config.sample, config.sample.grid == 'u', build.logsnr_range(config)
-    _require(uniform or not sample.spacing, config, 'sample.spacing', "'' unless config.sample.grid is 'u'")
+    sample, uniform, (low, high) = config.sample, config.sample.grid in ('u', 'u_open'), build.logsnr_range(config)
+    spaced = sample.grid == 'u' or not sample.spacing
+    _require(spaced, config, 'sample.spacing', "'' unless config.sample.grid is 'u'")
     _require(1 <= sample.rho <= 100, config, 'sample.rho', 'from 1 to 100')
     heun = sample.sampler == 'heun'
     _require(heun or not sample.churn, config, 'sample.churn', "0 unless config.sample.sampler is 'heun'")

@@ -45,6 +45,10 @@ def default():
     model.kind = 'unet'  # 'unet' | 'classifier' (of noisy images: the UNet's encoder and an attention pool)
     model.labels = 'null'  # unet: 'null' (the classes and a null label) | 'classes' (no null label) | 'none'
     model.learn_variance = False  # unet: output the variance in extra channels; needs one of ADM's tables
+    # unet: the network takes the guidance weight w and predicts what guidance would: one forward per step. It is
+    # trained by distillation (config.distill) or by loss.guided
+    model.guidance_input = False
+    model.guidance_max = 4.0  # guidance_input: largest w of training, and of drawing; the least is 0
     model.channels = 64  # width of the first level
     model.channel_mult = (1, 2)  # width of each level, in units of `channels`; each level halves the image
     model.num_blocks = 1  # residual blocks per level
@@ -71,7 +75,7 @@ def default():
     optim.learning_rate = 1e-4  # the peak, after warm-up
     optim.warmup_steps = 0  # steps of linear warm-up
     optim.decay = (
-        'constant'  # 'constant' | 'cosine' (to 0 at train.num_steps: a resumed run with another moves to that curve)
+        'constant'  # | 'cosine', 'linear' (to 0 at train.num_steps: a resumed run with another moves to that curve)
     )
     optim.b1 = 0.9
     optim.b2 = 0.999
@@ -79,6 +83,15 @@ def default():
     optim.weight_decay = 0.0  # adamw
     optim.clip_norm = 1.0  # largest norm of the gradient; 0: no clipping
     optim.ema_decay = 0.9999
+
+    config.distill = distill = ConfigDict()
+    # 'guided' (Meng et al. 2023: a student that takes w learns the teacher guided by w) | 'progressive' (Salimans & Ho
+    # 2022: a student learns two of its teacher's DDIM steps as one, round by round) | '' (no distillation)
+    distill.method = ''
+    distill.teacher = ''  # workdir of the teacher: the student begins with its parameters, their average
+    # progressive: (steps of the student, training steps) of each round, such as ((16, 500), (8, 500)); the first round
+    # learns from the teacher in twice the steps. train.num_steps is the sum of the training steps
+    distill.rounds = ()
 
     config.train = train = ConfigDict()
     train.batch_size = 64  # images per update, over all devices
@@ -95,7 +108,9 @@ def default():
     train.grid_images = 100  # images per grid
 
     config.guidance = guidance = ConfigDict()
-    guidance.function = 'classifier_free'  # | 'conditional' | 'unconditional' | 'my_module:my_function'
+    # 'classifier_free' | 'conditional' | 'unconditional' | 'learned' (the network takes w: model.guidance_input)
+    # | 'my_module:my_function'
+    guidance.function = 'classifier_free'
     # what to move away from: 'null' (the null label) | 'checkpoint' (a weaker model) | 'random_label' | 'time' (a wrong
     # λ) | 'attention' (maps that are the identity); '' is 'null' for classifier_free and nothing for the others
     guidance.weak = ''
@@ -125,7 +140,9 @@ def default():
     sample.sampler = 'ancestral'  # | 'ddim' | 'dpmpp_2m' | 'dpmpp_2m_sde' | 'unipc_2' | 'heun' (two calls a step)
     sample.num_steps = 256  # T, steps per image; classifier-free guidance evaluates the network twice per step
     sample.spacing = ''  # ADM's tables: 'ddim25' or '10,15,20', instead of num_steps evenly spaced timesteps
-    sample.grid = 'u'  # the steps: 'u' (the schedule's time, evenly) | 'logsnr' (λ, evenly) | 'karras' (EDM's)
+    # the steps: 'u' (the schedule's time, evenly, both ends) | 'u_open' (without the last, which adds little: as
+    # progressive distillation needs it) | 'logsnr' (λ, evenly) | 'karras' (EDM's)
+    sample.grid = 'u'
     sample.logsnr_min = placeholder(float)  # logsnr and karras: λ of the first step, the schedule's or EDM's if unset
     sample.logsnr_max = placeholder(float)  # logsnr and karras: λ of the last step
     sample.rho = 7.0  # karras: its exponent

@@ -12,6 +12,7 @@ PATHS = (  # the fields of a config that are files or folders
     'data.data_dir',
     'guidance.classifier_workdir',
     'guidance.weak_workdir',
+    'distill.teacher',
     'eval.inception_weights',
     'eval.dinov2_weights',
     'eval.samples',

@@ -199,14 +199,22 @@ def edm_output(
     return (sigma / sigma_data * x - alpha * sigma_data * eps) / edm_scale(logsnr, sigma_data)
 
 
+def edm_x(
+    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, sigma_data: Scalar = 0.5
+) -> Float[Array, ' B *D']:
+    """Return D = (alpha sigma_data² / s²) z + (sigma sigma_data / s) F."""
+    logsnr = broadcast_to_images(logsnr, z)
+    (alpha, sigma), scale = alpha_sigma(logsnr), edm_scale(logsnr, sigma_data)
+    return (alpha * sigma_data / scale * z + sigma * output) * (sigma_data / scale)
+
+
+# ---------------------------------------------------------------- eps of that D: (sigma/s²) z - (alpha sigma_data/s) F
+
+
 def edm_eps(
     output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, sigma_data: Scalar = 0.5
 ) -> Float[Array, ' B *D']:
-    """Return eps = (sigma / s²) z - (alpha sigma_data / s) F.
-
-    It belongs to D = (alpha sigma_data² / s²) z + (sigma sigma_data / s) F. Nothing is divided by alpha or sigma, so
-    that it is as good at both ends of λ.
-    """
+    """Return (z - alpha D) / sigma, written so that nothing is divided by alpha or sigma: as good at both ends of λ."""
     logsnr = broadcast_to_images(logsnr, z)
     (alpha, sigma), scale = alpha_sigma(logsnr), edm_scale(logsnr, sigma_data)
     return (sigma / scale * z - alpha * sigma_data * output) / scale
@@ -219,11 +227,12 @@ class Parameterisation(NamedTuple):
     """The meaning of a network's output. The last argument of each function is EDM's sigma_data.
 
     truth(x, eps, λ, sigma_data): the output without error. to_eps(output, z, λ, sigma_data): the eps that it means.
-    log_error(λ, sigma_data): log of the squared error of that eps per squared error of the output. Shape of λ.
+    to_x, likewise: the x. log_error(λ, sigma_data): log of the squared error of eps per squared error of the output.
     """
 
     truth: Callable[..., Array]
     to_eps: Callable[..., Array]
+    to_x: Callable[..., Array]
     log_error: Callable[..., Array | float]
 
 
@@ -232,16 +241,35 @@ def _v_eps(output, z, logsnr, _):
     return sigma * z + alpha * output
 
 
+def _v_x(output, z, logsnr, _):
+    alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
+    return alpha * z - sigma * output
+
+
 PARAMETERISATIONS = {
-    'eps': Parameterisation(lambda x, eps, *_: eps, lambda output, *_: output, lambda *_: 0.0),
+    'eps': Parameterisation(
+        truth=lambda x, eps, *_: eps,
+        to_eps=lambda output, *_: output,
+        to_x=lambda output, z, logsnr, _: predict_x(z, output, logsnr),
+        log_error=lambda *_: 0.0,
+    ),
     'x': Parameterisation(
-        lambda x, *_: x, lambda output, z, logsnr, _: predict_eps(z, output, logsnr), lambda logsnr, _: logsnr
+        truth=lambda x, *_: x,
+        to_eps=lambda output, z, logsnr, _: predict_eps(z, output, logsnr),
+        to_x=lambda output, *_: output,
+        log_error=lambda logsnr, _: logsnr,
     ),
     'v': Parameterisation(
-        lambda x, eps, logsnr, _: velocity(x, eps, logsnr), _v_eps, lambda logsnr, _: log_alpha2(logsnr)
+        truth=lambda x, eps, logsnr, _: velocity(x, eps, logsnr),
+        to_eps=_v_eps,
+        to_x=_v_x,
+        log_error=lambda logsnr, _: log_alpha2(logsnr),
     ),
     'edm': Parameterisation(
-        edm_output, edm_eps, lambda logsnr, sigma_data: -jax.nn.softplus(-logsnr - 2.0 * jnp.log(sigma_data))
+        truth=edm_output,
+        to_eps=edm_eps,
+        to_x=edm_x,
+        log_error=lambda logsnr, sigma_data: -jax.nn.softplus(-logsnr - 2.0 * jnp.log(sigma_data)),
     ),
 }
 
@@ -253,15 +281,21 @@ def parameterisation(prediction: str) -> Parameterisation:
     return PARAMETERISATIONS[prediction]
 
 
+# ---------------------------------------------------------------- eps and x of it, and the network's input
+
+
 def network_eps(
-    output: Float[Array, ' B *D'],
-    z: Float[Array, ' B *D'],
-    logsnr: PerImage,
-    prediction: str,
-    sigma_data: Scalar = 0.5,
+    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, prediction: str, sigma_data: Scalar = 0.5
 ) -> Float[Array, ' B *D']:
     """Return eps from a network's output, which is 'eps', 'x', 'v' (velocity) or 'edm' (its F, of this sigma_data)."""
     return parameterisation(prediction).to_eps(output, z, logsnr, sigma_data)
+
+
+def network_x(
+    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, prediction: str, sigma_data: Scalar = 0.5
+) -> Float[Array, ' B *D']:
+    """Return x from a network's output: exact at low λ, where x of eps is not, but for 'eps'."""
+    return parameterisation(prediction).to_x(output, z, logsnr, sigma_data)
 
 
 def network_input(

@@ -350,6 +350,19 @@ def unconditional(model: Model, labels: Int[Array, ' B'], weight: PerImage, *, n
     return lambda z, logsnr: diffusion.check_prediction(model(z, logsnr, jnp.full_like(labels, null_label)), z)
 
 
+# ---------------------------------------------------------------- Meng et al. 2023, section 3.1: eps(z, λ, c, w)
+
+
+def learned(model: Model, labels: Int[Array, ' B'], weight: PerImage, *, null_label: int) -> Denoiser:
+    """Return eps(z, λ, c, w) of a network that takes w (Meng et al. 2023): one forward of B for any weight."""
+
+    def denoise(z: Float[Array, ' B *D'], logsnr: Float[Array, ' B']) -> Prediction:
+        weights = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), logsnr.shape)
+        return diffusion.check_prediction(model(z, logsnr, labels, weight=weights), z)
+
+    return denoise
+
+
 # ---------------------------------------------------------------- section 3.2: ∇ log p^i(c|z) = -(eps_c - eps) / sigma
 
 

@@ -85,13 +85,28 @@ def squared_error(
     rescaled rather than the output converted: error_eps = (alpha/sigma) error_x = alpha error_v, which stays finite at
     both ends of λ. log_weight: log of a factor of each image's error, or None for 1.
     """
-    predicted, measured = diffusion.parameterisation(prediction), diffusion.parameterisation(target)
-    truth = predicted.truth(x, eps, logsnr, sigma_data)
-    mse = jnp.mean(jnp.square(output - truth), axis=tuple(range(1, z.ndim)))
+    truth = diffusion.parameterisation(prediction).truth(x, eps, logsnr, sigma_data)
+    meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
+    return mean_square(output - truth, logsnr, **meaning, log_weight=log_weight)
+
+
+def mean_square(
+    error: Float[Array, ' B *D'],
+    logsnr: Float[Array, ' B'],
+    *,
+    prediction: str,
+    target: str,
+    sigma_data: Scalar = 0.5,
+    log_weight: Float[Array, ' B'] | None = None,
+) -> Float[Array, ' B']:
+    """Return the mean square of an error of a network's output, a `prediction`, as one on `target`, weighted."""
+    mse = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
     if prediction == target and log_weight is None:
         return mse
-    log_factor = predicted.log_error(logsnr, sigma_data) - measured.log_error(logsnr, sigma_data)
-    return mse * jnp.exp(log_factor if log_weight is None else log_factor + log_weight)
+    of_output, of_target = (
+        diffusion.parameterisation(name).log_error(logsnr, sigma_data) for name in (prediction, target)
+    )
+    return mse * jnp.exp(of_output - of_target + (0.0 if log_weight is None else log_weight))
 
 
 # ---------------------------------------------------------------- min(SNR, γ) on x (Hang et al. 2023, sec. 3.4)

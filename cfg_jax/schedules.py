@@ -65,6 +65,13 @@ def logsnr_grid(schedule: Schedule, num_steps: int) -> Float[Array, ' {num_steps
     return schedule(jnp.linspace(1.0, 0.0, num_steps))
 
 
+def open_logsnr_grid(schedule: Schedule, num_steps: int) -> Float[Array, ' {num_steps}']:
+    """Return λ at u = 1, ..., 2/T, 1/T, without u = 0, where the last of T steps ends (Salimans & Ho 2022, Alg. 2)."""
+    if num_steps < 1:
+        raise UserError(f'num_steps is {num_steps}; it must be at least 1 (config.sample.num_steps).')
+    return schedule(jnp.arange(num_steps, 0, -1) / num_steps)
+
+
 # ---------------------------------------------------------------- uniform λ (DPM-Solver, section 3)
 
 

@@ -23,7 +23,7 @@ from cfg_jax.sampling.labels import make_labels, parse_labels
 from cfg_jax.sampling.sample_sets import SampleSet, params_digest
 from cfg_jax.torch_files import not_finite
 from cfg_jax.training import sharding
-from cfg_jax.training.checkpoints import Checkpoints, check_folder
+from cfg_jax.training.checkpoints import Checkpoints, as_json, check_folder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,6 +164,37 @@ def load_weak(config, workdir, mesh=None):
         raise UserError(f'{error} It was asked for by config.guidance.weak_step.') from None
 
 
+def load_teacher(config, mesh=None):
+    """Return the teacher of config.distill.teacher as `Trained`. Raises UserError unless the config's student fits it.
+
+    A student has its teacher's network; 'guided' adds the guidance weight to it, which 'progressive' leaves as it is.
+    """
+    workdir, field = config.distill.teacher, '(config.distill.teacher)'
+    if not workdir:
+        raise UserError('config.distill.teacher is not set; give the workdir of a trained model to learn from.')
+    check_folder(workdir, 'config.distill.teacher')
+    saved = saved_config(workdir)
+    if saved.model.kind != 'unet':
+        raise UserError(f'{workdir} holds a {saved.model.kind}, not a diffusion model {field}.')
+    _check_same_data(saved, config, f'the teacher in {workdir}', field)
+    guided = config.distill.method == 'guided'
+    if guided and saved.model.guidance_input:
+        raise UserError(
+            f'the model in {workdir} takes the guidance weight already, as a student does; a teacher of '
+            f"config.distill.method='guided' is a model without it {field}."
+        )
+    own, of_teacher = build.model_identity(config), build.model_identity(saved)
+    skipped = ('guidance_input', 'guidance_max') if guided else ()
+    for section in ('model', 'diffusion'):
+        for key, value in own[section].items():
+            if key not in skipped and as_json(value) != as_json(of_teacher[section][key]):
+                raise UserError(
+                    f'config.{section}.{key} is {value!r}, but the teacher in {workdir} has '
+                    f'{of_teacher[section][key]!r}; a student has the network of its teacher {field}.'
+                )
+    return _load(saved, workdir, mesh or sharding.make_mesh())
+
+
 def _check_null_label(saved, config, place):
     """Raise UserError if the weak model with config `saved` would be asked for a null label that it does not have."""
     unconditional = not config.guidance.weak_conditional or config.guidance.function == 'unconditional'
@@ -249,6 +280,7 @@ def image_batches(config, guide=None, weak=None, *, batch_size=None):
     def batches(params, labels, weight, seed, classifier_weight=None, *, units=None):
         if classifier_weight is None:
             classifier_weight = config.guidance.classifier_weight
+        build_sampling.check_weight(config, weight)
         by_classifier = guide is not None and classifier_weight != 0.0
         draw, weak_params = drawing(is_guided(config, weight), by_classifier)
         guiding = (guide_params, classifier_weight) if by_classifier else (None, 0.0)
@@ -391,8 +423,8 @@ _WORDS = {
 def grid_words(config):
     """Return config.sample.grid with its ends in λ and rho: 'karras -8.764 12.43 7', or 'u'."""
     sample = config.sample
-    if sample.grid == 'u':
-        return 'u'
+    if sample.grid in ('u', 'u_open'):
+        return sample.grid
     numbers = (*build_sampling.grid_ends(config), *([sample.rho] if sample.grid == 'karras' else []))
     return ' '.join([sample.grid, *(f'{number:.6g}' for number in numbers)])
 

@@ -9,7 +9,6 @@ from cfg_jax import build, build_sampling
 from cfg_jax.checks import check_config
 from cfg_jax.config import default, imagenet, needs_much_memory, of_saved
 from cfg_jax.errors import UserError
-from cfg_jax.training.train_state import TrainState
 from tests import tiny
 
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / 'configs').glob('*.py'))
@@ -96,7 +95,7 @@ def test_a_shrunk_config_trains_a_step_and_samples(name, compiled):
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: np.float32(0.1 * random.standard_normal(leaf.shape)), shapes)
-    before, train_step = TrainState.create(params, build.optimizer(config)), build.train_step(config)
+    before, train_step = build.first_state(config, params), build.train_step(config)
     if not compiled:
         after, metrics = jax.eval_shape(train_step, before, batch, jax.random.key(1))
         assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, before) and metrics['loss'].shape == ()

@@ -10,7 +10,7 @@ from tests.tiny import ROOT
 
 PAGE = (ROOT / 'docs' / 'equations.md').read_text()
 LINKS = re.findall(r'\[`(\w+)\.(\w+)`\]\((\S+)\)', PAGE)
-MODULES = ['schedules', 'diffusion', 'guidance', 'samplers', 'losses']
+MODULES = ['schedules', 'diffusion', 'guidance', 'samplers', 'losses', 'distillation']
 BANNER = '# ' + 64 * '-'
 
 

@@ -10,7 +10,7 @@ from tests.tiny import ROOT
 
 LAYERS = [
     {'errors', 'files', 'progress', 'runtime', 'typing'},
-    {'schedules', 'diffusion', 'denoisers', 'guidance', 'samplers', 'losses', 'metrics', 'mixtures'},
+    {'schedules', 'diffusion', 'denoisers', 'guidance', 'samplers', 'losses', 'distillation', 'metrics', 'mixtures'},
     {'models', 'data', 'training', 'sampling', 'evaluation', 'distributed', 'planning', 'convert', 'torch_files'},
     {'config', 'config_files', 'build', 'build_sampling', 'checks', 'trained', 'command_line'},
     {'jobs'},
@@ -22,7 +22,7 @@ BASES = {0: {'errors'}, 1: {'diffusion', 'denoisers'}, 3: {'config', 'build', 'b
 ALLOWED_BESIDE = {
     ('convert', 'torch_files'), ('evaluation', 'torch_files'), ('evaluation', 'data'),
     ('training', 'distributed'), ('sampling', 'distributed'),
-    ('command_line', 'config_files'),
+    ('command_line', 'config_files'), ('distillation', 'losses'),
 }  # fmt: skip
 MODULES = [
     path

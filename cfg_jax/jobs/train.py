@@ -11,7 +11,7 @@ from clu import parameter_overview
 
 from cfg_jax import build, build_sampling, files, trained
 from cfg_jax.checks import check_config, check_judge
-from cfg_jax.config import default
+from cfg_jax.config import changed, default
 from cfg_jax.data import spread
 from cfg_jax.distributed import processes
 from cfg_jax.distributed.job import the_job
@@ -73,12 +73,15 @@ def _train_steps(config, workdir, mesh, source, checkpoints, stack, report):
     """Train up to the last step, or the one to stop at, which is saved; return the state. `stack` closes the rest."""
     _, step_key = build.training_keys(config)
     init, abstract_state, train_step = build.sharded_training(config, mesh)
+    start_round = build.distillation_start(config, mesh) if config.distill.method else None
     restored = _restore(config, workdir, source, checkpoints, abstract_state)
     if restored:
         state, first_step = restored.tree, restored.step
     else:
         with shown('initialising the network'):
             state, first_step = init(), 0
+            if config.distill.method:
+                state = start_round(state, _teacher_params(config, workdir, mesh, source))
     _print_start(config, workdir, mesh, source, state, first_step)
     batches = build.train_batches(config, source, mesh)
     stack.callback(batches.close)
@@ -112,6 +115,11 @@ def _train_steps(config, workdir, mesh, source, checkpoints, stack, report):
             stack.enter_context(the_job.stepping(first_step))  # from here on there is something to save
             processes.wait_for_all('compiled')
             metrics.progress.restart(first_step)
+        if step - 1 in build.round_starts(config)[1:]:
+            print(
+                f'step {step}: a student of {build.student_steps(config, step)} steps learns from this one', flush=True
+            )
+            state = start_round(state, state.ema_params)
         state, of_step = train_step(state, batch, step_key)
         if pending is not None:
             metrics.add(*pending)
@@ -140,6 +148,14 @@ def _restore(config, workdir, source, checkpoints, abstract_state):
         print(f'resuming from {checkpoints.path(restored.step)}', flush=True)
         print_changes(config, source, restored)
     return restored
+
+
+def _teacher_params(config, workdir, mesh, source):
+    """Return the parameters of config.distill.teacher. The source then has the teacher's classes in its order."""
+    teacher = trained.load_teacher(config, mesh)
+    source.order_classes(teacher.class_names)
+    check_same_classes(source.class_names, teacher.class_names, workdir)
+    return teacher.params
 
 
 def _print_start(config, workdir, mesh, source, state, first_step):
@@ -197,15 +213,19 @@ def _grids(config, workdir, mesh, class_names, writer):
     """Return the function (step, state) that draws the grid of a step that has one. All processes call it together."""
     if not config.train.grid_every or config.model.kind != 'unet':
         return lambda step, state: None
-    draw = grid_drawer(config, class_names, workdir) if processes.is_first() else None
+
+    @functools.cache
+    def drawer(num_steps):
+        drawn = config if num_steps is None else changed(config, {'sample.num_steps': num_steps})
+        return grid_drawer(drawn, class_names, workdir)
 
     def show(step, state):
         if step < config.train.num_steps and step % config.train.grid_every:
             return
         ema_params = sharding.gathered(state.ema_params, mesh) if config.train.fsdp else state.ema_params
-        if draw:
+        if processes.is_first():
             with shown(f'drawing the images of step {step}'):
-                picture = draw(step, ema_params)
+                picture = drawer(build.student_steps(config, step))(step, ema_params)
             with the_job.waiting('writing a picture'):
                 writer.image(step, 'samples', picture)
 

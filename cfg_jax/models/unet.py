@@ -55,6 +55,13 @@ class Encoder(nn.Module):
         embedding = nn.silu(blocks.Dense(4 * self.channels, dtype=self.dtype, name='time_in')(embedding))
         return blocks.Dense(4 * self.channels, dtype=self.dtype, name='time_out')(embedding)
 
+    def embed_weight(self, weight: Float[Array, ' B']) -> Float[Array, 'B 4*{self.channels}']:
+        """Embed the guidance weight as time is, w = 4 as time's 1000 (Meng et al. 2023, section 3); zero at first."""
+        embedding = blocks.sinusoidal_embedding(250.0 * weight, self.channels)
+        embedding = nn.silu(blocks.Dense(4 * self.channels, dtype=self.dtype, name='weight_in')(embedding))
+        out = blocks.Dense(4 * self.channels, kernel_init=blocks.zeros, dtype=self.dtype, name='weight_out')
+        return out(embedding)
+
     def encode(
         self,
         z: Float[Array, 'B H W C'],
@@ -88,8 +95,9 @@ class Encoder(nn.Module):
 
 
 class UNet(Encoder):
-    """ADM's UNet, called with z, λ and the labels.
+    """ADM's UNet, called with z, λ, the labels and, if guidance_input is set, the guidance weight w of each image.
 
+    guidance_input: the network takes w, 0 where none is given; its output is then the guided one.
     identity_attention: for which images attention is the identity (PAG), at the image sizes of identity_resolutions.
     num_labels: rows of the label embedding, including the null label's; 0 for a network without labels.
     out_channels: the images', or twice as many if the variance is learned (its channels come last).
@@ -97,6 +105,7 @@ class UNet(Encoder):
 
     num_labels: int = 0
     out_channels: int = 3
+    guidance_input: bool = False
 
     @nn.compact
     def __call__(
@@ -104,6 +113,7 @@ class UNet(Encoder):
         z: Float[Array, 'B H W C'],
         logsnr: Float[Array, ' B'],
         labels: Int[Array, ' B'] | None = None,
+        weight: Float[Array, ' B'] | None = None,
         *,
         train: bool = False,
         identity_attention: Bool[Array, ' B'] | None = None,
@@ -120,6 +130,8 @@ class UNet(Encoder):
                 name='label',
             )
             embedding = embedding + label_embedding(labels)
+        if self.guidance_input:
+            embedding = embedding + self.embed_weight(jnp.zeros_like(logsnr) if weight is None else weight)
         identity = {} if identity_attention is None else dict.fromkeys(identity_resolutions, identity_attention)
         h, skips = self.encode(z, embedding, train, identity)
         for level, mult in reversed(list(enumerate(self.channel_mult))):

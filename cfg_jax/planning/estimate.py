@@ -46,13 +46,17 @@ class Costs(NamedTuple):
 
 
 def state_bytes(state):
-    """Return the bytes per device of {'parameters', 'EMA', 'optimizer'} of an abstract `TrainState` with shardings."""
+    """Return the bytes per device of the parts of an abstract `TrainState` with shardings.
+
+    They are {'parameters', 'EMA', 'optimizer'}, and 'teacher' in distillation.
+    """
 
     def per_device(tree):
         shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
         return sum(math.prod(shape) * itemsize for shape, itemsize in shards)
 
     parts = {'parameters': state.params, 'EMA': state.ema_params, 'optimizer': state.opt_state}
+    parts |= {} if state.teacher_params is None else {'teacher': state.teacher_params}
     return {name: per_device(tree) for name, tree in parts.items()}
 
 

@@ -188,7 +188,7 @@ class Checkpoints:
         meta |= {'num_images': num_images, 'metrics': jax.tree.map(lambda a: np.asarray(a).tolist(), list(metrics))}
         meta['mixed_checksums'] = checksums(_parts(state))  # the older 'checksums' missed changes of two signs
         meta['checksum'] = checksum(meta)
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(_parts(state)), meta=ocp.args.JsonSave(meta))
         self._waiting(lambda: self._manager.save(step, args=arguments))
 
     def check(self):
@@ -266,7 +266,8 @@ class Checkpoints:
 
         def restore_step(step):
             reader = self._reader(ocp.StandardCheckpointHandler())
-            return reader.restore(self.path(step) / 'state', args=ocp.args.StandardRestore(abstract_state))
+            parts = reader.restore(self.path(step) / 'state', args=ocp.args.StandardRestore(_parts(abstract_state)))
+            return dataclasses.replace(abstract_state, **parts)
 
         return self._newest_readable(restore_step, _parts)
 
@@ -385,8 +386,9 @@ def _policy(keep, keep_every):
 
 
 def _parts(state):
-    """Return a state's fields, {name: tree}."""
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    """Return a state's fields that are not None, {name: tree}."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: tree for name, tree in fields.items() if tree is not None}
 
 
 def _agreed(text):

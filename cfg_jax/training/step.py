@@ -6,13 +6,13 @@ import numpy as np
 import optax
 
 from cfg_jax.training import optim, sharding
-from cfg_jax.training.train_state import TrainState
 
 
 def make_train_step(loss, optimizer, *, learning_rate, ema_decay, quarter_edges, accumulation_steps=1, split_over=None):
     """Return the function (state, {'image', 'label'}, key) -> (state, metrics).
 
-    loss(params, images, labels, key) -> `losses.Loss`; images as the batch has them. learning_rate: step -> rate.
+    loss(params, images, labels, key) -> `losses.Loss`; images as the batch has them. In distillation it takes two more:
+    the state's teacher_params, and step. learning_rate: step -> rate.
     quarter_edges: λ [5], increasing, the edges of four quarters. split_over: the mesh over which state and gradients
     are split (FSDP); the parameters are then gathered for the network. None: they are whole on every device.
 
@@ -25,22 +25,22 @@ def make_train_step(loss, optimizer, *, learning_rate, ema_decay, quarter_edges,
             return tree
         return jax.lax.with_sharding_constraint(tree, sharding.state_shardings(tree, split_over, fsdp))
 
-    def mean_loss(params, images, labels, key):
-        per_image = loss(params, images, labels, key)
+    def mean_loss(params, *arguments):
+        per_image = loss(params, *arguments)
         return per_image.loss.mean(), per_image
 
-    def loss_and_gradients(params, images, labels, key):
+    def loss_and_gradients(params, *arguments):
         whole = placed(params, fsdp=False)
-        (_, per_image), gradients = jax.value_and_grad(mean_loss, has_aux=True)(whole, images, labels, key)
+        (_, per_image), gradients = jax.value_and_grad(mean_loss, has_aux=True)(whole, *arguments)
         return per_image, placed(gradients, fsdp=True)
 
-    def accumulated(params, images, labels, key):
+    def accumulated(params, images, labels, key, *teaching):
         # Part p takes every accumulation_steps-th image, so that each device keeps the images that it has.
         parts = jax.tree.map(lambda a: a.reshape(-1, accumulation_steps, *a.shape[1:]).swapaxes(0, 1), (images, labels))
 
         def body(total, part):
             index, (images, labels) = part
-            per_image, gradients = loss_and_gradients(params, images, labels, jax.random.fold_in(key, index))
+            per_image, gradients = loss_and_gradients(params, images, labels, jax.random.fold_in(key, index), *teaching)
             return jax.tree.map(jnp.add, total, gradients), per_image
 
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -50,7 +50,8 @@ def make_train_step(loss, optimizer, *, learning_rate, ema_decay, quarter_edges,
     def train_step(state, batch, key):
         gradients_of = loss_and_gradients if accumulation_steps == 1 else accumulated
         step_key = jax.random.fold_in(key, state.step)
-        per_image, gradients = gradients_of(state.params, batch['image'], batch['label'], step_key)
+        teaching = () if state.teacher_params is None else (placed(state.teacher_params, fsdp=False), state.step)
+        per_image, gradients = gradients_of(state.params, batch['image'], batch['label'], step_key, *teaching)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
         quarters = jax.nn.one_hot(jnp.searchsorted(quarter_edges[1:-1], per_image.logsnr), 4)
@@ -68,7 +69,8 @@ def make_train_step(loss, optimizer, *, learning_rate, ema_decay, quarter_edges,
         if per_image.correct is not None:
             metrics['quarter_correct'] = _sums(quarters, per_image.correct)
         ema_params = optim.ema(state.ema_params, params, ema_decay)
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        next_state = state.replace(step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state)
+        return next_state, metrics
 
     return train_step
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from cfg_jax import build_sampling, trained
+from cfg_jax import build, build_sampling, trained
 from cfg_jax.checks import check_config, names_curves
 from cfg_jax.config import changed
 from cfg_jax.errors import UserError
@@ -113,8 +113,11 @@ def _named(config):
             for interval in dict.fromkeys(map(tuple, evaluate.intervals)) or (None,):
                 curve, words = config, [f'step {step}'] * (step is not None)
                 words += [] if tuple(evaluate.ema) == (True,) else [('parameters', 'EMA')[ema]]
+                if step is not None and (num_steps := build.student_steps(config, step)):
+                    curve = changed(curve, {'sample.num_steps': num_steps})
+                    words += [f'{num_steps} steps']
                 if interval is not None:
-                    curve = changed(config, {'guidance.interval': interval})
+                    curve = changed(curve, {'guidance.interval': interval})
                     try:
                         check_config(curve)
                     except UserError as error:

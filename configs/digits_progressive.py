@@ -1,0 +1,36 @@
+r"""Guided digits in 32, 16, 8, 4, 2 and 1 steps of one forward each: progressive distillation.
+
+    python -m cfg_jax.main --config=configs/digits_progressive.py
+
+Each round halves the steps (Salimans & Ho 2022); the first learns from the student of configs/digits_distilled.py,
+which takes the guidance weight, in 64 steps: so it is the second stage of Meng et al. 2023. A run that is stopped
+resumes within its round.
+"""
+
+from pathlib import Path
+
+from cfg_jax import config_files
+
+ROUNDS = ((32, 500), (16, 500), (8, 500), (4, 500), (2, 500), (1, 1000))
+
+
+def get_config():
+    return config_files.read(
+        Path(__file__).with_name('digits_distilled.py'),
+        {
+            'distill.method': 'progressive',
+            'distill.teacher': 'runs/digits_distilled',
+            'distill.rounds': ROUNDS,
+            'optim.learning_rate': 1e-3,
+            'optim.decay': 'linear',
+            'optim.warmup_steps': 0,
+            'optim.ema_decay': 0.98,
+            'train.num_steps': sum(steps for _, steps in ROUNDS),
+            'train.keep_every': 500,  # the student of each round
+            'sample.sampler': 'ddim',
+            'sample.grid': 'u_open',
+            'sample.num_steps': 1,
+            'eval.steps': (500, 1000, 1500, 2000, 2500, 3500),
+            'eval.guidance_weights': (0.0, 0.3, 1.0),
+        },
+    )
