@@ -42,7 +42,7 @@ def guided_output(
     *,
     null_label: int,
 ) -> Float[Array, ' B *D']:
-    """Return the guided output of a network that predicts eps, x or v, each of which is linear in the others.
+    """Return the guided output of a network that predicts eps, x, v or F, each of which is linear in the others.
 
     It is computed in one forward of 2B: [labels; null].
     """
@@ -64,6 +64,7 @@ def guided_loss(
     weight_max: Scalar,
     prediction: str = 'eps',
     target: str = 'eps',
+    sigma_data: Scalar = 0.5,
     low_discrepancy: bool = False,
 ) -> Loss:
     """Compute Meng et al.'s Algorithm 1 of images x in [-1, 1]: the student's error on the guided teacher.
@@ -76,7 +77,7 @@ def guided_loss(
     weight = sample_weight(weight_key, len(x), weight_max=weight_max)
     truth = jax.lax.stop_gradient(guided_output(teacher, z, logsnr, labels, weight, null_label=null_label))
     error = student(z, logsnr, labels, weight) - truth
-    loss = losses.mean_square(error, logsnr, prediction=prediction, target=target)
+    loss = losses.mean_square(error, logsnr, prediction=prediction, target=target, sigma_data=sigma_data)
     return Loss(loss, logsnr, jnp.zeros(len(x), bool))
 
 
@@ -127,12 +128,13 @@ def progressive_loss(
     clip_x: bool = True,
     prediction: str = 'v',
     target: str = 'v',
+    sigma_data: Scalar = 0.5,
     low_discrepancy: bool = False,
 ) -> Loss:
     """Compute Salimans & Ho's Algorithm 2 of images x in [-1, 1]: one of N steps of the student, two of its teacher.
 
-    schedule: u -> λ, on which steps go from i/N to (i-1)/N. Teacher and student output the same `prediction`, 'x' or
-    'v'. clip_x: keep the teacher's x within [-1, 1], as its sampler does. w ~ Uniform[0, weight_max] for each image.
+    schedule: u -> λ, on which steps go from i/N to (i-1)/N. Teacher and student output the same `prediction`, any
+    but 'eps'. clip_x: keep the teacher's x within [-1, 1], as its sampler does. w ~ Uniform[0, weight_max].
     """
     step_key, eps_key, weight_key = jax.random.split(key, 3)
     u = sample_step(step_key, len(x), num_steps, low_discrepancy=low_discrepancy)
@@ -142,10 +144,11 @@ def progressive_loss(
 
     def predict_x(z, logsnr):
         output = teacher(z, logsnr, labels, weight)
-        return diffusion.limit_x(diffusion.network_x(output, z, logsnr, prediction), clip_x)
+        return diffusion.limit_x(diffusion.network_x(output, z, logsnr, prediction, sigma_data), clip_x)
 
     wanted = jax.lax.stop_gradient(ddim_pair(predict_x, z, logsnr, middle, end))
     eps = diffusion.predict_eps(z, wanted, logsnr)
     output = student(z, logsnr, labels, weight)
-    loss = losses.squared_error(output, z, wanted, eps, logsnr, prediction=prediction, target=target)
+    meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
+    loss = losses.squared_error(output, z, wanted, eps, logsnr, **meaning)
     return Loss(loss, logsnr, jnp.zeros(len(x), bool))

@@ -31,6 +31,7 @@ ON = {
     'model.dropout': ({}, 0.5),
     'model.remat': ({}, True),
     'train.accumulation_steps': ({}, 2),
+    'loss.weighting': ({}, 'sigmoid'),
 }
 # Fields that are off by default and that this file, or no program, has to do with.
 TESTED = {

@@ -74,6 +74,104 @@ def test_the_error_is_on_the_target_whatever_is_predicted(prediction, target):
     np.testing.assert_allclose(got, np.square(error).mean((1, 2, 3)), rtol=1e-4)
 
 
+# ---------------------------------------------------------------- weights of the error, in float64
+
+
+SIGMA_DATA = 0.4
+OPTIONS = {'gamma': 5.0, 'sigma_data': SIGMA_DATA, 'bias': 2.0}
+SLOPE = np.pi / 2 - 2 * np.arctan(np.exp(-10.0))  # a of λ = -2 log tan(a u + b), of which -dλ/du = 4 a cosh(λ / 2)
+
+
+def cosine_rate(logsnr):
+    return 4 * SLOPE * np.cosh(logsnr / 2)
+
+
+def weight_on_x(weighting, logsnr):
+    """The papers' own formulas: of |x^ - x|², of SNR = alpha² / sigma² and EDM's sigma = 1 / sqrt(SNR)."""
+    snr = np.exp(np.float64(logsnr))
+    sigma = 1 / np.sqrt(snr)
+    return {
+        'min_snr': np.minimum(snr, 5.0),
+        'truncated_snr': np.maximum(snr, 1.0),
+        'edm': (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2,
+        'sigmoid': snr * cosine_rate(logsnr) / (1 + np.exp(logsnr - 2.0)),
+    }[weighting]
+
+
+@pytest.mark.parametrize('weighting', losses.WEIGHTINGS)
+def test_a_weight_is_the_papers_at_every_noise(weighting):
+    logsnr = np.linspace(-20, 20, 401)
+    got = losses.WEIGHTINGS[weighting](jnp.float32(logsnr), rate=jnp.float32(cosine_rate(logsnr)), **OPTIONS)
+    np.testing.assert_allclose(got, np.log(weight_on_x(weighting, logsnr)) - logsnr, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('weighting', losses.WEIGHTINGS)
+@pytest.mark.parametrize('prediction', diffusion.PARAMETERISATIONS)
+def test_the_weighted_error_is_one_number_whatever_is_predicted(prediction, weighting):
+    """Outputs that stand for the same x^ have the loss w |x^ - x|², computed from the definitions in float64."""
+    logsnr = np.linspace(-10, 14, 512)
+    alpha, sigma = (np.sqrt(1 / (1 + np.exp(s * logsnr)))[:, None, None, None] for s in (-1, 1))
+    x, eps, error = (np.float64(jax.random.normal(jax.random.key(k), X.shape)) for k in range(3))
+    z, x_hat = alpha * x + sigma * eps, x + error
+    eps_hat = (z - alpha * x_hat) / sigma
+    scale = np.sqrt(sigma**2 + alpha**2 * SIGMA_DATA**2)
+    output = {
+        'eps': eps_hat,
+        'x': x_hat,
+        'v': alpha * eps_hat - sigma * x_hat,
+        'edm': (x_hat - alpha * SIGMA_DATA**2 / scale**2 * z) * scale / (sigma * SIGMA_DATA),
+    }[prediction]
+    arrays = map(jnp.float32, (output, z, x, eps, logsnr))
+    log_weight = losses.WEIGHTINGS[weighting](jnp.float32(logsnr), rate=jnp.float32(cosine_rate(logsnr)), **OPTIONS)
+    got = losses.squared_error(*arrays, prediction=prediction, sigma_data=SIGMA_DATA, log_weight=log_weight)
+    expected = weight_on_x(weighting, logsnr) * np.square(error).mean((1, 2, 3))
+    np.testing.assert_allclose(got, expected, rtol=1e-3)
+
+
+def test_edms_weight_makes_the_plain_error_of_its_output():
+    arrays = [jax.random.normal(jax.random.key(k), X.shape) for k in range(4)]
+    logsnr = jnp.linspace(-20.0, 20.0, len(X))
+    plain, weighted = (
+        losses.squared_error(*arrays, logsnr, prediction='edm', target=target, sigma_data=SIGMA_DATA, log_weight=weight)
+        for target, weight in (('edm', None), ('eps', losses.edm_weighting(logsnr, **OPTIONS)))
+    )
+    np.testing.assert_allclose(plain, weighted, rtol=1e-5)
+
+
+@pytest.mark.parametrize('weighting', losses.WEIGHTINGS)
+def test_the_loss_has_the_weight_of_its_own_times(weighting):
+    """The rate -dλ/du is that of the schedule; a weight depends on λ alone, so the best prediction stays the best."""
+    plain, weighted = (
+        loss_of(lambda z, logsnr, labels: jnp.sin(5 * z), weighting=w)
+        for w in (None, partial(losses.WEIGHTINGS[weighting], **OPTIONS))
+    )
+    np.testing.assert_array_equal(plain.logsnr, weighted.logsnr)
+    logsnr = np.float64(plain.logsnr)
+    within = np.abs(logsnr) < 15  # beyond, u has too few digits to tell λ
+    expected = weight_on_x(weighting, logsnr) / np.exp(logsnr)
+    np.testing.assert_allclose((weighted.loss / plain.loss)[within], expected[within], rtol=2e-3)
+
+
+@pytest.mark.parametrize('weighting', losses.WEIGHTINGS)
+@pytest.mark.parametrize('prediction', diffusion.PARAMETERISATIONS)
+def test_a_weighted_loss_is_finite_at_both_ends_and_so_is_its_gradient(prediction, weighting):
+    x, eps = X[:4], jax.random.normal(jax.random.key(2), X[:4].shape)
+    schedule = partial(schedules.normal_logsnr, mean=0.0, std=1.2)
+    for ends in (schedules.cosine_logsnr, schedule):
+        u = jnp.array([0.0, 2.0**-24, 1.0 - 2.0**-24, 1.0])
+        logsnr = ends(u)
+        rate = losses._rate(ends, u)
+        z = diffusion.q_sample(x, eps, logsnr)
+
+        def loss(output, logsnr=logsnr, rate=rate, z=z):
+            log_weight = losses.WEIGHTINGS[weighting](logsnr, rate=rate, **OPTIONS)
+            error = losses.squared_error(output, z, x, eps, logsnr, prediction=prediction, log_weight=log_weight)
+            return error.sum()
+
+        value, gradient = jax.value_and_grad(loss)(jnp.zeros_like(x))
+        assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
+
+
 # ---------------------------------------------------------------- the bound in continuous time, where it is known
 
 
