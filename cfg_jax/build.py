@@ -309,13 +309,14 @@ def distillation_loss(config):
     """Return the function (params, x [B, H, W, C], labels [B], key, teacher_params, step) -> `losses.Loss`."""
     student, teacher = (apply_network(config, module) for module in (network(config), teacher_network(config)))
     weight_max = config.model.guidance_max if config.model.guidance_input else 0.0
-    starts = jnp.array(round_starts(config)[1:])
+    starts = jnp.array(round_starts(config)[1:], jnp.int32)
     common = {
-        'schedule': schedule(config),
+        'schedule': training_schedule(config),
         'weight_max': weight_max,
         'prediction': config.diffusion.prediction,
         'target': config.loss.target,
         'sigma_data': config.diffusion.sigma_data,
+        'weighting': loss_weighting(config),
         'low_discrepancy': config.loss.low_discrepancy,
     }
 
