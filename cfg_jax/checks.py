@@ -1,5 +1,6 @@
 """Checks of a config: every job makes them before it begins; an error names the first field that is wrong."""
 
+import importlib
 import math
 import pkgutil
 from itertools import pairwise
@@ -108,10 +109,14 @@ def check_config(config):
 
 
 def check_judge(config):
-    """Raise UserError unless config.eval names a judge."""
+    """Raise UserError unless config.eval names a judge, and the weights files that judges read are there."""
     allowed = f'allowed: {", ".join(map(repr, JUDGES))}'
     if not judges.names(config.eval.judge):
         raise UserError(f'config.eval.judge is not set; {allowed}.')
+    for name in judges.names(config.eval.judge):
+        weights = config.eval.get(f'{name}_weights')  # None: a judge that reads no file that the user chose
+        if weights is not None:
+            importlib.import_module(f'{judges.__name__}.{name}').PUBLISHED.require(weights)
 
 
 def _get(config, name):
