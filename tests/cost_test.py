@@ -32,6 +32,7 @@ ON = {
     'model.remat': ({}, True),
     'train.accumulation_steps': ({}, 2),
     'loss.weighting': ({}, 'sigmoid'),
+    'loss.guided': ({'model__guidance_input': True}, 'gft'),
 }
 # Fields that are off by default and that this file, or no program, has to do with.
 TESTED = {
