@@ -292,17 +292,35 @@ def student_steps(config, step):
     return begun[-1] if begun else None
 
 
+def student_step(config, num_steps):
+    """Return the training step at which the round of students of `num_steps` ends; None without rounds.
+
+    Raises UserError if no round has students of so many steps.
+    """
+    if not config.distill.rounds:
+        return None
+    ends = [*round_starts(config)[1:], config.train.num_steps]
+    of_steps = {steps: end for (steps, _), end in zip(config.distill.rounds, ends)}
+    if num_steps not in of_steps:
+        raise UserError(
+            f'config.sample.num_steps is {num_steps}; there are students of {", ".join(map(str, of_steps))} steps '
+            '(config.distill.rounds).'
+        )
+    return of_steps[num_steps]
+
+
 def distillation_loss(config):
     """Return the function (params, x [B, H, W, C], labels [B], key, teacher_params, step) -> `losses.Loss`."""
     student, teacher = (apply_network(config, module) for module in (network(config), teacher_network(config)))
     weight_max = config.model.guidance_max if config.model.guidance_input else 0.0
-    starts = jnp.array(round_starts(config)[1:])
+    starts = jnp.array(round_starts(config)[1:], jnp.int32)
     common = {
-        'schedule': schedule(config),
+        'schedule': training_schedule(config),
         'weight_max': weight_max,
         'prediction': config.diffusion.prediction,
         'target': config.loss.target,
         'sigma_data': config.diffusion.sigma_data,
+        'weighting': loss_weighting(config),
         'low_discrepancy': config.loss.low_discrepancy,
     }
 

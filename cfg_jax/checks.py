@@ -380,6 +380,7 @@ def _check_distillation(config):
     )
     continuous = config.diffusion.schedule == 'cosine'
     _require(continuous, config, 'diffusion.schedule', f"'cosine' {because} 'progressive'")
+    _require(config.loss.times == 'uniform', config, 'loss.times', f"'uniform' {because} 'progressive'")
 
 
 def _check_weak(config):

@@ -59,6 +59,7 @@ def guided_loss(
     prediction: str = 'eps',
     target: str = 'eps',
     sigma_data: Scalar = 0.5,
+    weighting: losses.Weighting | None = None,
     low_discrepancy: bool = False,
 ) -> Loss:
     """Compute Meng et al.'s Algorithm 1 of images x in [-1, 1]: the student's error on the guided teacher.
@@ -66,12 +67,14 @@ def guided_loss(
     Teacher and student output the same `prediction`; w ~ Uniform[0, weight_max] for each image.
     """
     u_key, eps_key, weight_key = jax.random.split(key, 3)
-    logsnr = schedule(losses.sample_u(u_key, len(x), low_discrepancy=low_discrepancy))
+    u = losses.sample_u(u_key, len(x), low_discrepancy=low_discrepancy)
+    logsnr = schedule(u)
     z = diffusion.q_sample(x, jax.random.normal(eps_key, x.shape), logsnr)
     weight = sample_weight(weight_key, len(x), weight_max=weight_max)
     truth = jax.lax.stop_gradient(guided_output(teacher, z, logsnr, labels, weight, null_label=null_label))
     error = student(z, logsnr, labels, weight) - truth
-    loss = losses.mean_square(error, logsnr, prediction=prediction, target=target, sigma_data=sigma_data)
+    meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
+    loss = losses.mean_square(error, logsnr, **meaning, log_weight=losses.log_weight(weighting, schedule, u))
     return Loss(loss, logsnr, jnp.zeros(len(x), bool))
 
 
@@ -123,6 +126,7 @@ def progressive_loss(
     prediction: str = 'v',
     target: str = 'v',
     sigma_data: Scalar = 0.5,
+    weighting: losses.Weighting | None = None,
     low_discrepancy: bool = False,
 ) -> Loss:
     """Compute Salimans & Ho's Algorithm 2 of images x in [-1, 1]: one of N steps of the student, two of its teacher.
@@ -144,5 +148,6 @@ def progressive_loss(
     eps = diffusion.predict_eps(z, wanted, logsnr)
     output = student(z, logsnr, labels, weight)
     meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
-    loss = losses.squared_error(output, z, wanted, eps, logsnr, **meaning)
+    log_weight = losses.log_weight(weighting, schedule, u)
+    loss = losses.squared_error(output, z, wanted, eps, logsnr, **meaning, log_weight=log_weight)
     return Loss(loss, logsnr, jnp.zeros(len(x), bool))

@@ -156,6 +156,11 @@ def _rate(schedule, u):
     return -jax.jvp(schedule, (u,), (jnp.ones_like(u),))[1]
 
 
+def log_weight(weighting: Weighting | None, schedule: Schedule, u: Float[Array, ' B']) -> Float[Array, ' B'] | None:
+    """Return the log of the weight of each image's error at λ = schedule(u); None for no weighting."""
+    return None if weighting is None else weighting(schedule(u), rate=_rate(schedule, u))
+
+
 # log of the weight of the squared error on eps, as functions of λ [B]. Papers state most of them on x, whose squared
 # error is that on eps / SNR. Each takes all keywords (gamma, sigma_data, bias, rate) and reads its own.
 WEIGHTINGS = {

@@ -1,6 +1,7 @@
 """The curves of an evaluation, and the points on them."""
 
 import dataclasses
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -27,7 +28,7 @@ class Curve:
 
     suffix: the part of file names that tells it from other curves. variant: its name, such as that in
     config.eval.variants, or ''. overrides: what the variant changes, as text. step: the checkpoint's; None: the newest.
-    ema: take the average of the parameters.
+    ema: take the average of the parameters. workdir: the model's; '' is the evaluation's own.
     """
 
     config: ConfigDict
@@ -36,6 +37,7 @@ class Curve:
     overrides: str = ''
     step: int | None = None
     ema: bool = True
+    workdir: str = ''
 
 
 def swept(config):
@@ -73,10 +75,7 @@ def curves(config):
     """
     if config.eval.variants:
         return [
-            Curve(
-                varied, variants.suffix(name), name, ', '.join(f'{field}={value}' for field, value in changes.items())
-            )
-            for name, (varied, changes) in variants.read_variants(config).items()
+            curve for name, variant in variants.read_variants(config).items() for curve in _of_variant(name, variant)
         ]
     if names_curves(config):
         return _named(config)
@@ -91,6 +90,18 @@ def curves(config):
         Curve(curve, f'_{curve.sample.sampler}{len(build_sampling.sampling_logsnrs(curve))}' if several else '')
         for curve in configs
     ]
+
+
+def _of_variant(name, variant):
+    """Return the `Curve`s of a variant: one for each number of its config.eval.num_steps."""
+    found, numbers = [], tuple(dict.fromkeys(variant.config.eval.num_steps))
+    overrides = ', '.join(f'{field}={value}' for field, value in variant.changes.items())
+    for number in numbers or (variant.config.sample.num_steps,):
+        config = changed(variant.config, {'sample.num_steps': number, 'eval.num_steps': ()})
+        suffix = f'{variants.suffix(name)}_{number}' if len(numbers) > 1 else variants.suffix(name)
+        step = build.student_step(config, number) if variant.step is None else variant.step
+        found.append(Curve(config, suffix, name, overrides, step=step, workdir=variant.workdir))
+    return found
 
 
 def are_named(config):
@@ -133,15 +144,22 @@ def models(every, model):
 
     All are loaded before any image is drawn.
     """
-    found, former, read = [], model, {(model.step, True): model}
+    found, former, read = [], model, {('', model.step, True): model}
     for curve in every:
-        step = model.step if curve.step is None else curve.step  # training may have saved a newer one meanwhile
-        place = step, curve.ema
+        is_own = not curve.workdir
+        step = (
+            model.step if is_own and curve.step is None else curve.step
+        )  # training may have saved a newer one meanwhile
+        place = curve.workdir, step, curve.ema
         if place not in read:
-            read[place] = trained.load(model.config, model.workdir, step=step, ema=curve.ema, former=former)
-        tag = '_'.join([f'step{step}'] * (curve.step is not None) + ['raw'] * (not curve.ema))
-        own = dataclasses.replace(read[place], config=curve.config, tag=tag)
-        found.append(trained.with_helpers(own, former=former))
+            config, workdir = (model.config, model.workdir) if is_own else (curve.config, Path(curve.workdir))
+            read[place] = trained.load(config, workdir, step=step, ema=curve.ema, former=former)
+            others = read[place].class_names
+            trained.check_same_order(model.class_names, others, workdir, 'config.eval.variants')
+        tag = [variants.suffix(curve.variant)[1:]] * (not is_own)
+        tag += [f'step{step}'] * (is_own and curve.step is not None) + ['raw'] * (not curve.ema)
+        drawing = dataclasses.replace(read[place], config=curve.config, tag='_'.join(tag))
+        found.append(trained.with_helpers(drawing, former=former))
         if found[-1].classifier or found[-1].weak:
             former = found[-1]  # its networks serve the next curves that name the same ones
     return found
