@@ -204,12 +204,11 @@ def _check_combinations(config):
 def _check_loss(config):
     """Check what the network predicts, and the weight and the times of its loss."""
     of_model = (('diffusion', 'prediction'), ('loss', 'weighting'), ('loss', 'times'))
-    for applies, reason, fields in (
-        (config.model.learn_variance, 'config.model.learn_variance is set', of_model),
-        (config.model.kind == 'classifier', "config.model.kind is 'classifier'", of_model),
-        (config.distill.method, 'config.distill.method is set', of_model[1:]),
+    for applies, reason in (
+        (config.model.learn_variance, 'config.model.learn_variance is set'),
+        (config.model.kind == 'classifier', "config.model.kind is 'classifier'"),
     ):
-        for section, field in fields if applies else ():
+        for section, field in of_model if applies else ():
             usual = default()[section][field]
             _require(config[section][field] == usual, config, f'{section}.{field}', f'{usual!r} because {reason}')
     because = f'because config.loss.guided is {config.loss.guided!r}'

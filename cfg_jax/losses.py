@@ -200,9 +200,9 @@ def diffusion_loss(
     logsnr = schedule(u)
     z = diffusion.q_sample(x, eps, logsnr)
     output = network(z, logsnr, labels)
-    log_weight = None if weighting is None else weighting(logsnr, rate=_rate(schedule, u))
     meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
-    return Loss(squared_error(output, z, x, eps, logsnr, **meaning, log_weight=log_weight), logsnr, dropped)
+    meaning['log_weight'] = log_weight(weighting, schedule, u)
+    return Loss(squared_error(output, z, x, eps, logsnr, **meaning), logsnr, dropped)
 
 
 # ---------------------------------------------------------------- GFT: β f(z, c, β) + (1-β) sg f(z) (Chen et al. 2025)

@@ -241,14 +241,5 @@ def test_guidance_free_training_refuses_what_it_cannot_use(changes, message):
         check_config(tiny.config(**{**GFT, **changes}))
 
 
-@pytest.mark.parametrize('field', ['weighting', 'times'])
-def test_distillation_has_a_loss_of_its_own(field):
-    config = tiny.config(distill__method='guided', **{f'loss__{field}': 'edm'})
-    with pytest.raises(
-        UserError, match=rf"loss\.{field} is 'edm'; it must be .* because config\.distill\.method is set"
-    ):
-        check_config(config)
-
-
 def test_a_table_takes_normal_times_and_then_every_weight():
     check_config(tiny.config(diffusion__schedule='adm_linear', loss__times='edm', loss__weighting='sigmoid'))
