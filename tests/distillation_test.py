@@ -1,5 +1,6 @@
 """Distillation: its targets on mixtures whose score is known, and runs of tiny students."""
 
+import json
 import shutil
 from itertools import pairwise
 
@@ -247,6 +248,20 @@ def test_a_killed_distillation_resumes_to_the_same_bits(workdirs, tmp_path, kept
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '2')
     whole = train.run(config, workdirs / 'progressive')
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole))
+
+
+def test_rounds_are_the_same_on_several_devices(workdirs, tmp_path):
+    """Four devices, the state split over them, a batch in two parts: losses as on one device, up to rounding."""
+    split = {'train__accumulation_steps': 2, 'distill__teacher': str(workdirs / 'guided')}
+    losses_of = {}
+    for devices in (1, 4):
+        workdir, flags = tmp_path / str(devices), tiny.flags(**STUDENT | ROUNDS | split)
+        done = tiny.main(*flags, f'--config.train.fsdp={devices > 1}', f'--workdir={workdir}', devices=devices)
+        assert done.returncode == 0, done.stderr
+        lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+        losses_of[devices] = [json.loads(line)['loss'] for line in lines]
+    assert len(losses_of[4]) == 4
+    np.testing.assert_allclose(losses_of[4], losses_of[1], rtol=1e-4)
 
 
 def test_each_round_starts_from_the_student_before(workdirs):
