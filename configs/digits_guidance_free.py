@@ -3,7 +3,8 @@ r"""The digits by a network that takes the guidance weight: guided sampling in o
     python -m cfg_jax.main --config=configs/digits_guidance_free.py
 
 Guidance-free training (Chen et al. 2025) of the model of configs/digits.py, at weights from 0 to 4.
-Hardware: two CPU cores. Cost: COST
+Hardware: two CPU cores. Cost: a training step takes 1.3 times the CPU time of one of configs/digits.py, and a guided
+step of the sampler one forward, not two.
 Expect: not measured.
 """
 
