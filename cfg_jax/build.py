@@ -250,6 +250,10 @@ def loss(config):
         dropping = {'null_label': null_label(config), 'p_uncond': config.loss.p_uncond}
         if config.model.learn_variance:
             return losses.hybrid_loss(apply, x, labels, loss_key, logsnrs=table(config), **dropping)
+        if config.loss.guided:
+            frozen, weight_key = partial(apply_network(config, module), params), jax.random.fold_in(loss_key, 0)
+            guided = {'null_label': null_label(config), 'weight_max': config.model.guidance_max}
+            apply = losses.guidance_free(apply, frozen, weight_key, **guided)
         return losses.diffusion_loss(
             apply,
             x,

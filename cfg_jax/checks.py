@@ -21,6 +21,7 @@ _CHOICES = {
     'model.labels': ('null', 'classes', 'none'),
     'model.dtype': ('float32', 'bfloat16'),
     'loss.target': ('eps', 'x', 'v'),
+    'loss.guided': ('', 'gft'),
     'loss.weighting': ('', *losses.WEIGHTINGS),
     'loss.times': ('uniform', *build.TIMES),
     'optim.name': ('adam', 'adamw'),
@@ -208,14 +209,21 @@ def _check_combinations(config):
 def _check_loss(config):
     """Check what the network predicts, and the weight and the times of its loss."""
     of_model = (('diffusion', 'prediction'), ('loss', 'weighting'), ('loss', 'times'))
-    for applies, reason, fields in (
-        (config.model.learn_variance, 'config.model.learn_variance is set', of_model),
-        (config.model.kind == 'classifier', "config.model.kind is 'classifier'", of_model),
-        (config.distill.method, 'config.distill.method is set', of_model[1:]),
+    for applies, reason in (
+        (config.model.learn_variance, 'config.model.learn_variance is set'),
+        (config.model.kind == 'classifier', "config.model.kind is 'classifier'"),
     ):
-        for section, field in fields if applies else ():
+        for section, field in of_model if applies else ():
             usual = default()[section][field]
             _require(config[section][field] == usual, config, f'{section}.{field}', f'{usual!r} because {reason}')
+    because = f'because config.loss.guided is {config.loss.guided!r}'
+    for field, holds, allowed in (
+        ('model.guidance_input', config.model.guidance_input, 'True'),
+        ('model.labels', config.model.labels == 'null', "'null'"),
+        ('loss.p_uncond', config.loss.p_uncond > 0, 'above 0, so that the null label is trained,'),
+        ('distill.method', not config.distill.method, "''"),
+    ):
+        _require(holds or not config.loss.guided, config, field, f'{allowed} {because}')
     weighting = config.loss.weighting
     weighted = f"'eps' because config.loss.weighting is {weighting!r}, which is a weight of the error on eps"
     _require(not weighting or config.loss.target == 'eps', config, 'loss.target', weighted)

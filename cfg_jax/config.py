@@ -63,6 +63,8 @@ def default():
     config.loss = loss = ConfigDict()
     loss.p_uncond = 0.1  # probability that a label is replaced by the null label; 0 unless model.labels is 'null'
     loss.target = 'eps'  # the squared error is measured on 'eps' (the paper) | 'x' | 'v', for any prediction
+    # 'gft': a network that takes w (model.guidance_input) learns the guided prediction from the data (Chen et al. 2025)
+    loss.guided = ''
     # a weight of that error on eps: '' (none: the target's own) | 'min_snr' | 'truncated_snr' | 'edm' | 'sigmoid'
     loss.weighting = ''
     loss.min_snr_gamma = 5.0  # min_snr: the weight on x is min(SNR, this)

@@ -13,14 +13,8 @@ import jax.numpy as jnp
 
 from cfg_jax import diffusion, losses
 from cfg_jax.diffusion import Schedule
-from cfg_jax.losses import Loss
+from cfg_jax.losses import GuidedNetwork, Loss
 from cfg_jax.typing import Array, Float, Int, Key, Scalar
-
-# network(z, λ, labels, w) -> its raw output, shape of z
-GuidedNetwork = Callable[
-    [Float[Array, ' B *D'], Float[Array, ' B'], Int[Array, ' B'], Float[Array, ' B']], Float[Array, ' B *D']
-]
-
 
 # ---------------------------------------------------------------- Meng et al. 2023, section 3.1: w ~ U[0, w_max]
 

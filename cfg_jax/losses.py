@@ -19,6 +19,10 @@ from cfg_jax.typing import Array, Bool, Float, Int, Key, PerImage, Scalar
 # network(z, λ, labels) -> its raw output
 Network = Callable[[Float[Array, 'B *D C'], Float[Array, ' B'], Int[Array, ' B']], Float[Array, 'B *D F']]
 
+# network(z, λ, labels, w) -> its raw output, shape of z
+GuidedNetwork = Callable[
+    [Float[Array, ' B *D'], Float[Array, ' B'], Int[Array, ' B'], Float[Array, ' B']], Float[Array, ' B *D']
+]
 Weighting = Callable[..., Float[Array, ' B']]  # weighting(λ, rate=-dλ/du) -> log of the weight of each image's error
 
 
@@ -196,9 +200,42 @@ def diffusion_loss(
     logsnr = schedule(u)
     z = diffusion.q_sample(x, eps, logsnr)
     output = network(z, logsnr, labels)
-    log_weight = None if weighting is None else weighting(logsnr, rate=_rate(schedule, u))
     meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
-    return Loss(squared_error(output, z, x, eps, logsnr, **meaning, log_weight=log_weight), logsnr, dropped)
+    meaning['log_weight'] = log_weight(weighting, schedule, u)
+    return Loss(squared_error(output, z, x, eps, logsnr, **meaning), logsnr, dropped)
+
+
+# ---------------------------------------------------------------- GFT: β f(z, c, β) + (1-β) sg f(z) (Chen et al. 2025)
+
+
+def guidance_free_output(
+    conditional: Float[Array, ' B *D'], unconditional: Float[Array, ' B *D'], weight: PerImage
+) -> Float[Array, ' B *D']:
+    """Return β conditional + (1 - β) stop_gradient(unconditional), β = 1 / (1 + w).
+
+    It is the right answer where `conditional` is the guided one, (1 + w) right - w unconditional, which a network so
+    learns. The outputs may be of any parameterisation, since each is linear in eps and z.
+    """
+    beta = 1.0 / (1.0 + diffusion.broadcast_to_images(weight, conditional))
+    return beta * conditional + (1.0 - beta) * jax.lax.stop_gradient(unconditional)
+
+
+def guidance_free(
+    network: GuidedNetwork, frozen: GuidedNetwork, key: Key[Array, ''], *, null_label: int, weight_max: Scalar
+) -> Network:
+    """Return the network (z, λ, labels) -> `guidance_free_output`, by which `diffusion_loss` trains one that takes w.
+
+    β ~ Uniform[1 / (1 + weight_max), 1] for each image. Where the label is the null label, w is 0 and β is 1: it is
+    trained as ever. frozen: the same network without dropout, asked for the null label at w = 0; it gets no gradient.
+    """
+
+    def output(z: Float[Array, ' B *D'], logsnr: Float[Array, ' B'], labels: Int[Array, ' B']) -> Float[Array, ' B *D']:
+        beta = jax.random.uniform(key, labels.shape, minval=1.0 / (1.0 + weight_max))
+        weight = jnp.where(labels == null_label, 0.0, 1.0 / beta - 1.0)
+        null = frozen(z, logsnr, jnp.full_like(labels, null_label), jnp.zeros_like(weight))
+        return guidance_free_output(network(z, logsnr, labels, weight), null, weight)
+
+    return output
 
 
 # ---------------------------------------------------------------- L_{t-1}, L_T: KL of Gaussians (IDDPM, eq. 6 and 7)

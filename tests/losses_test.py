@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from cfg_jax import diffusion, losses, samplers, schedules
 from cfg_jax.diffusion import Prediction
+from tests import mixture
 
 X = jax.random.uniform(jax.random.key(0), (512, 2, 2, 1), minval=-1.0)
 LABELS = jnp.arange(512) % 10
@@ -170,6 +172,119 @@ def test_a_weighted_loss_is_finite_at_both_ends_and_so_is_its_gradient(predictio
 
         value, gradient = jax.value_and_grad(loss)(jnp.zeros_like(x))
         assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
+
+
+# ---------------------------------------------------------------- guidance-free training, where the answer is known
+
+
+@pytest.fixture
+def float64():
+    jax.config.update('jax_enable_x64', True)
+    yield
+    jax.config.update('jax_enable_x64', False)
+
+
+class Classes:
+    """Two classes of one dimension, N(-0.6, 0.5²) and N(0.9, 0.5²), as likely; everything by quadrature in float64."""
+
+    means, deviation = np.array([-0.6, 0.9]), 0.5
+
+    def __init__(self, logsnr):
+        self.alpha, self.sigma = (np.sqrt(1 / (1 + np.exp(s * logsnr))) for s in (-1, 1))
+        self.variance = self.alpha**2 * self.deviation**2 + self.sigma**2
+        nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+        self.eps, x = (nodes[index].ravel() for index in np.indices((80, 80)))
+        self.probability = np.outer(weights, weights).ravel() / weights.sum() ** 2
+        self.z = self.alpha * (self.means[:, None] + self.deviation * x) + self.sigma * self.eps  # [2, nodes]
+
+    def conditional(self, label):
+        return self.sigma * (self.z[label] - self.alpha * self.means[label]) / self.variance
+
+    def unconditional(self, label):
+        """The mixture's exact eps at z of this class: the mean over p(c | z), not affine in z."""
+        distance = self.z[label] - self.alpha * self.means[:, None]
+        share = np.exp(-0.5 * distance**2 / self.variance)
+        return (share * self.sigma * distance / self.variance).sum(0) / share.sum(0)
+
+    def guided(self, label, weight):
+        return (1 + weight) * self.conditional(label) - weight * self.unconditional(label)
+
+    def loss(self, output, label, weight):
+        """The expected loss of a network whose output at the nodes of this class is `output`."""
+        guided = losses.guidance_free_output(output, jnp.asarray(self.unconditional(label)), weight)
+        return jnp.sum(self.probability * jnp.square(guided - self.eps))
+
+
+CASES = [(-2.0, 0, 0.5), (0.0, 1, 1.0), (1.5, 0, 4.0)]
+
+
+@pytest.mark.parametrize(('logsnr', 'label', 'weight'), CASES)
+def test_gft_is_least_at_the_guided_prediction(float64, logsnr, label, weight):
+    """At (1 + w) eps_c - w eps_null the expected loss has no slope in the direction of any function of z.
+
+    Elsewhere it has: at the conditional eps, towards the guided one.
+    """
+    classes = Classes(logsnr)
+    z, guided = classes.z[label], jnp.asarray(classes.guided(label, weight))
+    for direction in (np.ones_like(z), z, z**3, np.sin(3 * z), np.exp(-(z**2)), classes.unconditional(label)):
+        slope, curvature = (
+            derivative(lambda t, d=direction: classes.loss(guided + t * d, label, weight))(0.0)
+            for derivative in (jax.grad, jax.hessian)
+        )
+        assert abs(slope) < 1e-9 and curvature > 1e-4
+    plain = jnp.asarray(classes.conditional(label))
+    assert jax.grad(lambda t: classes.loss(plain + t * (guided - plain), label, weight))(0.0) < -1e-4
+
+
+@pytest.mark.parametrize(('logsnr', 'label', 'weight'), CASES)
+def test_gft_of_an_affine_network_finds_the_nearest_one_to_the_guided_prediction(float64, logsnr, label, weight):
+    """The loss is quadratic in a and b of a z + b: one Newton step from anywhere ends at the least squares fit.
+
+    The guided prediction is not affine, so the fit, weighted by p(z | c), is the exact answer.
+    """
+    classes = Classes(logsnr)
+    basis = np.stack([classes.z[label], np.ones_like(classes.eps)], axis=1)
+
+    def loss(coefficients):
+        return classes.loss(basis @ coefficients, label, weight)
+
+    start = jnp.array([0.3, -2.0])
+    found = start - jnp.linalg.solve(jax.hessian(loss)(start), jax.grad(loss)(start))
+    root = np.sqrt(classes.probability)
+    wanted = np.linalg.lstsq(basis * root[:, None], classes.guided(label, weight) * root, rcond=None)[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def test_gft_of_the_guided_model_is_the_conditional_one_and_dropped_labels_are_plain():
+    """The weights, too: 1 / (1 + w) is uniform from 1/5 to 1, and w is 0 for null labels."""
+    labels = jnp.arange(4000) % 4  # 3 is the null label
+    x = mixture._mixture.sample(jax.random.key(0), 4000)
+    logsnr = jnp.linspace(-6.0, 6.0, 4000)
+    z, seen = diffusion.q_sample(x, jax.random.normal(jax.random.key(1), x.shape), logsnr), []
+    exact = lambda z, logsnr, labels: mixture.model(z, logsnr, labels).eps  # noqa: E731
+
+    def guided(z, logsnr, labels, weight):
+        seen.append(weight)
+        null = exact(z, logsnr, jnp.full_like(labels, mixture.NULL))
+        return (1 + weight[:, None]) * exact(z, logsnr, labels) - weight[:, None] * null
+
+    network = losses.guidance_free(guided, guided, jax.random.key(2), null_label=mixture.NULL, weight_max=4.0)
+    np.testing.assert_allclose(network(z, logsnr, labels), exact(z, logsnr, labels), atol=1e-4)
+    null_weight, weight = map(np.asarray, seen)
+    assert not null_weight.any() and not weight[labels == mixture.NULL].any()
+    beta = 1 / (1 + weight[labels != mixture.NULL])
+    assert beta.min() >= 0.2 - 1e-6 and stats.kstest(beta, stats.uniform(0.2, 0.8).cdf).pvalue > 0.01
+
+
+def test_gft_has_no_gradient_through_the_null_label():
+    z, logsnr, labels = X[:8, 0, 0], jnp.zeros(8), jnp.arange(8) % 3
+
+    def output(scale, frozen_scale):
+        parts = (lambda z, *_, s=s: s * z for s in (scale, frozen_scale))
+        return losses.guidance_free(*parts, jax.random.key(0), null_label=3, weight_max=4.0)(z, logsnr, labels).sum()
+
+    gradients = jax.grad(output, argnums=(0, 1))(1.0, 1.0)
+    assert gradients[0] != 0.0 and gradients[1] == 0.0
 
 
 # ---------------------------------------------------------------- the bound in continuous time, where it is known

@@ -107,7 +107,7 @@ def test_the_times_are_normal_and_evenly_spread(times, mean, deviation):
 class Seen:
     """In place of a network: keeps what it is called with, and returns z."""
 
-    def apply(self, variables, z, logsnr, labels, **_):
+    def apply(self, variables, z, logsnr, *_, **__):
         self.z, self.told = z, logsnr
         return z
 
@@ -177,6 +177,68 @@ def test_a_weight_may_not_change_in_a_run_and_older_runs_have_none():
         "config.loss.times is 'edm' now and was 'uniform' when saved",
         "config.loss.weighting is 'edm' now and was '' when saved",
     ]
+
+
+GFT = {'model__guidance_input': True, 'loss__guided': 'gft', 'guidance__function': 'learned'}
+
+
+def test_guidance_free_training_of_a_tiny_unet():
+    """Steps are finite, the embedding of w learns, and it is asked for the null label without dropout."""
+    config = tiny.config(**GFT, model__dropout=0.5, loss__p_uncond=0.2)
+    check_config(config)
+    first = TrainState.create(build.init_params(config, jax.random.key(0)), build.optimizer(config))
+    state, step = first, jax.jit(build.train_step(config))
+    batch = {'image': np.arange(16 * 64, dtype=np.uint8).reshape(16, 8, 8, 1), 'label': np.arange(16) % 10}
+    for _ in range(3):
+        state, metrics = step(state, batch, jax.random.key(1))
+        assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0
+    before, after = (each.params['weight_out']['kernel'] for each in (first, state))
+    assert float(jnp.abs(after - before).max()) > 0
+    assert metrics['kind_counts'][1] > 0
+
+
+class Calls:
+    """In place of a network: keeps the labels, the weights and the mode of each call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def apply(self, variables, z, logsnr, labels, weight=None, *, train=False, **_):
+        self.calls.append((labels, weight, train))
+        return z
+
+
+def test_guidance_free_training_asks_the_network_twice(monkeypatch):
+    calls = Calls()
+    monkeypatch.setattr(build, 'network', lambda config: calls)
+    config = tiny.config(**GFT)
+    build.loss(config)({}, jnp.zeros((400, 8, 8, 1)), jnp.arange(400) % 10, jax.random.key(0))
+    (null, no_weight, frozen_trains), (labels, weight, trains) = calls.calls
+    assert (null == 10).all() and not no_weight.any() and not frozen_trains and trains
+    dropped = labels == 10
+    assert 0 < dropped.sum() < 100 and not weight[dropped].any() and (weight[~dropped] > 0).all()
+    assert 3 < float(weight.max()) <= config.model.guidance_max
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'loss__guided': 'cfg'}, r"loss\.guided is 'cfg'; allowed: '', 'gft'"),
+        (
+            {'model__guidance_input': False, 'guidance__function': 'conditional'},
+            r'guidance_input is False; .* True bec',
+        ),
+        (
+            {'loss__p_uncond': 0.0},
+            r'loss\.p_uncond is 0\.0; it must be above 0, so that the null label is trained, bec',
+        ),
+        ({'model__labels': 'classes', 'loss__p_uncond': 0.0}, r"model\.labels is 'classes'; it must be 'null' because"),
+        ({'distill__method': 'guided'}, r"distill\.method is 'guided'; it must be '' because config\.loss\.guided is"),
+    ],
+)
+def test_guidance_free_training_refuses_what_it_cannot_use(changes, message):
+    with pytest.raises(UserError, match=message):
+        check_config(tiny.config(**{**GFT, **changes}))
 
 
 def test_a_table_takes_normal_times_and_then_every_weight():
