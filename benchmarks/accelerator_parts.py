@@ -33,13 +33,21 @@ def adm64():
     """
     return {
         'data': {'image_size': 64, 'image_channels': 3, 'num_classes': 1000},
-        'diffusion': {'schedule': 'cosine', 'logsnr_min': -20.0, 'logsnr_max': 20.0, 'prediction': 'eps'},
+        'diffusion': {
+            **{'schedule': 'cosine', 'logsnr_min': -20.0, 'logsnr_max': 20.0},
+            **{'prediction': 'eps', 'sigma_data': 0.5},
+        },
         'model': {
             **{'kind': 'unet', 'labels': 'null', 'learn_variance': False, 'dtype': 'bfloat16', 'remat': False},
+            'guidance_input': False,
             **{'channels': 192, 'channel_mult': (1, 2, 3, 4), 'num_blocks': 3, 'num_groups': 32, 'dropout': 0.1},
             **{'attention_resolutions': (32, 16, 8), 'num_heads': 1, 'head_channels': 64},
         },
-        'loss': {'p_uncond': 0.1, 'target': 'eps', 'low_discrepancy': False},
+        'loss': {
+            **{'p_uncond': 0.1, 'target': 'eps', 'low_discrepancy': False},
+            **{'guided': '', 'weighting': '', 'times': 'uniform'},
+        },
+        'distill': {'method': '', 'rounds': ()},
         'optim': {
             **{'name': 'adam', 'learning_rate': 3e-4, 'warmup_steps': 10_000, 'decay': 'constant', 'clip_norm': 1.0},
             **{'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'weight_decay': 0.0, 'ema_decay': 0.9999},

@@ -68,6 +68,8 @@ class Model(trained.Trained):
         of_label = model.classifier and build.log_prob(model.classifier.config, model.classifier.params)
         weak_model = model.weak and build.model(model.weak.config, model.weak.params)
         ids = np.array(self._ids(labels), np.int32)
+        if not isinstance(weight, jax.core.Tracer):
+            build_sampling.check_weight(config, weight, 'weight')
         if np.ndim(weight) == 0 and not isinstance(weight, jax.core.Tracer):
             config = build_sampling.at_weight(config, float(weight))
         others = {'of_label': of_label, 'classifier_weight': classifier_weight, 'weak_model': weak_model}
@@ -93,9 +95,10 @@ class Model(trained.Trained):
 
         labels: label ids or class names, taken in turn until there are `num_images`; by default one image for each.
         None means all classes. weight: the paper's w. guidance: 'classifier_free', 'conditional', 'unconditional',
-        'module:function', or a function (model, labels, weight, *, null_label) -> denoiser. changes: {'section.key':
-        value}, such as {'guidance.rule': 'apg'}; a rule and a schedule may be functions too. What is None is as in the
-        config. Another seed or weight does not compile again. Raises UserError for anything that is wrong.
+        'learned', 'module:function', or a function (model, labels, weight, *, null_label) -> denoiser. changes:
+        {'section.key': value}, such as {'guidance.rule': 'apg'}; a rule and a schedule may be functions too. What is
+        None is as in the config. Another seed or weight does not compile again. Raises UserError for anything that is
+        wrong.
         """
         self._require('unet')
         if labels is None:
@@ -189,7 +192,7 @@ class Model(trained.Trained):
     @functools.cached_property
     def _picture(self):
         ids = spread(len(self.class_names), 10).tolist()
-        weight = 1.0 if self.config.guidance.function == 'classifier_free' else 0.0
+        weight = 1.0 if self.config.guidance.function in ('classifier_free', 'learned') else 0.0
         images = self.sample(sorted(ids * 10), weight)
         title = f'w = {weight:g}, step {self.step:,}'
         return grid(images, sorted(ids * 10), self.class_names, title=title)._repr_png_()

@@ -18,6 +18,8 @@ from cfg_jax.training.train_state import TrainState
 
 # ADM's schedules: λ of each of 1000 timesteps
 TABLES = {'adm_linear': schedules.linear_beta_logsnr, 'adm_cosine': schedules.iddpm_cosine_logsnr}
+# laws of log(sigma / alpha) by which training draws λ: EDM's (table 1), and the logit-normal times of Esser et al. 2024
+TIMES = {'edm': {'mean': -1.2, 'std': 1.2}, 'logit_normal': {'mean': 0.0, 'std': 1.0}}
 
 
 def model_identity(config):
@@ -161,6 +163,14 @@ def schedule(config):
     )
 
 
+def training_schedule(config):
+    """Return the function u -> λ by which training draws λ, of a uniform u."""
+    if config.loss.times == 'uniform':
+        return schedule(config)
+    low, high = logsnr_range(config)
+    return partial(schedules.normal_logsnr, **TIMES[config.loss.times], logsnr_min=low, logsnr_max=high)
+
+
 def network(config):
     """Return the network, a flax module: a `UNet` or a `NoisyClassifier`."""
     tabulated = table(config)
@@ -197,6 +207,33 @@ def init_params(config, key):
     return network(config).init(key, *arguments)['params']
 
 
+def apply_network(config, module):
+    """Return the function (params, z, λ, labels, weight, told=λ, **options) -> the raw output of a UNet.
+
+    z is scaled as config.diffusion.prediction asks. weight: as the module takes it. told: the λ that it is told.
+    options: the module's.
+    """
+    parameters = config.diffusion.prediction, config.diffusion.sigma_data
+
+    def apply(params, z, logsnr, labels, weight=None, *, told=None, **options):
+        z = diffusion.network_input(z, logsnr, *parameters)
+        return module.apply({'params': params}, z, logsnr if told is None else told, labels, weight, **options)
+
+    return apply
+
+
+def loss_weighting(config):
+    """Return the function (λ, rate) -> log of the weight of the error on eps; None for no weight."""
+    if not config.loss.weighting:
+        return None
+    return partial(
+        losses.WEIGHTINGS[config.loss.weighting],
+        gamma=config.loss.min_snr_gamma,
+        sigma_data=config.diffusion.sigma_data,
+        bias=config.loss.sigmoid_bias,
+    )
+
+
 def loss(config):
     """Return the function (params, x [B, H, W, C], labels [B], key) -> `losses.Loss`.
 
@@ -207,20 +244,28 @@ def loss(config):
 
     def of_params(params, x, labels, key):
         loss_key, dropout_key = jax.random.split(key)
-        apply = partial(module.apply, {'params': params}, train=True, rngs={'dropout': dropout_key})
+        training = {'train': True, 'rngs': {'dropout': dropout_key}}
         if config.model.kind == 'classifier':
+            apply = partial(module.apply, {'params': params}, **training)
             return losses.classifier_loss(apply, x, labels, loss_key, schedule=schedule(config))
+        apply = partial(apply_network(config, module), params, **training)
         dropping = {'null_label': null_label(config), 'p_uncond': config.loss.p_uncond}
         if config.model.learn_variance:
             return losses.hybrid_loss(apply, x, labels, loss_key, logsnrs=table(config), **dropping)
+        if config.loss.guided:
+            frozen, weight_key = partial(apply_network(config, module), params), jax.random.fold_in(loss_key, 0)
+            guided = {'null_label': null_label(config), 'weight_max': config.model.guidance_max}
+            apply = losses.guidance_free(apply, frozen, weight_key, **guided)
         return losses.diffusion_loss(
             apply,
             x,
             labels,
             loss_key,
-            schedule=schedule(config),
+            schedule=training_schedule(config),
             prediction=config.diffusion.prediction,
             target=config.loss.target,
+            sigma_data=config.diffusion.sigma_data,
+            weighting=loss_weighting(config),
             low_discrepancy=config.loss.low_discrepancy,
             **dropping,
         )
@@ -249,23 +294,42 @@ def student_steps(config, step):
     return begun[-1] if begun else None
 
 
+def student_step(config, num_steps):
+    """Return the training step at which the round of students of `num_steps` ends; None without rounds.
+
+    Raises UserError if no round has students of so many steps.
+    """
+    if not config.distill.rounds:
+        return None
+    ends = [*round_starts(config)[1:], config.train.num_steps]
+    of_steps = {steps: end for (steps, _), end in zip(config.distill.rounds, ends)}
+    if num_steps not in of_steps:
+        raise UserError(
+            f'config.sample.num_steps is {num_steps}; there are students of {", ".join(map(str, of_steps))} steps '
+            '(config.distill.rounds).'
+        )
+    return of_steps[num_steps]
+
+
 def distillation_loss(config):
     """Return the function (params, x [B, H, W, C], labels [B], key, teacher_params, step) -> `losses.Loss`."""
-    student, teacher = network(config), teacher_network(config)
+    student, teacher = (apply_network(config, module) for module in (network(config), teacher_network(config)))
     weight_max = config.model.guidance_max if config.model.guidance_input else 0.0
-    starts = jnp.array(round_starts(config)[1:])
+    starts = jnp.array(round_starts(config)[1:], jnp.int32)
     common = {
-        'schedule': schedule(config),
+        'schedule': training_schedule(config),
         'weight_max': weight_max,
         'prediction': config.diffusion.prediction,
         'target': config.loss.target,
+        'sigma_data': config.diffusion.sigma_data,
+        'weighting': loss_weighting(config),
         'low_discrepancy': config.loss.low_discrepancy,
     }
 
     def of_params(params, x, labels, key, teacher_params, step):
         loss_key, dropout_key = jax.random.split(key)
-        apply = partial(student.apply, {'params': params}, train=True, rngs={'dropout': dropout_key})
-        teach = partial(teacher.apply, {'params': teacher_params})
+        apply = partial(student, params, train=True, rngs={'dropout': dropout_key})
+        teach = partial(teacher, teacher_params)
         if config.distill.method == 'guided':
             return distillation.guided_loss(apply, teach, x, labels, loss_key, null_label=null_label(config), **common)
         number = jnp.array([steps for steps, _ in config.distill.rounds])[jnp.searchsorted(starts, step, side='right')]
@@ -332,7 +396,7 @@ def ema_gammas(config):
 
 def quarter_edges(config):
     """Return λ at u = 1, 3/4, 1/2, 1/4, 0: [5], increasing. Training draws the four quarters equally often."""
-    return jax.jit(schedule(config))(np.array([1.0, 0.75, 0.5, 0.25, 0.0], np.float32))
+    return jax.jit(training_schedule(config))(np.array([1.0, 0.75, 0.5, 0.25, 0.0], np.float32))
 
 
 def train_step(config, mesh=None):
@@ -411,18 +475,18 @@ def model(config, params):
     images whose attention is the identity, at config.guidance.attention_resolutions (all by default); weight [B], the
     guidance weight that the network takes, with config.model.guidance_input.
     """
-    module = network(config)
+    apply = apply_network(config, network(config))
+    prediction, sigma_data = config.diffusion.prediction, config.diffusion.sigma_data
     resolutions = tuple(config.guidance.attention_resolutions) or attention_sizes(config)
 
     def predict(z, logsnr, labels, *, network_logsnr=None, identity_attention=None, weight=None):
-        told = logsnr if network_logsnr is None else network_logsnr
-        options = {} if weight is None else {'weight': weight}
+        options = {}
         if identity_attention is not None:
             options = {'identity_attention': identity_attention, 'identity_resolutions': resolutions}
-        output, v = module.apply({'params': params}, z, told, labels, **options), None
+        output, v = apply(params, z, logsnr, labels, weight, told=network_logsnr, **options), None
         if config.model.learn_variance:
             output, v = diffusion.split_variance(output)
-        return diffusion.Prediction(diffusion.network_eps(output, z, logsnr, config.diffusion.prediction), v)
+        return diffusion.Prediction(diffusion.network_eps(output, z, logsnr, prediction, sigma_data), v)
 
     return predict
 

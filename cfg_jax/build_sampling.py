@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cfg_jax import build, denoisers, diffusion, guidance, losses, samplers, schedules
 from cfg_jax.config import changed, default
@@ -67,11 +68,12 @@ def guidance_weight(config):
 
 
 def check_weight(config, weight, field='config.sample.guidance_weight'):
-    """Raise UserError if a network that takes the guidance weight has not been trained for this one."""
-    largest = config.model.guidance_max
-    if config.guidance.function == 'learned' and not 0.0 <= weight <= largest:
+    """Raise UserError if a network that takes the guidance weight has not been trained for it, one or an array."""
+    largest, weights = config.model.guidance_max, np.atleast_1d(weight)
+    bad = weights[~((weights >= 0.0) & (weights <= largest))]
+    if config.guidance.function == 'learned' and len(bad):
         raise UserError(
-            f'{field} has {weight:g}, but the network was trained for weights from 0 to {largest:g} '
+            f'{field} has {bad[0]:g}, but the network was trained for weights from 0 to {largest:g} '
             '(config.model.guidance_max).'
         )
 

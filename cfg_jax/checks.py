@@ -1,10 +1,11 @@
 """Checks of a config: every job makes them before it begins; an error names the first field that is wrong."""
 
+import importlib
 import math
 import pkgutil
 from itertools import pairwise
 
-from cfg_jax import build, build_sampling, denoisers, phema
+from cfg_jax import build, build_sampling, denoisers, diffusion, losses, phema
 from cfg_jax.config import default
 from cfg_jax.data import images
 from cfg_jax.errors import UserError
@@ -15,11 +16,14 @@ _CHOICES = {
     'data.source': ('digits', 'tfds', 'folder', 'mixture'),
     'data.resampling': tuple(images.RESAMPLINGS),
     'diffusion.schedule': ('cosine', *build.TABLES),
-    'diffusion.prediction': ('eps', 'x', 'v'),
+    'diffusion.prediction': tuple(diffusion.PARAMETERISATIONS),
     'model.kind': ('unet', 'classifier'),
     'model.labels': ('null', 'classes', 'none'),
     'model.dtype': ('float32', 'bfloat16'),
     'loss.target': ('eps', 'x', 'v'),
+    'loss.guided': ('', 'gft'),
+    'loss.weighting': ('', *losses.WEIGHTINGS),
+    'loss.times': ('uniform', *build.TIMES),
     'optim.name': ('adam', 'adamw'),
     'optim.decay': ('constant', 'cosine', 'linear'),
     'distill.method': ('', 'guided', 'progressive'),
@@ -83,7 +87,7 @@ _LEAST = {
 _BETWEEN_0_AND_1 = ('loss.p_uncond', 'sample.v', 'sample.eta', 'guidance.rescale_factor')
 _FINITE = (
     'guidance.time_scale', 'guidance.apg_norm_threshold', 'guidance.apg_eta', 'guidance.momentum',
-    'guidance.schedule_power', 'sample.churn', 'sample.churn_noise',
+    'guidance.schedule_power', 'sample.churn', 'sample.churn_noise', 'loss.sigmoid_bias',
 )  # fmt: skip
 _BELOW_1 = ('model.dropout', 'optim.b1', 'optim.b2', 'optim.ema_decay')
 
@@ -92,6 +96,7 @@ def check_config(config):
     """Raise UserError for the first value that is not allowed, naming its field."""
     _check_values(config)
     _check_combinations(config)
+    _check_loss(config)
     _check_splits(config)
     _check_judges(config)
     _check_averages(config)
@@ -107,10 +112,14 @@ def check_config(config):
 
 
 def check_judge(config):
-    """Raise UserError unless config.eval names a judge."""
+    """Raise UserError unless config.eval names a judge, and the weights files that judges read are there."""
     allowed = f'allowed: {", ".join(map(repr, JUDGES))}'
     if not judges.names(config.eval.judge):
         raise UserError(f'config.eval.judge is not set; {allowed}.')
+    for name in judges.names(config.eval.judge):
+        weights = config.eval.get(f'{name}_weights')  # None: a judge that reads no file that the user chose
+        if weights is not None:
+            importlib.import_module(f'{judges.__name__}.{name}').PUBLISHED.require(weights)
 
 
 def _get(config, name):
@@ -146,8 +155,8 @@ def _check_values(config):
         finite = all(map(math.isfinite, config.eval[name]))
         _require(finite, config, f'eval.{name}', 'a tuple of finite numbers')
     _require(math.isfinite(build_sampling.guidance_weight(config)), config, 'sample.guidance_weight', 'a finite number')
-    for name in ('radius', 'std'):
-        _require(0 < config.laboratory[name] < math.inf, config, f'laboratory.{name}', 'above 0')
+    for name in ('laboratory.radius', 'laboratory.std', 'diffusion.sigma_data', 'loss.min_snr_gamma'):
+        _require(0 < _get(config, name) < math.inf, config, name, 'above 0')
     weights = config.laboratory.weights
     increasing = weights and weights[0] >= 0 and all(a < b for a, b in pairwise((*weights, math.inf)))
     _require(increasing, config, 'laboratory.weights', 'a tuple of finite, increasing numbers, at least 0')
@@ -186,10 +195,6 @@ def _check_combinations(config):
     tables = f'unless config.diffusion.schedule is one of {", ".join(map(repr, build.TABLES))}'
     _require(tabulated or not config.model.learn_variance, config, 'model.learn_variance', f'False {tables}')
     _require(tabulated or not config.sample.spacing, config, 'sample.spacing', f"'' {tables}")
-    eps = config.diffusion.prediction == 'eps'
-    learned = "'eps' because config.model.learn_variance is set"
-    _require(eps or not config.model.learn_variance, config, 'diffusion.prediction', learned)
-
     null = config.model.labels == 'null'
     _require(null or not config.loss.p_uncond, config, 'loss.p_uncond', "0 unless config.model.labels is 'null'")
     form = config.guidance.classifier_form == 'eps' or config.sample.sampler == 'ancestral'
@@ -201,6 +206,32 @@ def _check_combinations(config):
         'config.eval.classifier_weights are set'
     )
     _require(guided, config, 'guidance.classifier_workdir', workdir)
+
+
+def _check_loss(config):
+    """Check what the network predicts, and the weight and the times of its loss."""
+    of_model = (('diffusion', 'prediction'), ('loss', 'weighting'), ('loss', 'times'))
+    for applies, reason in (
+        (config.model.learn_variance, 'config.model.learn_variance is set'),
+        (config.model.kind == 'classifier', "config.model.kind is 'classifier'"),
+    ):
+        for section, field in of_model if applies else ():
+            usual = default()[section][field]
+            _require(config[section][field] == usual, config, f'{section}.{field}', f'{usual!r} because {reason}')
+    because = f'because config.loss.guided is {config.loss.guided!r}'
+    for field, holds, allowed in (
+        ('model.guidance_input', config.model.guidance_input, 'True'),
+        ('model.labels', config.model.labels == 'null', "'null'"),
+        ('loss.p_uncond', config.loss.p_uncond > 0, 'above 0, so that the null label is trained,'),
+        ('distill.method', not config.distill.method, "''"),
+    ):
+        _require(holds or not config.loss.guided, config, field, f'{allowed} {because}')
+    weighting = config.loss.weighting
+    weighted = f"'eps' because config.loss.weighting is {weighting!r}, which is a weight of the error on eps"
+    _require(not weighting or config.loss.target == 'eps', config, 'loss.target', weighted)
+    tabulated = config.diffusion.schedule in build.TABLES and config.loss.times == 'uniform'
+    steep = "other than 'sigmoid', which needs dλ/du: a table has none (config.diffusion.schedule, config.loss.times)"
+    _require(weighting != 'sigmoid' or not tabulated, config, 'loss.weighting', steep)
 
 
 def _check_judges(config):
@@ -381,12 +412,13 @@ def _check_distillation(config):
     total = sum(length for _, length in rounds)
     together = f'{total}, the training steps of config.distill.rounds together'
     _require(config.train.num_steps == total, config, 'train.num_steps', together)
-    x_from_output = "one that gives x at any noise ('v' or 'x')"
+    x_from_output = "one that gives x at any noise ('v', 'x' or 'edm')"
     _require(
         config.diffusion.prediction != 'eps', config, 'diffusion.prediction', f"{x_from_output} {because} 'progressive'"
     )
     continuous = config.diffusion.schedule == 'cosine'
     _require(continuous, config, 'diffusion.schedule', f"'cosine' {because} 'progressive'")
+    _require(config.loss.times == 'uniform', config, 'loss.times', f"'uniform' {because} 'progressive'")
 
 
 def _check_weak(config):

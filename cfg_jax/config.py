@@ -40,7 +40,8 @@ def default():
     diffusion.schedule = 'cosine'  # 'cosine' (continuous time) | ADM's tables of 1000 steps: 'adm_linear', 'adm_cosine'
     diffusion.logsnr_min = -20.0  # cosine: λ at u = 1 (noise)
     diffusion.logsnr_max = 20.0  # cosine: λ at u = 0 (data)
-    diffusion.prediction = 'eps'  # the network's output: 'eps' | 'x' | 'v'
+    diffusion.prediction = 'eps'  # the network's output: 'eps' | 'x' | 'v' | 'edm' (EDM's F, of an input scaled to 1)
+    diffusion.sigma_data = 0.5  # EDM's standard deviation of the data, for its prediction and its weighting
 
     config.model = model = ConfigDict()
     model.kind = 'unet'  # 'unet' | 'classifier' (of noisy images: the UNet's encoder and an attention pool)
@@ -64,6 +65,13 @@ def default():
     config.loss = loss = ConfigDict()
     loss.p_uncond = 0.1  # probability that a label is replaced by the null label; 0 unless model.labels is 'null'
     loss.target = 'eps'  # the squared error is measured on 'eps' (the paper) | 'x' | 'v', for any prediction
+    # 'gft': a network that takes w (model.guidance_input) learns the guided prediction from the data (Chen et al. 2025)
+    loss.guided = ''
+    # a weight of that error on eps: '' (none: the target's own) | 'min_snr' | 'truncated_snr' | 'edm' | 'sigmoid'
+    loss.weighting = ''
+    loss.min_snr_gamma = 5.0  # min_snr: the weight on x is min(SNR, this)
+    loss.sigmoid_bias = 2.0  # sigmoid: b of sigmoid(b - λ), as in Kingma & Gao; lower for large images (SiD2)
+    loss.times = 'uniform'  # λ drawn: 'uniform' (the schedule of a uniform u) | 'edm' | 'logit_normal' (both normal)
     loss.low_discrepancy = False  # draw the u of a batch evenly spread, not independently
 
     config.optim = optim = ConfigDict()

@@ -178,30 +178,131 @@ def velocity(x: Float[Array, ' B *D'], eps: Float[Array, ' B *D'], logsnr: PerIm
     return alpha * eps - sigma * x
 
 
-def network_eps(
-    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, prediction: str
+# ---------------------------------------------------------------- D = c_skip z + c_out F(c_in z) (EDM, eq. 7)
+
+
+def edm_scale(logsnr: Scalar | Float[Array, '*S'], sigma_data: Scalar = 0.5) -> Float[Array, '*S']:
+    """Return s = sqrt(sigma² + alpha² sigma_data²), the deviation of z where x's is sigma_data. Shape of λ.
+
+    The network sees z / s. In EDM's units, z / alpha and sigma / alpha, that is its c_in.
+    """
+    alpha, sigma = alpha_sigma(logsnr)
+    return jnp.hypot(sigma, alpha * sigma_data)
+
+
+def edm_output(
+    x: Float[Array, ' B *D'], eps: Float[Array, ' B *D'], logsnr: PerImage, sigma_data: Scalar = 0.5
 ) -> Float[Array, ' B *D']:
-    """Return eps from a network's output, which is 'eps', 'x' or 'v' (velocity)."""
-    if prediction == 'eps':
-        return output
-    if prediction == 'x':
-        return predict_eps(z, output, logsnr)
-    if prediction == 'v':
-        alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
-        return sigma * z + alpha * output
-    raise ValueError(f"prediction is {prediction!r}; allowed: 'eps', 'x', 'v'")
+    """Return F = (sigma x / sigma_data - alpha sigma_data eps) / s, with which D is x. It is -v for sigma_data = 1."""
+    logsnr = broadcast_to_images(logsnr, x)
+    alpha, sigma = alpha_sigma(logsnr)
+    return (sigma / sigma_data * x - alpha * sigma_data * eps) / edm_scale(logsnr, sigma_data)
+
+
+def edm_x(
+    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, sigma_data: Scalar = 0.5
+) -> Float[Array, ' B *D']:
+    """Return D = (alpha sigma_data² / s²) z + (sigma sigma_data / s) F."""
+    logsnr = broadcast_to_images(logsnr, z)
+    (alpha, sigma), scale = alpha_sigma(logsnr), edm_scale(logsnr, sigma_data)
+    return (alpha * sigma_data / scale * z + sigma * output) * (sigma_data / scale)
+
+
+# ---------------------------------------------------------------- eps of that D: (sigma/s²) z - (alpha sigma_data/s) F
+
+
+def edm_eps(
+    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, sigma_data: Scalar = 0.5
+) -> Float[Array, ' B *D']:
+    """Return (z - alpha D) / sigma, written so that nothing is divided by alpha or sigma: as good at both ends of λ."""
+    logsnr = broadcast_to_images(logsnr, z)
+    (alpha, sigma), scale = alpha_sigma(logsnr), edm_scale(logsnr, sigma_data)
+    return (sigma / scale * z - alpha * sigma_data * output) / scale
+
+
+# ---------------------------------------------------------------- what a network predicts, one entry each
+
+
+class Parameterisation(NamedTuple):
+    """The meaning of a network's output. The last argument of each function is EDM's sigma_data.
+
+    truth(x, eps, λ, sigma_data): the output without error. to_eps(output, z, λ, sigma_data): the eps that it means.
+    to_x, likewise: the x. log_error(λ, sigma_data): log of the squared error of eps per squared error of the output.
+    """
+
+    truth: Callable[..., Array]
+    to_eps: Callable[..., Array]
+    to_x: Callable[..., Array]
+    log_error: Callable[..., Array | float]
+
+
+def _v_eps(output, z, logsnr, _):
+    alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
+    return sigma * z + alpha * output
+
+
+def _v_x(output, z, logsnr, _):
+    alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
+    return alpha * z - sigma * output
+
+
+PARAMETERISATIONS = {
+    'eps': Parameterisation(
+        truth=lambda x, eps, *_: eps,
+        to_eps=lambda output, *_: output,
+        to_x=lambda output, z, logsnr, _: predict_x(z, output, logsnr),
+        log_error=lambda *_: 0.0,
+    ),
+    'x': Parameterisation(
+        truth=lambda x, *_: x,
+        to_eps=lambda output, z, logsnr, _: predict_eps(z, output, logsnr),
+        to_x=lambda output, *_: output,
+        log_error=lambda logsnr, _: logsnr,
+    ),
+    'v': Parameterisation(
+        truth=lambda x, eps, logsnr, _: velocity(x, eps, logsnr),
+        to_eps=_v_eps,
+        to_x=_v_x,
+        log_error=lambda logsnr, _: log_alpha2(logsnr),
+    ),
+    'edm': Parameterisation(
+        truth=edm_output,
+        to_eps=edm_eps,
+        to_x=edm_x,
+        log_error=lambda logsnr, sigma_data: -jax.nn.softplus(-logsnr - 2.0 * jnp.log(sigma_data)),
+    ),
+}
+
+
+def parameterisation(prediction: str) -> Parameterisation:
+    """Return the entry of PARAMETERISATIONS; ValueError for a name that it has not."""
+    if prediction not in PARAMETERISATIONS:
+        raise ValueError(f'prediction is {prediction!r}; allowed: {", ".join(map(repr, PARAMETERISATIONS))}')
+    return PARAMETERISATIONS[prediction]
+
+
+# ---------------------------------------------------------------- eps and x of it, and the network's input
+
+
+def network_eps(
+    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, prediction: str, sigma_data: Scalar = 0.5
+) -> Float[Array, ' B *D']:
+    """Return eps from a network's output, which is 'eps', 'x', 'v' (velocity) or 'edm' (its F, of this sigma_data)."""
+    return parameterisation(prediction).to_eps(output, z, logsnr, sigma_data)
 
 
 def network_x(
-    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, prediction: str
+    output: Float[Array, ' B *D'], z: Float[Array, ' B *D'], logsnr: PerImage, prediction: str, sigma_data: Scalar = 0.5
 ) -> Float[Array, ' B *D']:
-    """Return x from a network's output, which is 'eps', 'x' or 'v': exact at low λ, where x of eps is not."""
-    if prediction == 'x':
-        return output
-    if prediction == 'v':
-        alpha, sigma = alpha_sigma(broadcast_to_images(logsnr, z))
-        return alpha * z - sigma * output
-    return predict_x(z, network_eps(output, z, logsnr, prediction), logsnr)
+    """Return x from a network's output: exact at low λ, where x of eps is not, but for 'eps'."""
+    return parameterisation(prediction).to_x(output, z, logsnr, sigma_data)
+
+
+def network_input(
+    z: Float[Array, ' B *D'], logsnr: PerImage, prediction: str, sigma_data: Scalar = 0.5
+) -> Float[Array, ' B *D']:
+    """Return z as the network sees it: z / s (`edm_scale`) for 'edm', and z itself for the others."""
+    return z / edm_scale(broadcast_to_images(logsnr, z), sigma_data) if prediction == 'edm' else z
 
 
 # ---------------------------------------------------------------- section 2: ∇_z log p(z_λ) = -eps / sigma

@@ -13,14 +13,8 @@ import jax.numpy as jnp
 
 from cfg_jax import diffusion, losses
 from cfg_jax.diffusion import Schedule
-from cfg_jax.losses import Loss
+from cfg_jax.losses import GuidedNetwork, Loss
 from cfg_jax.typing import Array, Float, Int, Key, Scalar
-
-# network(z, λ, labels, w) -> its raw output, shape of z
-GuidedNetwork = Callable[
-    [Float[Array, ' B *D'], Float[Array, ' B'], Int[Array, ' B'], Float[Array, ' B']], Float[Array, ' B *D']
-]
-
 
 # ---------------------------------------------------------------- Meng et al. 2023, section 3.1: w ~ U[0, w_max]
 
@@ -42,7 +36,7 @@ def guided_output(
     *,
     null_label: int,
 ) -> Float[Array, ' B *D']:
-    """Return the guided output of a network that predicts eps, x or v, each of which is linear in the others.
+    """Return the guided output of a network that predicts eps, x, v or F, each of which is linear in the others.
 
     It is computed in one forward of 2B: [labels; null].
     """
@@ -64,6 +58,8 @@ def guided_loss(
     weight_max: Scalar,
     prediction: str = 'eps',
     target: str = 'eps',
+    sigma_data: Scalar = 0.5,
+    weighting: losses.Weighting | None = None,
     low_discrepancy: bool = False,
 ) -> Loss:
     """Compute Meng et al.'s Algorithm 1 of images x in [-1, 1]: the student's error on the guided teacher.
@@ -71,12 +67,14 @@ def guided_loss(
     Teacher and student output the same `prediction`; w ~ Uniform[0, weight_max] for each image.
     """
     u_key, eps_key, weight_key = jax.random.split(key, 3)
-    logsnr = schedule(losses.sample_u(u_key, len(x), low_discrepancy=low_discrepancy))
+    u = losses.sample_u(u_key, len(x), low_discrepancy=low_discrepancy)
+    logsnr = schedule(u)
     z = diffusion.q_sample(x, jax.random.normal(eps_key, x.shape), logsnr)
     weight = sample_weight(weight_key, len(x), weight_max=weight_max)
     truth = jax.lax.stop_gradient(guided_output(teacher, z, logsnr, labels, weight, null_label=null_label))
     error = student(z, logsnr, labels, weight) - truth
-    loss = losses.mean_square(error, logsnr, prediction=prediction, target=target)
+    meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
+    loss = losses.mean_square(error, logsnr, **meaning, log_weight=losses.log_weight(weighting, schedule, u))
     return Loss(loss, logsnr, jnp.zeros(len(x), bool))
 
 
@@ -127,12 +125,14 @@ def progressive_loss(
     clip_x: bool = True,
     prediction: str = 'v',
     target: str = 'v',
+    sigma_data: Scalar = 0.5,
+    weighting: losses.Weighting | None = None,
     low_discrepancy: bool = False,
 ) -> Loss:
     """Compute Salimans & Ho's Algorithm 2 of images x in [-1, 1]: one of N steps of the student, two of its teacher.
 
-    schedule: u -> λ, on which steps go from i/N to (i-1)/N. Teacher and student output the same `prediction`, 'x' or
-    'v'. clip_x: keep the teacher's x within [-1, 1], as its sampler does. w ~ Uniform[0, weight_max] for each image.
+    schedule: u -> λ, on which steps go from i/N to (i-1)/N. Teacher and student output the same `prediction`, any
+    but 'eps'. clip_x: keep the teacher's x within [-1, 1], as its sampler does. w ~ Uniform[0, weight_max].
     """
     step_key, eps_key, weight_key = jax.random.split(key, 3)
     u = sample_step(step_key, len(x), num_steps, low_discrepancy=low_discrepancy)
@@ -142,10 +142,12 @@ def progressive_loss(
 
     def predict_x(z, logsnr):
         output = teacher(z, logsnr, labels, weight)
-        return diffusion.limit_x(diffusion.network_x(output, z, logsnr, prediction), clip_x)
+        return diffusion.limit_x(diffusion.network_x(output, z, logsnr, prediction, sigma_data), clip_x)
 
     wanted = jax.lax.stop_gradient(ddim_pair(predict_x, z, logsnr, middle, end))
     eps = diffusion.predict_eps(z, wanted, logsnr)
     output = student(z, logsnr, labels, weight)
-    loss = losses.squared_error(output, z, wanted, eps, logsnr, prediction=prediction, target=target)
+    meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
+    log_weight = losses.log_weight(weighting, schedule, u)
+    loss = losses.squared_error(output, z, wanted, eps, logsnr, **meaning, log_weight=log_weight)
     return Loss(loss, logsnr, jnp.zeros(len(x), bool))

@@ -19,6 +19,12 @@ from cfg_jax.typing import Array, Bool, Float, Int, Key, PerImage, Scalar
 # network(z, λ, labels) -> its raw output
 Network = Callable[[Float[Array, 'B *D C'], Float[Array, ' B'], Int[Array, ' B']], Float[Array, 'B *D F']]
 
+# network(z, λ, labels, w) -> its raw output, shape of z
+GuidedNetwork = Callable[
+    [Float[Array, ' B *D'], Float[Array, ' B'], Int[Array, ' B'], Float[Array, ' B']], Float[Array, ' B *D']
+]
+Weighting = Callable[..., Float[Array, ' B']]  # weighting(λ, rate=-dλ/du) -> log of the weight of each image's error
+
 
 class Loss(NamedTuple):
     """Per-image losses, the λ they were drawn at, and True where the label had been dropped.
@@ -73,25 +79,96 @@ def squared_error(
     logsnr: Float[Array, ' B'],
     *,
     prediction: str,
-    target: str,
+    target: str = 'eps',
+    sigma_data: Scalar = 0.5,
+    log_weight: Float[Array, ' B'] | None = None,
 ) -> Float[Array, ' B']:
     """Return the mean squared error of each image, measured on `target` ('eps' as in the paper, 'x' or 'v').
 
-    The network's output is `prediction`. Where the two differ, the error is rescaled rather than the output converted:
-    error_eps = (alpha/sigma) error_x = alpha error_v, which stays finite at both ends of λ.
+    The network's output is `prediction`, an entry of `diffusion.PARAMETERISATIONS`. Where the two differ, the error is
+    rescaled rather than the output converted: error_eps = (alpha/sigma) error_x = alpha error_v, which stays finite at
+    both ends of λ. log_weight: log of a factor of each image's error, or None for 1.
     """
-    truth = {'eps': eps, 'x': x, 'v': diffusion.velocity(x, eps, logsnr)}[prediction]
-    return mean_square(output - truth, logsnr, prediction=prediction, target=target)
+    truth = diffusion.parameterisation(prediction).truth(x, eps, logsnr, sigma_data)
+    meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
+    return mean_square(output - truth, logsnr, **meaning, log_weight=log_weight)
 
 
 def mean_square(
-    error: Float[Array, ' B *D'], logsnr: Float[Array, ' B'], *, prediction: str, target: str
+    error: Float[Array, ' B *D'],
+    logsnr: Float[Array, ' B'],
+    *,
+    prediction: str,
+    target: str,
+    sigma_data: Scalar = 0.5,
+    log_weight: Float[Array, ' B'] | None = None,
 ) -> Float[Array, ' B']:
-    """Return the mean square of an error of a network's output, a `prediction`, as one on `target`."""
+    """Return the mean square of an error of a network's output, a `prediction`, as one on `target`, weighted."""
     mse = jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
-    # log of: squared error on eps per squared error on eps, x and v
-    in_eps = {'eps': 0.0, 'x': logsnr, 'v': diffusion.log_alpha2(logsnr)}
-    return mse * jnp.exp(in_eps[prediction] - in_eps[target]) if prediction != target else mse
+    if prediction == target and log_weight is None:
+        return mse
+    of_output, of_target = (
+        diffusion.parameterisation(name).log_error(logsnr, sigma_data) for name in (prediction, target)
+    )
+    return mse * jnp.exp(of_output - of_target + (0.0 if log_weight is None else log_weight))
+
+
+# ---------------------------------------------------------------- min(SNR, γ) on x (Hang et al. 2023, sec. 3.4)
+
+
+def min_snr_weighting(logsnr: Float[Array, ' B'], *, gamma: float = 5.0, **_: object) -> Float[Array, ' B']:
+    """Return log of min(SNR, gamma) / SNR."""
+    return jnp.minimum(0.0, math.log(gamma) - logsnr)
+
+
+# ---------------------------------------------------------------- max(SNR, 1) on x (Salimans & Ho 2022, sec. 4)
+
+
+def truncated_snr_weighting(logsnr: Float[Array, ' B'], **_: object) -> Float[Array, ' B']:
+    """Return log of max(SNR, 1) / SNR."""
+    return jnp.maximum(0.0, -logsnr)
+
+
+# ---------------------------------------------------------------- (σ² + σ_data²)/(σ σ_data)² on x (EDM, table 1)
+
+
+def edm_weighting(logsnr: Float[Array, ' B'], *, sigma_data: float = 0.5, **_: object) -> Float[Array, ' B']:
+    """Return log of (σ² + sigma_data²) / sigma_data², where σ = e^{-λ/2} is EDM's: the error of its F, not weighted."""
+    return jax.nn.softplus(-logsnr - 2.0 * math.log(sigma_data))
+
+
+# ---------------------------------------------------------------- sigmoid(b - λ) (-dλ/du) (Kingma & Gao 2023)
+
+
+def sigmoid_weighting(
+    logsnr: Float[Array, ' B'], *, rate: Float[Array, ' B'], bias: Scalar = 2.0, **_: object
+) -> Float[Array, ' B']:
+    """Return log of sigmoid(bias - λ) rate: the weight sigmoid(bias - λ) of an integral over λ, where u is uniform.
+
+    rate: -dλ/du of the function u -> λ that λ was drawn by. bias: Kingma & Gao's 2; SiD2 (Hoogeboom et al. 2024) lowers
+    it for large images.
+    """
+    return jax.nn.log_sigmoid(bias - logsnr) + jnp.log(rate)
+
+
+def _rate(schedule, u):
+    """Return -dλ/du of a schedule at u [B]."""
+    return -jax.jvp(schedule, (u,), (jnp.ones_like(u),))[1]
+
+
+def log_weight(weighting: Weighting | None, schedule: Schedule, u: Float[Array, ' B']) -> Float[Array, ' B'] | None:
+    """Return the log of the weight of each image's error at λ = schedule(u); None for no weighting."""
+    return None if weighting is None else weighting(schedule(u), rate=_rate(schedule, u))
+
+
+# log of the weight of the squared error on eps, as functions of λ [B]. Papers state most of them on x, whose squared
+# error is that on eps / SNR. Each takes all keywords (gamma, sigma_data, bias, rate) and reads its own.
+WEIGHTINGS = {
+    'min_snr': min_snr_weighting,
+    'truncated_snr': truncated_snr_weighting,
+    'edm': edm_weighting,
+    'sigmoid': sigmoid_weighting,
+}
 
 
 # ---------------------------------------------------------------- Algorithm 1
@@ -108,11 +185,14 @@ def diffusion_loss(
     p_uncond: Scalar,
     prediction: str = 'eps',
     target: str = 'eps',
+    sigma_data: Scalar = 0.5,
+    weighting: Weighting | None = None,
     low_discrepancy: bool = False,
 ) -> Loss:
     """Compute Algorithm 1's loss of images x in [-1, 1].
 
-    network(z, logsnr, labels) -> shape of z, a `prediction` of 'eps', 'x' or 'v'.
+    network(z, logsnr, labels) -> shape of z, an entry of `diffusion.PARAMETERISATIONS`. schedule: u -> λ, of a uniform
+    u. weighting(λ, rate=-dλ/du) -> log of the weight of each image's error, such as a function of WEIGHTINGS.
     """
     u, eps, labels, dropped = _draw(
         key, x, labels, null_label=null_label, p_uncond=p_uncond, low_discrepancy=low_discrepancy
@@ -120,8 +200,42 @@ def diffusion_loss(
     logsnr = schedule(u)
     z = diffusion.q_sample(x, eps, logsnr)
     output = network(z, logsnr, labels)
-    loss = squared_error(output, z, x, eps, logsnr, prediction=prediction, target=target)
-    return Loss(loss, logsnr, dropped)
+    meaning = {'prediction': prediction, 'target': target, 'sigma_data': sigma_data}
+    meaning['log_weight'] = log_weight(weighting, schedule, u)
+    return Loss(squared_error(output, z, x, eps, logsnr, **meaning), logsnr, dropped)
+
+
+# ---------------------------------------------------------------- GFT: β f(z, c, β) + (1-β) sg f(z) (Chen et al. 2025)
+
+
+def guidance_free_output(
+    conditional: Float[Array, ' B *D'], unconditional: Float[Array, ' B *D'], weight: PerImage
+) -> Float[Array, ' B *D']:
+    """Return β conditional + (1 - β) stop_gradient(unconditional), β = 1 / (1 + w).
+
+    It is the right answer where `conditional` is the guided one, (1 + w) right - w unconditional, which a network so
+    learns. The outputs may be of any parameterisation, since each is linear in eps and z.
+    """
+    beta = 1.0 / (1.0 + diffusion.broadcast_to_images(weight, conditional))
+    return beta * conditional + (1.0 - beta) * jax.lax.stop_gradient(unconditional)
+
+
+def guidance_free(
+    network: GuidedNetwork, frozen: GuidedNetwork, key: Key[Array, ''], *, null_label: int, weight_max: Scalar
+) -> Network:
+    """Return the network (z, λ, labels) -> `guidance_free_output`, by which `diffusion_loss` trains one that takes w.
+
+    β ~ Uniform[1 / (1 + weight_max), 1] for each image. Where the label is the null label, w is 0 and β is 1: it is
+    trained as ever. frozen: the same network without dropout, asked for the null label at w = 0; it gets no gradient.
+    """
+
+    def output(z: Float[Array, ' B *D'], logsnr: Float[Array, ' B'], labels: Int[Array, ' B']) -> Float[Array, ' B *D']:
+        beta = jax.random.uniform(key, labels.shape, minval=1.0 / (1.0 + weight_max))
+        weight = jnp.where(labels == null_label, 0.0, 1.0 / beta - 1.0)
+        null = frozen(z, logsnr, jnp.full_like(labels, null_label), jnp.zeros_like(weight))
+        return guidance_free_output(network(z, logsnr, labels, weight), null, weight)
+
+    return output
 
 
 # ---------------------------------------------------------------- L_{t-1}, L_T: KL of Gaussians (IDDPM, eq. 6 and 7)

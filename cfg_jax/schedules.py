@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtri
 
 from cfg_jax import diffusion
 from cfg_jax.diffusion import Schedule
@@ -97,6 +98,21 @@ def karras_grid(
         )
     sigmas = np.linspace(sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho), num_steps) ** rho
     return jnp.asarray(-2.0 * np.log(sigmas), jnp.float32)
+
+
+# ---------------------------------------------------------------- log(sigma / alpha) ~ N(mean, std²) (EDM, table 1)
+
+
+def normal_logsnr(
+    u: Scalar | Float[Array, '*S'], *, mean: float, std: float, logsnr_min: float = -20.0, logsnr_max: float = 20.0
+) -> Float32[Array, '*S']:
+    """Return λ = -2 (mean + std Φ⁻¹(u)), clipped to [λ_min, λ_max]: N(-2 mean, 4 std²) of a uniform u. Shape of u.
+
+    EDM draws its sigma, here sigma / alpha, so: mean -1.2, std 1.2. The logit-normal times of Esser et al. 2024 (eq.
+    19), logit t ~ N(m, s²) with t = sigma / (alpha + sigma), are the same law, since logit t = log(sigma / alpha).
+    """
+    u = jnp.clip(jnp.asarray(u, jnp.float32), 2.0**-24, 1.0 - 2.0**-24)  # where Φ⁻¹ is finite, 5.3 deviations out
+    return jnp.clip(-2.0 * (mean + std * ndtri(u)), logsnr_min, logsnr_max)
 
 
 # ---------------------------------------------------------------- the network's time (the authors' ddpm_w_distillation)

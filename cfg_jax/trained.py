@@ -55,10 +55,12 @@ class Trained:
 def load(config, workdir, mesh=None, *, step=None, ema=True, former=None):
     """Return a checkpoint of `workdir` as `Trained`, with the classifier and the weak model that the config names.
 
-    mesh: where the parameters are put; all devices by default. step, ema: see `load_alone`. former: see `with_helpers`.
-    Raises UserError if there is no checkpoint, or if it does not belong to the config.
+    mesh: where the parameters are put; all devices by default. step: the checkpoint's; by default the newest, or that
+    of the student of config.sample.num_steps where distillation has made students of several. ema: see `load_alone`.
+    former: see `with_helpers`. Raises UserError if there is no checkpoint, or if it does not belong to the config.
     """
     mesh = mesh or sharding.make_mesh()
+    step = build.student_step(config, config.sample.num_steps) if step is None else step
     return with_helpers(load_alone(config, workdir, mesh, step=step, ema=ema), mesh, former=former)
 
 
@@ -72,7 +74,7 @@ def with_helpers(model, mesh=None, *, former=None):
     if former and former.config.guidance.classifier_workdir == settings.classifier_workdir:
         classifier = former.classifier
     classifier = classifier or load_classifier(model.config, mesh)
-    if former and _weak_place(former.config) == _weak_place(model.config):
+    if former and _weak_place(former) == _weak_place(model):
         weak = former.weak
     if weak:
         _check_null_label(weak.config, model.config, weak.workdir)
@@ -81,7 +83,7 @@ def with_helpers(model, mesh=None, *, former=None):
         raise _same_parameters(model.step)
     for other, field in ((classifier, 'classifier_workdir'), (weak, 'weak_workdir')):
         if other:
-            check_same_order(model.class_names, other.class_names, other.workdir, field)
+            check_same_order(model.class_names, other.class_names, other.workdir, f'config.guidance.{field}')
     return dataclasses.replace(model, classifier=classifier, weak=weak)
 
 
@@ -110,7 +112,7 @@ def check_there(config, workdir, *, step=None, ema=True):
             raise _same_parameters(own[1])
         others.append((place, 'weak_workdir'))
     for place, field in others:
-        check_same_order(saved_class_names(workdir), saved_class_names(place), place, field)
+        check_same_order(saved_class_names(workdir), saved_class_names(place), place, f'config.guidance.{field}')
 
 
 def _check_parameters(workdir, step, ema):
@@ -126,14 +128,14 @@ def _check_parameters(workdir, step, ema):
 def check_same_order(class_names, others, workdir, field):
     """Raise UserError if the other network, in `workdir`, knows the model's classes, `class_names`, in another order.
 
-    field: that of config.guidance that names the workdir.
+    field: the one that names the workdir.
     """
     names, others = list(map(composed, class_names)), list(map(composed, others))
     if names != others and sorted(names) == sorted(others):
         label = next(label for label, name in enumerate(names) if name != others[label])
         raise UserError(
             f'label {label} is {names[label]!r} to the model but {others[label]!r} to that in {workdir}; both must be '
-            f'trained with the classes in one order (config.guidance.{field}).'
+            f'trained with the classes in one order ({field}).'
         )
 
 
@@ -155,11 +157,12 @@ def _classifier_config(config):
     saved = saved_config(workdir)
     if saved.model.kind != 'classifier':
         raise UserError(f'{workdir} holds a {saved.model.kind}, not a classifier {field}.')
-    _check_same_data(saved, config, f'the classifier in {workdir}', field)
+    check_same_data(saved, config, f'the classifier in {workdir}', field)
     return saved
 
 
-def _check_same_data(saved, config, name, field):
+def check_same_data(saved, config, name, field):
+    """Raise UserError unless another network, of config `saved`, knows images and classes like the config's."""
     for key in ('image_size', 'image_channels', 'num_classes'):
         if saved.data[key] != config.data[key]:
             raise UserError(
@@ -167,12 +170,12 @@ def _check_same_data(saved, config, name, field):
             )
 
 
-def _weak_place(config):
-    """Return what tells which parameters config.guidance.weak='checkpoint' means; None without it."""
-    settings = config.guidance
-    if build_sampling.weak_name(config) != 'checkpoint':
+def _weak_place(model):
+    """Return what tells which parameters config.guidance.weak='checkpoint' means to a `Trained`; None without it."""
+    settings = model.config.guidance
+    if build_sampling.weak_name(model.config) != 'checkpoint':
         return None
-    return settings.weak_workdir, settings.weak_step, settings.weak_ema
+    return settings.weak_workdir or model.workdir, settings.weak_step, settings.weak_ema
 
 
 def load_weak(config, workdir, mesh=None):
@@ -203,7 +206,7 @@ def _weak_config(config, workdir):
     saved = saved_config(place)
     if saved.model.kind != 'unet':
         raise UserError(f'{place} holds a {saved.model.kind}, not a diffusion model {field}.')
-    _check_same_data(saved, config, f'the weak model in {place}', field)
+    check_same_data(saved, config, f'the weak model in {place}', field)
     _check_null_label(saved, config, place)
     return saved
 
@@ -231,7 +234,7 @@ def load_teacher(config, mesh=None):
     saved = saved_config(workdir)
     if saved.model.kind != 'unet':
         raise UserError(f'{workdir} holds a {saved.model.kind}, not a diffusion model {field}.')
-    _check_same_data(saved, config, f'the teacher in {workdir}', field)
+    check_same_data(saved, config, f'the teacher in {workdir}', field)
     guided = config.distill.method == 'guided'
     if guided and saved.model.guidance_input:
         raise UserError(

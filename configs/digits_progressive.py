@@ -21,6 +21,8 @@ def get_config():
             'distill.method': 'progressive',
             'distill.teacher': 'runs/digits_distilled',
             'distill.rounds': ROUNDS,
+            'loss.target': 'eps',
+            'loss.weighting': 'truncated_snr',
             'optim.learning_rate': 1e-3,
             'optim.decay': 'linear',
             'optim.warmup_steps': 0,

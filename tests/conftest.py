@@ -15,7 +15,18 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_opti
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 # Types and shapes are checked at every call of these modules, provided that the checkers are installed.
-CHECKED = ['schedules', 'diffusion', 'denoisers', 'guidance', 'samplers', 'losses', 'metrics', 'mixtures', 'models']
+CHECKED = [
+    'schedules',
+    'diffusion',
+    'denoisers',
+    'guidance',
+    'samplers',
+    'losses',
+    'distillation',
+    'metrics',
+    'mixtures',
+    'models',
+]
 if importlib.util.find_spec('jaxtyping') and importlib.util.find_spec('beartype'):
     import jaxtyping
 

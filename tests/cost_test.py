@@ -30,7 +30,10 @@ ON = {
     'model.attention_resolutions': ({}, (8,)),
     'model.dropout': ({}, 0.5),
     'model.remat': ({}, True),
+    'model.guidance_input': ({}, True),
     'train.accumulation_steps': ({}, 2),
+    'loss.weighting': ({}, 'sigmoid'),
+    'loss.guided': ({'model__guidance_input': True}, 'gft'),
 }
 # Fields that are off by default and that this file, or no program, has to do with.
 TESTED = {

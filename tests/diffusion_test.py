@@ -58,8 +58,52 @@ def test_round_trips(logsnr, x_error, eps_error):
     assert worst(diffusion.network_eps(EPS, z, logsnr, 'eps'), EPS) == 0
 
 
+@pytest.mark.parametrize('logsnr', [-20.0, -3.0, 0.0, 4.0, 20.0])
+@pytest.mark.parametrize('sigma_data', [0.2, 0.5, 3.0])
+def test_edms_output_and_back(logsnr, sigma_data):
+    logsnr = jnp.full(len(X), logsnr)
+    z = diffusion.q_sample(X, EPS, logsnr)
+    output = diffusion.edm_output(X, EPS, logsnr, sigma_data)
+    assert worst(diffusion.network_eps(output, z, logsnr, 'edm', sigma_data), EPS) <= 5e-6
+
+
+def test_edms_output_is_the_papers():
+    """In EDM's units, y = z / alpha = x + sigma eps: D = c_skip y + c_out F(c_in y), of table 1, in float64."""
+    logsnr, sigma_data = np.linspace(-12, 12, len(X)), 0.4
+    alpha, sigma = (np.sqrt(1 / (1 + np.exp(s * logsnr)))[:, None, None, None] for s in (-1, 1))
+    output, z, sigma = np.float64(X), np.float64(EPS), sigma / alpha
+    c_skip = sigma_data**2 / (sigma**2 + sigma_data**2)
+    c_out = sigma * sigma_data / np.sqrt(sigma**2 + sigma_data**2)
+    c_in = 1 / np.sqrt(sigma**2 + sigma_data**2)
+    x = c_skip * z / alpha + c_out * output
+    eps = (z - alpha * x) / (alpha * sigma)
+    got = diffusion.network_eps(X, EPS, jnp.float32(logsnr), 'edm', sigma_data)
+    np.testing.assert_allclose(got, eps, rtol=1e-4, atol=1e-5)
+    got = diffusion.network_input(EPS, jnp.float32(logsnr), 'edm', sigma_data)
+    np.testing.assert_allclose(got, c_in * z / alpha, rtol=1e-5)
+
+
+def test_edms_output_is_minus_v_where_the_data_have_deviation_1():
+    logsnr = jnp.linspace(-20.0, 20.0, len(X))
+    z, v = diffusion.q_sample(X, EPS, logsnr), diffusion.velocity(X, EPS, logsnr)
+    assert worst(diffusion.edm_output(X, EPS, logsnr, 1.0), -v) <= 2e-6
+    assert worst(diffusion.edm_eps(-v, z, logsnr, 1.0), diffusion.network_eps(v, z, logsnr, 'v')) <= 2e-6
+    assert worst(diffusion.network_input(z, logsnr, 'edm', 1.0), z) <= 2e-6
+    for prediction in ('eps', 'x', 'v'):
+        assert diffusion.network_input(z, logsnr, prediction, 0.5) is z
+
+
+def test_edms_network_sees_and_gives_values_of_deviation_1():
+    x = 0.3 * jax.random.normal(jax.random.key(2), (9, 100, 100, 1))
+    eps = jax.random.normal(jax.random.key(3), x.shape)
+    logsnr = jnp.linspace(-20.0, 20.0, 9)
+    seen = diffusion.network_input(diffusion.q_sample(x, eps, logsnr), logsnr, 'edm', 0.3)
+    np.testing.assert_allclose(jnp.std(seen, axis=(1, 2, 3)), 1.0, atol=0.03)
+    np.testing.assert_allclose(jnp.std(diffusion.edm_output(x, eps, logsnr, 0.3), axis=(1, 2, 3)), 1.0, atol=0.03)
+
+
 def test_unknown_prediction():
-    with pytest.raises(ValueError, match="'eps', 'x', 'v'"):
+    with pytest.raises(ValueError, match="'eps', 'x', 'v', 'edm'"):
         diffusion.network_eps(EPS, X, 0.0, 'score')
 
 

@@ -1,5 +1,6 @@
 """Distillation: its targets on mixtures whose score is known, and runs of tiny students."""
 
+import json
 import shutil
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from cfg_jax import build, build_sampling, diffusion, distillation, losses, mixt
 from cfg_jax.checks import check_config
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import evaluate, train
+from cfg_jax.jobs.evaluate import curves
 from cfg_jax.training import optim
 from tests import tiny
 
@@ -196,6 +198,7 @@ ROUNDS = {
     'train__num_steps': 8,
     'sample__sampler': 'ddim',
     'sample__grid': 'u_open',
+    'sample__num_steps': 2,
 }
 
 
@@ -247,6 +250,20 @@ def test_a_killed_distillation_resumes_to_the_same_bits(workdirs, tmp_path, kept
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole))
 
 
+def test_rounds_are_the_same_on_several_devices(workdirs, tmp_path):
+    """Four devices, the state split over them, a batch in two parts: losses as on one device, up to rounding."""
+    split = {'train__accumulation_steps': 2, 'distill__teacher': str(workdirs / 'guided')}
+    losses_of = {}
+    for devices in (1, 4):
+        workdir, flags = tmp_path / str(devices), tiny.flags(**STUDENT | ROUNDS | split)
+        done = tiny.main(*flags, f'--config.train.fsdp={devices > 1}', f'--workdir={workdir}', devices=devices)
+        assert done.returncode == 0, done.stderr
+        lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+        losses_of[devices] = [json.loads(line)['loss'] for line in lines]
+    assert len(losses_of[4]) == 4
+    np.testing.assert_allclose(losses_of[4], losses_of[1], rtol=1e-4)
+
+
 def test_each_round_starts_from_the_student_before(workdirs):
     config = tiny.config(**STUDENT | ROUNDS)
     assert [build.student_steps(config, step) for step in (0, 1, 4, 5, 8)] == [4, 4, 4, 2, 2]
@@ -260,6 +277,50 @@ def test_the_students_of_all_rounds_are_judged_at_their_own_steps(workdirs):
     evaluate.run(config, workdirs / 'progressive')
     table = (workdirs / 'progressive' / 'results.csv').read_text()
     assert 'step 4, 4 steps' in table and 'step 8, 2 steps' in table
+
+
+def variants_of(workdirs, text, **changes):
+    """The tiny progressive config with the variants of this text, in which {teacher} is a workdir."""
+    path = workdirs / 'variants.py'
+    path.write_text(text.replace('{teacher}', str(workdirs / 'teacher')))
+    return tiny.config(**STUDENT | ROUNDS, eval__variants=str(path), eval__judge='trained', **changes)
+
+
+def test_variants_are_curves_of_several_models(workdirs):
+    """Over the number of steps: the students, each from the checkpoint of its round, and the first teacher."""
+    text = """VARIANTS = {
+        'students': {'eval.num_steps': (2, 4), 'eval.guidance_weights': (1.0,)},
+        'teacher': {'workdir': '{teacher}', 'eval.num_steps': (1, 4), 'eval.guidance_weights': (1.0,)},
+    }"""
+    config = variants_of(workdirs, text, eval__folder='several')
+    every = curves.curves(config)
+    assert [(curve.variant, curve.step, curve.config.sample.num_steps) for curve in every] == [
+        ('students', 8, 2),
+        ('students', 4, 4),
+        ('teacher', None, 1),
+        ('teacher', None, 4),
+    ]
+    assert every[3].config.guidance.function == 'classifier_free' and every[3].config.sample.sampler == 'ddim'
+    rows = evaluate.run(config, workdirs / 'progressive')
+    assert [row['network_evaluations'] for row in rows] == [2, 4, 2, 8]
+    assert [row['step'] for row in rows] == [8, 4, 4, 4]
+    assert len({row['samples_sha256'] for row in rows}) == 4
+    assert (workdirs / 'progressive' / 'several' / 'evaluations.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ("{'workdir': 'nowhere'}", "variant 'a': no checkpoint in nowhere"),
+        ("{'workdir': 3}", "variant 'a': 'workdir' is 3 and 'step' None; they must be"),
+        ("{'workdir': '{teacher}', 'step': 3}", r'no checkpoint of step 3 in .*; there are 4, 2'),
+        ("{'eval.num_steps': (3,), 'eval.guidance_weights': (1.0,)}", 'there are students of 4, 2 steps'),
+        ("{'eval.num_steps': (2, 4)}", 'so there must be one weight'),
+    ],
+)
+def test_a_variant_of_a_model_that_is_not_there_is_refused(workdirs, changes, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.run(variants_of(workdirs, f"VARIANTS = {{'a': {changes}}}"), workdirs / 'progressive')
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,17 @@ def test_export_and_back(imported, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
+def test_a_file_of_an_earlier_version_lacks_newer_fields(imported, tmp_path):
+    config = reference_config('unet_new_order')
+    params = trained.load(config, imported / 'unet_new_order', sharding.make_mesh()).params
+    identity = build.model_identity(config)
+    del identity['diffusion']['sigma_data']
+    convert.save_safetensors(tmp_path / 'older.safetensors', params, {'config': json.dumps(identity)})
+    config.convert.path = str(tmp_path / 'older.safetensors')
+    convert_job.run(config, tmp_path / 'older')
+    assert (tmp_path / 'older' / 'checkpoints' / '0').exists()
+
+
 def test_weights_that_are_not_finite_are_named_and_draw_nothing(imported, tmp_path, monkeypatch):
     """At import, and in a checkpoint that an earlier version imported."""
     config = reference_config('unet_new_order')

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from cfg_jax import diffusion, losses, samplers, schedules
 from cfg_jax.diffusion import Prediction
+from tests import mixture
 
 X = jax.random.uniform(jax.random.key(0), (512, 2, 2, 1), minval=-1.0)
 LABELS = jnp.arange(512) % 10
@@ -72,6 +74,217 @@ def test_the_error_is_on_the_target_whatever_is_predicted(prediction, target):
     error = {'eps': eps_hat - eps, 'x': x_hat - x, 'v': alpha * (eps_hat - eps) - sigma * (x_hat - x)}[target]
     got = losses.squared_error(*map(jnp.float32, (output, z, x, eps, logsnr)), prediction=prediction, target=target)
     np.testing.assert_allclose(got, np.square(error).mean((1, 2, 3)), rtol=1e-4)
+
+
+# ---------------------------------------------------------------- weights of the error, in float64
+
+
+SIGMA_DATA = 0.4
+OPTIONS = {'gamma': 5.0, 'sigma_data': SIGMA_DATA, 'bias': 2.0}
+SLOPE = np.pi / 2 - 2 * np.arctan(np.exp(-10.0))  # a of λ = -2 log tan(a u + b), of which -dλ/du = 4 a cosh(λ / 2)
+
+
+def cosine_rate(logsnr):
+    return 4 * SLOPE * np.cosh(logsnr / 2)
+
+
+def weight_on_x(weighting, logsnr):
+    """The papers' own formulas: of |x^ - x|², of SNR = alpha² / sigma² and EDM's sigma = 1 / sqrt(SNR)."""
+    snr = np.exp(np.float64(logsnr))
+    sigma = 1 / np.sqrt(snr)
+    return {
+        'min_snr': np.minimum(snr, 5.0),
+        'truncated_snr': np.maximum(snr, 1.0),
+        'edm': (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2,
+        'sigmoid': snr * cosine_rate(logsnr) / (1 + np.exp(logsnr - 2.0)),
+    }[weighting]
+
+
+@pytest.mark.parametrize('weighting', losses.WEIGHTINGS)
+def test_a_weight_is_the_papers_at_every_noise(weighting):
+    logsnr = np.linspace(-20, 20, 401)
+    got = losses.WEIGHTINGS[weighting](jnp.float32(logsnr), rate=jnp.float32(cosine_rate(logsnr)), **OPTIONS)
+    np.testing.assert_allclose(got, np.log(weight_on_x(weighting, logsnr)) - logsnr, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('weighting', losses.WEIGHTINGS)
+@pytest.mark.parametrize('prediction', diffusion.PARAMETERISATIONS)
+def test_the_weighted_error_is_one_number_whatever_is_predicted(prediction, weighting):
+    """Outputs that stand for the same x^ have the loss w |x^ - x|², computed from the definitions in float64."""
+    logsnr = np.linspace(-10, 14, 512)
+    alpha, sigma = (np.sqrt(1 / (1 + np.exp(s * logsnr)))[:, None, None, None] for s in (-1, 1))
+    x, eps, error = (np.float64(jax.random.normal(jax.random.key(k), X.shape)) for k in range(3))
+    z, x_hat = alpha * x + sigma * eps, x + error
+    eps_hat = (z - alpha * x_hat) / sigma
+    scale = np.sqrt(sigma**2 + alpha**2 * SIGMA_DATA**2)
+    output = {
+        'eps': eps_hat,
+        'x': x_hat,
+        'v': alpha * eps_hat - sigma * x_hat,
+        'edm': (x_hat - alpha * SIGMA_DATA**2 / scale**2 * z) * scale / (sigma * SIGMA_DATA),
+    }[prediction]
+    arrays = map(jnp.float32, (output, z, x, eps, logsnr))
+    log_weight = losses.WEIGHTINGS[weighting](jnp.float32(logsnr), rate=jnp.float32(cosine_rate(logsnr)), **OPTIONS)
+    got = losses.squared_error(*arrays, prediction=prediction, sigma_data=SIGMA_DATA, log_weight=log_weight)
+    expected = weight_on_x(weighting, logsnr) * np.square(error).mean((1, 2, 3))
+    np.testing.assert_allclose(got, expected, rtol=1e-3)
+
+
+def test_edms_weight_makes_the_plain_error_of_its_output():
+    arrays = [jax.random.normal(jax.random.key(k), X.shape) for k in range(4)]
+    logsnr = jnp.linspace(-20.0, 20.0, len(X))
+    plain, weighted = (
+        losses.squared_error(*arrays, logsnr, prediction='edm', target=target, sigma_data=SIGMA_DATA, log_weight=weight)
+        for target, weight in (('edm', None), ('eps', losses.edm_weighting(logsnr, **OPTIONS)))
+    )
+    np.testing.assert_allclose(plain, weighted, rtol=1e-5)
+
+
+@pytest.mark.parametrize('weighting', losses.WEIGHTINGS)
+def test_the_loss_has_the_weight_of_its_own_times(weighting):
+    """The rate -dλ/du is that of the schedule; a weight depends on λ alone, so the best prediction stays the best."""
+    plain, weighted = (
+        loss_of(lambda z, logsnr, labels: jnp.sin(5 * z), weighting=w)
+        for w in (None, partial(losses.WEIGHTINGS[weighting], **OPTIONS))
+    )
+    np.testing.assert_array_equal(plain.logsnr, weighted.logsnr)
+    logsnr = np.float64(plain.logsnr)
+    within = np.abs(logsnr) < 15  # beyond, u has too few digits to tell λ
+    expected = weight_on_x(weighting, logsnr) / np.exp(logsnr)
+    np.testing.assert_allclose((weighted.loss / plain.loss)[within], expected[within], rtol=2e-3)
+
+
+@pytest.mark.parametrize('weighting', losses.WEIGHTINGS)
+@pytest.mark.parametrize('prediction', diffusion.PARAMETERISATIONS)
+def test_a_weighted_loss_is_finite_at_both_ends_and_so_is_its_gradient(prediction, weighting):
+    x, eps = X[:4], jax.random.normal(jax.random.key(2), X[:4].shape)
+    schedule = partial(schedules.normal_logsnr, mean=0.0, std=1.2)
+    for ends in (schedules.cosine_logsnr, schedule):
+        u = jnp.array([0.0, 2.0**-24, 1.0 - 2.0**-24, 1.0])
+        logsnr = ends(u)
+        rate = losses._rate(ends, u)
+        z = diffusion.q_sample(x, eps, logsnr)
+
+        def loss(output, logsnr=logsnr, rate=rate, z=z):
+            log_weight = losses.WEIGHTINGS[weighting](logsnr, rate=rate, **OPTIONS)
+            error = losses.squared_error(output, z, x, eps, logsnr, prediction=prediction, log_weight=log_weight)
+            return error.sum()
+
+        value, gradient = jax.value_and_grad(loss)(jnp.zeros_like(x))
+        assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
+
+
+# ---------------------------------------------------------------- guidance-free training, where the answer is known
+
+
+@pytest.fixture
+def float64():
+    jax.config.update('jax_enable_x64', True)
+    yield
+    jax.config.update('jax_enable_x64', False)
+
+
+class Classes:
+    """Two classes of one dimension, N(-0.6, 0.5²) and N(0.9, 0.5²), as likely; everything by quadrature in float64."""
+
+    means, deviation = np.array([-0.6, 0.9]), 0.5
+
+    def __init__(self, logsnr):
+        self.alpha, self.sigma = (np.sqrt(1 / (1 + np.exp(s * logsnr))) for s in (-1, 1))
+        self.variance = self.alpha**2 * self.deviation**2 + self.sigma**2
+        nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+        self.eps, x = (nodes[index].ravel() for index in np.indices((80, 80)))
+        self.probability = np.outer(weights, weights).ravel() / weights.sum() ** 2
+        self.z = self.alpha * (self.means[:, None] + self.deviation * x) + self.sigma * self.eps  # [2, nodes]
+
+    def conditional(self, label):
+        return self.sigma * (self.z[label] - self.alpha * self.means[label]) / self.variance
+
+    def unconditional(self, label):
+        """The mixture's exact eps at z of this class: the mean over p(c | z), not affine in z."""
+        distance = self.z[label] - self.alpha * self.means[:, None]
+        share = np.exp(-0.5 * distance**2 / self.variance)
+        return (share * self.sigma * distance / self.variance).sum(0) / share.sum(0)
+
+    def guided(self, label, weight):
+        return (1 + weight) * self.conditional(label) - weight * self.unconditional(label)
+
+    def loss(self, output, label, weight):
+        """The expected loss of a network whose output at the nodes of this class is `output`."""
+        guided = losses.guidance_free_output(output, jnp.asarray(self.unconditional(label)), weight)
+        return jnp.sum(self.probability * jnp.square(guided - self.eps))
+
+
+CASES = [(-2.0, 0, 0.5), (0.0, 1, 1.0), (1.5, 0, 4.0)]
+
+
+@pytest.mark.parametrize(('logsnr', 'label', 'weight'), CASES)
+def test_gft_is_least_at_the_guided_prediction(float64, logsnr, label, weight):
+    """At (1 + w) eps_c - w eps_null the expected loss has no slope in the direction of any function of z.
+
+    Elsewhere it has: at the conditional eps, towards the guided one.
+    """
+    classes = Classes(logsnr)
+    z, guided = classes.z[label], jnp.asarray(classes.guided(label, weight))
+    for direction in (np.ones_like(z), z, z**3, np.sin(3 * z), np.exp(-(z**2)), classes.unconditional(label)):
+        slope, curvature = (
+            derivative(lambda t, d=direction: classes.loss(guided + t * d, label, weight))(0.0)
+            for derivative in (jax.grad, jax.hessian)
+        )
+        assert abs(slope) < 1e-9 and curvature > 1e-4
+    plain = jnp.asarray(classes.conditional(label))
+    assert jax.grad(lambda t: classes.loss(plain + t * (guided - plain), label, weight))(0.0) < -1e-4
+
+
+@pytest.mark.parametrize(('logsnr', 'label', 'weight'), CASES)
+def test_gft_of_an_affine_network_finds_the_nearest_one_to_the_guided_prediction(float64, logsnr, label, weight):
+    """The loss is quadratic in a and b of a z + b: one Newton step from anywhere ends at the least squares fit.
+
+    The guided prediction is not affine, so the fit, weighted by p(z | c), is the exact answer.
+    """
+    classes = Classes(logsnr)
+    basis = np.stack([classes.z[label], np.ones_like(classes.eps)], axis=1)
+
+    def loss(coefficients):
+        return classes.loss(basis @ coefficients, label, weight)
+
+    start = jnp.array([0.3, -2.0])
+    found = start - jnp.linalg.solve(jax.hessian(loss)(start), jax.grad(loss)(start))
+    root = np.sqrt(classes.probability)
+    wanted = np.linalg.lstsq(basis * root[:, None], classes.guided(label, weight) * root, rcond=None)[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def test_gft_of_the_guided_model_is_the_conditional_one_and_dropped_labels_are_plain():
+    """The weights, too: 1 / (1 + w) is uniform from 1/5 to 1, and w is 0 for null labels."""
+    labels = jnp.arange(4000) % 4  # 3 is the null label
+    x = mixture._mixture.sample(jax.random.key(0), 4000)
+    logsnr = jnp.linspace(-6.0, 6.0, 4000)
+    z, seen = diffusion.q_sample(x, jax.random.normal(jax.random.key(1), x.shape), logsnr), []
+    exact = lambda z, logsnr, labels: mixture.model(z, logsnr, labels).eps  # noqa: E731
+
+    def guided(z, logsnr, labels, weight):
+        seen.append(weight)
+        null = exact(z, logsnr, jnp.full_like(labels, mixture.NULL))
+        return (1 + weight[:, None]) * exact(z, logsnr, labels) - weight[:, None] * null
+
+    network = losses.guidance_free(guided, guided, jax.random.key(2), null_label=mixture.NULL, weight_max=4.0)
+    np.testing.assert_allclose(network(z, logsnr, labels), exact(z, logsnr, labels), atol=1e-4)
+    null_weight, weight = map(np.asarray, seen)
+    assert not null_weight.any() and not weight[labels == mixture.NULL].any()
+    beta = 1 / (1 + weight[labels != mixture.NULL])
+    assert beta.min() >= 0.2 - 1e-6 and stats.kstest(beta, stats.uniform(0.2, 0.8).cdf).pvalue > 0.01
+
+
+def test_gft_has_no_gradient_through_the_null_label():
+    z, logsnr, labels = X[:8, 0, 0], jnp.zeros(8), jnp.arange(8) % 3
+
+    def output(scale, frozen_scale):
+        parts = (lambda z, *_, s=s: s * z for s in (scale, frozen_scale))
+        return losses.guidance_free(*parts, jax.random.key(0), null_label=3, weight_max=4.0)(z, logsnr, labels).sum()
+
+    gradients = jax.grad(output, argnums=(0, 1))(1.0, 1.0)
+    assert gradients[0] != 0.0 and gradients[1] == 0.0
 
 
 # ---------------------------------------------------------------- the bound in continuous time, where it is known

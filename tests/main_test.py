@@ -329,13 +329,13 @@ def test_labels_by_name():
 
 def test_a_classifier_knows_the_models_classes_in_the_same_order():
     names = tuple(map(str, range(12)))
-    check_same_order(names, names, 'classifier', 'classifier_workdir')
-    check_same_order(('caf\u00e9', 'tea'), ('cafe\u0301', 'tea'), 'classifier', 'classifier_workdir')
+    check_same_order(names, names, 'classifier', 'config.guidance.classifier_workdir')
+    check_same_order(('caf\u00e9', 'tea'), ('cafe\u0301', 'tea'), 'classifier', 'config.guidance.classifier_workdir')
     check_same_order(
         names, ('cat', *names[1:]), 'classifier', 'classifier_workdir'
     )  # imported weights have numbers for names
     with pytest.raises(UserError, match=r'label 2 is .2. to the model but .10. to that in classifier; both'):
-        check_same_order(names, tuple(sorted(names)), 'classifier', 'classifier_workdir')
+        check_same_order(names, tuple(sorted(names)), 'classifier', 'config.guidance.classifier_workdir')
 
 
 def test_labels_by_names_with_commas():

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
-from cfg_jax import schedules
+from cfg_jax import diffusion, schedules
 from cfg_jax.errors import UserError
 
 REFERENCE = np.load(Path(__file__).parent / 'data' / 'schedules.npz')
@@ -35,6 +36,34 @@ def test_other_ends():
 def test_u_round_trip(logsnr, error):
     """λ -> u -> λ in float32. At λ = -20, u is within 1e-9 of 1, where float32 has steps of 6e-8 and λ of 4e-3."""
     assert abs(float(schedules.cosine_logsnr(schedules.cosine_u(logsnr))) - logsnr) <= error
+
+
+@pytest.mark.parametrize(('mean', 'std'), [(-1.2, 1.2), (0.0, 1.0), (-0.4, 1.0)])
+def test_normal_times_have_the_normals_quantiles(mean, std):
+    """EDM, table 1: log sigma ~ N(mean, std²), sigma = e^{-λ/2}; u = 0 is the end of the data."""
+    u = np.linspace(0.001, 0.999, 999)
+    logsnr = schedules.normal_logsnr(np.float32(u), mean=mean, std=std)
+    np.testing.assert_allclose(-logsnr / 2, stats.norm(mean, std).ppf(u), rtol=1e-4, atol=1e-4)
+    for u in (0.0, 1.0):
+        value, slope = jax.value_and_grad(lambda u: schedules.normal_logsnr(u, mean=mean, std=std))(u)
+        assert jnp.isfinite(value) and jnp.isfinite(slope) and (value > 8) == (u == 0.0)
+
+
+def test_normal_times_stay_within_the_schedules_range():
+    draw = lambda u: schedules.normal_logsnr(u, mean=-1.2, std=1.2, logsnr_min=-1.0, logsnr_max=4.0)  # noqa: E731
+    logsnr = np.asarray(draw(jnp.linspace(0.0, 1.0, 10_001)))
+    assert logsnr.min() == -1 and logsnr.max() == 4
+    for end, beyond in ((-1.0, stats.norm.cdf(-3.4 / 2.4)), (4.0, stats.norm.sf(1.6 / 2.4))):
+        np.testing.assert_allclose((logsnr == end).mean(), beyond, atol=2e-4)
+    assert jax.grad(draw)(0.0) == 0.0
+
+
+def test_logit_normal_times_are_esser_and_others():
+    """t = sigma / (alpha + sigma) of z = (1 - t) x + t eps, scaled: logit t ~ N(0, 1)."""
+    logsnr = schedules.normal_logsnr(jnp.linspace(0.01, 0.99, 99), mean=0.0, std=1.0)
+    alpha, sigma = (np.float64(value) for value in diffusion.alpha_sigma(logsnr))
+    t = sigma / (alpha + sigma)
+    np.testing.assert_allclose(np.log(t / (1 - t)), stats.norm.ppf(np.linspace(0.01, 0.99, 99)), atol=1e-4)
 
 
 def test_u_round_trip_the_other_way():

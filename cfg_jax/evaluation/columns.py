@@ -118,7 +118,7 @@ _TABLE = (  # in the order of results.csv
            meaning='median distance to the nearest training image, over that of held-out images; below 1: closer',
            error=True, tradeoff=16, beside='memorised'),
     Column('coverage_k', 'coverage k', '.0f', meaning='config.eval.coverage_k', report=False, identity=True, unset='5'),
-    Column('held_out', 'held out', '', meaning='config.eval.held_out', report=False),
+    Column('held_out', 'held out', '', meaning='config.eval.held_out', report=False, identity=True),
     Column('parameters', 'parameters', '', meaning="'ema', their average; 'post-hoc', one of another length; or 'raw'",
            report=False, identity=True, unset='ema'),
     Column('ema_length', 'EMA length', 'g', meaning='sigma_rel of the average that is made of snapshots',

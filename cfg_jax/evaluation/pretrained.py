@@ -45,12 +45,7 @@ class Published:
         without problems to the parameters. Raises UserError if the file is missing or damaged, or its contents do not
         fit its name or the network.
         """
-        if not path:
-            raise UserError(
-                f'the judge {self.judge!r} needs its weights: download {self.name} from {self.where} and set its path '
-                f'({self.field}).'
-            )
-        path = os.path.expanduser(path)
+        path = self.require(path)
         digest = self._digest(path)
         try:
             state_dict = load_openai_state_dict(path)
@@ -64,13 +59,24 @@ class Published:
             raise UserError(f'{path}: {found[0]}: these weights are damaged ({self.field}).')
         return params, digest
 
-    def _digest(self, path):
-        """Return the file's sha256 in hex. Raises UserError if the file's name gives another."""
+    def require(self, path):
+        """Return the path with its ~ replaced. Raises UserError unless it is a file that can be read."""
+        if not path:
+            raise UserError(
+                f'the judge {self.judge!r} needs its weights: download {self.name} from {self.where} and set its path '
+                f'({self.field}).'
+            )
+        path = os.path.expanduser(path)
         try:
-            with open(path, 'rb') as file:
-                digest = hashlib.file_digest(file, 'sha256').hexdigest()
+            open(path, 'rb').close()
         except OSError as error:
             raise UserError(f'{unreadable(path, error, self.name)} ({self.field}).') from None
+        return path
+
+    def _digest(self, path):
+        """Return the file's sha256 in hex. Raises UserError if the file's name gives another."""
+        with open(path, 'rb') as file:
+            digest = hashlib.file_digest(file, 'sha256').hexdigest()
         named = _NAMED_HASH.search(path)
         if named and not digest.startswith(named[1]):
             raise UserError(

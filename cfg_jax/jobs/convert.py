@@ -9,8 +9,9 @@ from flax.traverse_util import flatten_dict
 
 from cfg_jax import build, convert, trained
 from cfg_jax.checks import check_config
+from cfg_jax.config import default
 from cfg_jax.errors import UserError
-from cfg_jax.training.checkpoints import Checkpoints, as_json, config_differences
+from cfg_jax.training.checkpoints import Checkpoints, as_json, config_differences, merged
 from cfg_jax.training.train_state import TrainState
 
 
@@ -67,6 +68,7 @@ def from_safetensors(config, path):
         saved = json.loads(metadata.get('config', '{}'))
     except ValueError:
         raise UserError(f'{path}: its metadata is damaged (config.convert.path).') from None
+    saved = saved and merged(as_json(build.model_identity(default())), saved)  # older files lack newer fields
     if saved and (differences := config_differences(as_json(build.model_identity(config)), saved)):
         raise UserError(f'{path} holds another network: {"; ".join(differences)}.')
     expected = flatten_dict(jax.eval_shape(lambda: build.init_params(config, jax.random.key(0))), sep='/')

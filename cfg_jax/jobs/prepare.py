@@ -30,9 +30,11 @@ def run(config, workdir):
     check_config(config)
     splits = tuple(dict.fromkeys(config.prepare.splits)) or (config.data.split,)
     try:
-        for split in splits:  # before the first of them takes its time
+        for split in splits:
             tfds_writer.check_split(split)
-        folders = [prepare_split(changed(config, {'data.split': split})) for split in splits]
+        configs = [changed(config, {'data.split': split}) for split in splits]
+        raws = [open_raw(config) for config in configs]  # all are there, before the first of them takes its time
+        folders = [prepare_split(config, raw) for config, raw in zip(configs, raws)]
     except UserError as error:
         if not config.prepare.splits:
             raise
@@ -40,12 +42,16 @@ def run(config, workdir):
     return folders[-1]
 
 
-def prepare_split(config):
-    """Prepare config.data.split and return the data set's folder."""
+def open_raw(config):
+    """Return the images of config.data.split in the archive config.prepare.path."""
     if not config.prepare.path:
         raise UserError('config.prepare.path is not set; give a folder or zip of images, or an archive: docs/data.md.')
+    return archives.open_images(config.prepare.path, split=config.data.split, name=config.data.name)
+
+
+def prepare_split(config, raw):
+    """Prepare config.data.split of the images that `open_raw` has opened, and return the data set's folder."""
     data, start = config.data, time.monotonic()
-    raw = archives.open_images(config.prepare.path, split=data.split, name=data.name)
     target = locate(config, raw)
     if len(target.class_names) != data.num_classes:
         raise UserError(

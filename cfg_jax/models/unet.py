@@ -56,8 +56,8 @@ class Encoder(nn.Module):
         return blocks.Dense(4 * self.channels, dtype=self.dtype, name='time_out')(embedding)
 
     def embed_weight(self, weight: Float[Array, ' B']) -> Float[Array, 'B 4*{self.channels}']:
-        """Embed the guidance weight as time is, w = 4 as time's 1000 (Meng et al. 2023, section 3); zero at first."""
-        embedding = blocks.sinusoidal_embedding(250.0 * weight, self.channels)
+        """Embed the guidance weight as the authors of Meng et al. 2023 do, like λ; the output is 0 at first."""
+        embedding = blocks.sinusoidal_embedding(schedules.continuous_time_input(weight), self.channels)
         embedding = nn.silu(blocks.Dense(4 * self.channels, dtype=self.dtype, name='weight_in')(embedding))
         out = blocks.Dense(4 * self.channels, kernel_init=blocks.zeros, dtype=self.dtype, name='weight_out')
         return out(embedding)

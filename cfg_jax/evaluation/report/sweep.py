@@ -23,7 +23,7 @@ class Sweep:
             groups = {}
             for row in rows:
                 groups.setdefault(row.get('variant'), []).append(row)
-            within = [name for name in weights if any(_varies(group, name) for group in groups.values())]
+            within = [name for name in OVER if any(_varies(group, name) for group in groups.values())]
             varying = list(dict.fromkeys([*within, *(name for name in varying if name in weights)]))
         self.varies = bool(varying)
         self.over = varying[0] if varying else OVER[0]

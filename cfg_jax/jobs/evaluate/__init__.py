@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfg_jax import trained
+from cfg_jax import build, trained
 from cfg_jax.checks import check_config, check_judge
 from cfg_jax.data import spread
 from cfg_jax.distributed import processes
@@ -40,7 +40,8 @@ def run(config, workdir):
 
     if config.eval.search:
         searching.check_curves(every)
-    newest = trained.load_alone(config, workdir)
+    step = build.student_step(config, config.sample.num_steps)
+    newest = trained.load_alone(config, workdir, step=step)
     curves.check_models(every, newest)
     # Every process draws. The first one also judges, while the others draw on.
     measurings = processes.first_alone(lambda: judging.open_measurings(config, workdir, newest)) or []

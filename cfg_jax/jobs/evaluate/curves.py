@@ -28,7 +28,7 @@ class Curve:
 
     suffix: the part of file names that tells it from other curves. variant: its name, such as that in
     config.eval.variants, or ''. overrides: what the variant changes, as text. step: the checkpoint's; None: the newest.
-    ema: the parameters, as config.eval.ema names them.
+    ema: the parameters, as config.eval.ema names them. workdir: the model's; '' is the evaluation's own.
     """
 
     config: ConfigDict
@@ -37,6 +37,7 @@ class Curve:
     overrides: str = ''
     step: int | None = None
     ema: bool | float = True
+    workdir: str = ''
 
 
 def swept(config):
@@ -74,10 +75,7 @@ def curves(config):
     """
     if config.eval.variants:
         return [
-            Curve(
-                varied, variants.suffix(name), name, ', '.join(f'{field}={value}' for field, value in changes.items())
-            )
-            for name, (varied, changes) in variants.read_variants(config).items()
+            curve for name, variant in variants.read_variants(config).items() for curve in _of_variant(name, variant)
         ]
     if names_curves(config):
         return _named(config)
@@ -92,6 +90,18 @@ def curves(config):
         Curve(curve, f'_{curve.sample.sampler}{len(build_sampling.sampling_logsnrs(curve))}' if several else '')
         for curve in configs
     ]
+
+
+def _of_variant(name, variant):
+    """Return the `Curve`s of a variant: one for each number of its config.eval.num_steps."""
+    found, numbers = [], tuple(dict.fromkeys(variant.config.eval.num_steps))
+    overrides = ', '.join(f'{field}={value}' for field, value in variant.changes.items())
+    for number in numbers or (variant.config.sample.num_steps,):
+        config = changed(variant.config, {'sample.num_steps': number, 'eval.num_steps': ()})
+        suffix = f'{variants.suffix(name)}_{number}' if len(numbers) > 1 else variants.suffix(name)
+        step = build.student_step(config, number) if variant.step is None else variant.step
+        found.append(Curve(config, suffix, name, overrides, step=step, workdir=variant.workdir))
+    return found
 
 
 def are_named(config):
@@ -170,11 +180,13 @@ def check_models(every, model):
     """Raise UserError unless all parameters that the curves need are there, before the first image is drawn."""
     checked = []
     for curve in every:
-        place = _step(curve, model), curve.ema
+        workdir, step, ema = place = _place(curve, model)
         wanted = place, {key: curve.config.guidance[key] for key in _NETWORKS}
         if wanted not in checked:
             checked.append(wanted)
-            trained.check_there(curve.config, model.workdir, step=place[0], ema=place[1])
+            trained.check_there(curve.config, workdir or model.workdir, step=step, ema=ema)
+            names = trained.saved_class_names(workdir) if workdir else model.class_names
+            trained.check_same_order(model.class_names, names, workdir, 'config.eval.variants')
 
 
 # fields of config.guidance that networks are read by
@@ -190,23 +202,37 @@ def models(every, model):
     Parameters are read when their curve comes, so that the devices never hold those of all curves. The networks of a
     curve serve the next ones that name the same.
     """
-    read, place, former = model, (model.step, True), model
+    read, place, former = model, ('', model.step, True), model
     for curve in every:
-        wanted = _step(curve, model), curve.ema
+        wanted = _place(curve, model)
         if wanted != place:
-            read = None  # free the memory
-            ours = wanted == (model.step, True)
-            read = model if ours else trained.load_alone(model.config, model.workdir, step=wanted[0], ema=wanted[1])
-            place = wanted
-        tag = '_'.join([f'step{wanted[0]}'] * (curve.step is not None) + _tags(curve.ema))
-        own = trained.with_helpers(dataclasses.replace(read, config=curve.config, tag=tag), former=former)
+            read, place = None, wanted  # free the memory
+            read = model if wanted == ('', model.step, True) else _read(curve, model)
+        is_own, step = not curve.workdir, wanted[1]
+        tag = [variants.suffix(curve.variant)[1:]] * (not is_own)
+        tag += [f'step{step}'] * (is_own and curve.step is not None) + _tags(curve.ema)
+        own = trained.with_helpers(dataclasses.replace(read, config=curve.config, tag='_'.join(tag)), former=former)
         if own.classifier or own.weak:
             former = dataclasses.replace(own, params=None)  # its networks alone
         yield own
 
 
-def _step(curve, model):
-    return model.step if curve.step is None else curve.step  # training may have saved a newer one meanwhile
+def _read(curve, model):
+    """Return the parameters of a curve as `Trained`, without the networks that guide."""
+    workdir, step, ema = _place(curve, model)
+    if not workdir:
+        return trained.load_alone(model.config, model.workdir, step=step, ema=ema)
+    return trained.load_alone(curve.config, workdir, step=step, ema=ema)
+
+
+def _place(curve, model):
+    """Return (workdir, '' for the model's own; step; ema) of a curve's parameters."""
+    step = curve.step
+    if step is None and curve.workdir:
+        step = build.student_step(curve.config, curve.config.sample.num_steps)
+    elif step is None:
+        step = model.step  # training may have saved a newer one meanwhile
+    return curve.workdir, step, curve.ema
 
 
 def _tags(ema):

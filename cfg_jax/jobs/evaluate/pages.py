@@ -129,7 +129,8 @@ def write_summary(workdir, rows, pictures, measuring, influences=None):
         title = f'{data}: FID, {rows[0]["num_samples"]:,} samples each, {judge}'
         style.save(folder / 'fid_over_ema', figures.over_ema(rows, lengths, title=title))
     if sweep.over == 'num_steps':  # nothing else varies along the curves, one for each sampler
-        where = f'w = {rows[0]["guidance_weight"]:g}, grid {rows[0]["grid"]}'
+        where = f'w = {rows[0]["guidance_weight"]:g}'
+        where += '' if curves.are_named(config) else f', grid {rows[0]["grid"]}'
         title = f'{data}: {rows[0]["num_samples"]:,} samples, {where}, {judge}'
         style.save(folder / 'evaluations', figures.over_evaluations(named, title=title))
     print(*ranking.lines(ranked) if ranked else (), sep='\n', end='\n' if ranked else '', flush=True)

@@ -3,18 +3,23 @@
 import difflib
 import runpy
 from pathlib import Path
+from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
+from cfg_jax import build, trained
 from cfg_jax import config as fields
 from cfg_jax.checks import check_config
 from cfg_jax.config import changed
 from cfg_jax.errors import UserError, first_line, printable
 
-_MAY_VARY = ('guidance.', 'sample.', 'eval.guidance_weights', 'eval.classifier_weights')
+_MAY_VARY = ('guidance.', 'sample.', 'eval.guidance_weights', 'eval.classifier_weights', 'eval.num_steps')
 _FIXED = ('sample.seed', 'sample.labels', 'sample.num_images')  # every variant draws the same images
 _ALLOWED = (
     'fields of config.guidance and of config.sample (not seed, labels, num_images), eval.guidance_weights, '
-    'eval.classifier_weights'
+    "eval.classifier_weights, eval.num_steps, and 'workdir' and 'step' of another model"
 )
+_MODEL = ('workdir', 'step')  # what says which model a variant draws with; all others are fields of the config
 _LONGEST = 80  # bytes of a name, which becomes a part of file names
 _FIELD = '(config.eval.variants)'
 _ALONE = {  # fields that make curves or rows of their own, with the values at which they do not
@@ -30,10 +35,23 @@ _ALONE = {  # fields that make curves or rows of their own, with the values at w
 }
 
 
-def read_variants(config):
-    """Return {name: (config, overrides)} of the file config.eval.variants, every config checked.
+class Variant(NamedTuple):
+    """What a variant of an evaluation draws with.
 
-    overrides: {'section.key': value} as in the file. Raises UserError for the first thing that is wrong.
+    changes: {'section.key': value} as in the file. workdir: of its model; '' is the evaluation's own. step: that of its
+    checkpoint; None is the newest.
+    """
+
+    config: ConfigDict
+    changes: dict
+    workdir: str = ''
+    step: int | None = None
+
+
+def read_variants(config):
+    """Return {name: `Variant`} of the file config.eval.variants, every config checked.
+
+    Raises UserError for the first thing that is wrong.
     """
     path = config.eval.variants
     for key, unset in _ALONE.items():
@@ -42,7 +60,7 @@ def read_variants(config):
                 f'config.eval.variants and config.eval.{key} ({config.eval[key]!r}) are both set; leave '
                 f"config.eval.{key} at {unset!r} (a variant's own changes say it) or config.eval.variants at ''."
             )
-    return {name: (_with(config, name, changes), changes) for name, changes in _load(path).items()}
+    return {name: _with(config, name, changes) for name, changes in _load(path).items()}
 
 
 def _load(path):
@@ -91,19 +109,52 @@ def _check_name(name):
 
 
 def _with(config, name, changes):
-    """Return the config of one variant, checked; errors name the variant."""
-    for field, value in changes.items():
+    """Return a `Variant`, its config checked; errors name the variant."""
+    own = {field: value for field, value in changes.items() if field not in _MODEL}
+    for field, value in own.items():
         _check_field(name, field)
         _check_value(name, field, value)
+    workdir, step = changes.get('workdir', ''), changes.get('step')
+    if not isinstance(workdir, str) or not (step is None or type(step) is int):
+        raise UserError(
+            f"variant {name!r}: 'workdir' is {workdir!r} and 'step' {step!r}; they must be a text and a whole number "
+            f'{_FIELD}.'
+        )
     try:
-        varied = changed(config, {**changes, 'eval.variants': ''})
+        base = of_workdir(config, workdir) if workdir else config
+        varied = changed(base, {**own, 'eval.variants': ''})
         check_config(varied)
+        _check_steps(varied)
     except UserError as error:
         raise UserError(f'variant {name!r}: {error}') from None
     except (TypeError, ValueError) as error:  # a tuple of texts where numbers must be, say
         given = ', '.join(f'{field}={value!r}' for field, value in changes.items())
         raise UserError(f'variant {name!r} ({given}): {first_line(error)} {_FIELD}.') from None
-    return varied
+    return Variant(varied, changes, workdir, step)
+
+
+def of_workdir(config, workdir):
+    """Return the config of the model in another workdir, but with the evaluation's config.eval and config.sample."""
+    saved = trained.saved_config(workdir)
+    trained.check_same_data(saved, config, f'the model in {workdir}', _FIELD)
+    copy = changed(saved, {})
+    with copy.unlocked():
+        for section in ('eval', 'sample'):
+            copy[section] = changed(config, {})[section]
+    return copy
+
+
+def _check_steps(config):
+    """Raise UserError unless several numbers of steps come with one weight: a curve is drawn over one of the two."""
+    evaluate = config.eval
+    weights = evaluate.classifier_weights or evaluate.guidance_weights
+    if len(set(evaluate.num_steps)) > 1 and len(set(weights)) > 1:
+        raise UserError(
+            f'config.eval.num_steps is {tuple(evaluate.num_steps)!r}, so there must be one weight '
+            '(config.eval.guidance_weights, config.eval.classifier_weights).'
+        )
+    for num_steps in evaluate.num_steps:
+        build.student_step(config, num_steps)
 
 
 def _check_field(name, field):
