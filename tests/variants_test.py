@@ -165,7 +165,7 @@ def test_a_variant_brings_its_own_networks(monkeypatch):
     monkeypatch.setattr(trained, 'load_classifier', load_classifier)
     base = trained.Trained(tiny.config(), None, 1, names, 'a')
     every = [curves.Curve(tiny.config(guidance__classifier_workdir=workdir)) for workdir in ('', 'c', '', 'c', 'd')]
-    found = curves.models(every, base)
+    found = list(curves.models(every, base))
     assert [model.classifier and model.classifier.digest for model in found] == [None, 'c', None, 'c', 'd']
     assert loaded == ['c', 'd'] and all(model.config is curve.config for model, curve in zip(found, every))
 
@@ -177,11 +177,11 @@ TWO = "VARIANTS = {'plain': {}, 'ddim 2': {'sample.sampler': 'ddim', 'sample.num
 
 @pytest.fixture(scope='module')
 def untrained():
-    """A network of random parameters, as `trained.load` would give it."""
+    """A network of random parameters, as `trained.load_alone` would give it."""
     config, random = tiny.config(), np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     params = jax.device_put(jax.tree.map(lambda leaf: np.float32(0.1 * random.standard_normal(leaf.shape)), shapes))
-    return lambda config, workdir: trained.Trained(config, params, 4, tuple('0123456789'), 'a')
+    return lambda config, workdir, **_: trained.Trained(config, params, 4, tuple('0123456789'), 'a')
 
 
 @pytest.fixture(scope='module')
@@ -191,7 +191,8 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture
 def loaded(untrained, monkeypatch):
-    monkeypatch.setattr(trained, 'load', untrained)
+    monkeypatch.setattr(trained, 'load_alone', untrained)
+    monkeypatch.setattr(trained, 'check_there', lambda *_, **__: None)
 
 
 def shards(workdir):
