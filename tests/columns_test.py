@@ -121,11 +121,11 @@ def test_the_same_experiment_replaces_its_row_and_another_is_added(tmp_path, cha
 def test_rows_of_before_coverage_k_are_those_of_its_default(tmp_path):
     path = tmp_path / 'results.csv'
     path.write_text('step,fid\n2500,1.5\n')  # with no other column
-    new = {'step': 2500, 'fid': 1.25, 'coverage': 0.9, 'coverage_k': 5, 'held_out': 'test'}
+    new = {'step': 2500, 'fid': 1.25, 'coverage': 0.9, 'coverage_k': 5, 'held_out': ''}
     (row,), replaced = added(path, [new])
     assert replaced == 1 and (row['fid'], row['coverage']) == ('1.25', '0.9')
     assert added(path, [{**new, 'coverage_k': 3}])[1] == 0
-    assert added(path, [{**new, 'held_out': ''}])[1] == 1
+    assert added(path, [{**new, 'held_out': 'test'}])[1] == 0  # its memorisation stays when it is evaluated without
 
 
 def test_given_samples_are_told_apart_by_their_images(tmp_path):

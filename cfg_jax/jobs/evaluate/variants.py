@@ -36,7 +36,7 @@ _ALONE = {  # fields that make curves or rows of their own, with the values at w
 
 
 class Variant(NamedTuple):
-    """What a variant of an evaluation draws with.
+    """The model of a variant of an evaluation, and how it draws.
 
     changes: {'section.key': value} as in the file. workdir: of its model; '' is the evaluation's own. step: that of its
     checkpoint; None is the newest.
