@@ -251,7 +251,7 @@ def loss(config):
         if config.model.learn_variance:
             return losses.hybrid_loss(apply, x, labels, loss_key, logsnrs=table(config), **dropping)
         if config.loss.guided:
-            frozen, weight_key = partial(apply_network(config, module), params), jax.random.fold_in(loss_key, 0)
+            frozen, (loss_key, weight_key) = partial(apply_network(config, module), params), jax.random.split(loss_key)
             guided = {'null_label': null_label(config), 'weight_max': config.model.guidance_max}
             apply = losses.guidance_free(apply, frozen, weight_key, **guided)
         return losses.diffusion_loss(
