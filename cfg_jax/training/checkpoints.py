@@ -150,17 +150,18 @@ class Checkpoints:
 
     identity: nested dict of plain values, the part of a config that fixes the meaning of the checkpoints; each of its
     fields must equal the saved one. defaults: values for fields that did not exist when a checkpoint was saved.
-    keep: so many of the newest stay, and with them those of a multiple of keep_every steps, unless it is 0.
+    keep: so many of the newest stay, and with them those of a multiple of keep_every steps, unless it is 0, and
+    those of keep_steps.
     read_only: change nothing on disk, for jobs that may read while another one trains.
     """
 
-    def __init__(self, directory, identity, *, defaults=None, keep=2, keep_every=0, read_only=False):
+    def __init__(self, directory, identity, *, defaults=None, keep=2, keep_every=0, keep_steps=(), read_only=False):
         check_folder(directory, '--workdir')
         self.directory = Path(directory).absolute()
         self._identity, self._defaults = as_json(identity), as_json(defaults or {})
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy(keep, keep_every),
+            preservation_policy=_policy(keep, keep_every, keep_steps),
             create=not read_only,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
@@ -378,11 +379,11 @@ class Checkpoints:
             )
 
 
-def _policy(keep, keep_every):
+def _policy(keep, keep_every, keep_steps):
     """Return Orbax's policy of which checkpoints stay."""
     policies = ocp.checkpoint_managers
-    latest = policies.LatestN(keep)
-    return policies.AnyPreservationPolicy([latest, policies.EveryNSteps(keep_every)]) if keep_every else latest
+    every = [policies.EveryNSteps(keep_every)] if keep_every else []
+    return policies.AnyPreservationPolicy([policies.LatestN(keep), policies.CustomSteps(keep_steps), *every])
 
 
 def _parts(state):
