@@ -159,6 +159,12 @@ class Model(trained.Trained):
         changes = _named({**given, **(changes or {})})
         config = config_files.with_changes(self.config, changes)
         check_config(config)
+        made_for, asked = build.student_steps(config, self.step), config.sample.num_steps
+        if made_for not in (None, asked):
+            raise UserError(
+                f'num_steps is {asked}, but the model of step {self.step:,} is a student of {made_for}; load that of '
+                f'{asked}, with step={build.student_step(config, asked, "num_steps")}.'
+            )
         return config
 
     def _ids(self, labels):
@@ -192,7 +198,8 @@ class Model(trained.Trained):
     @functools.cached_property
     def _picture(self):
         ids = spread(len(self.class_names), 10).tolist()
-        weight = 1.0 if self.config.guidance.function in ('classifier_free', 'learned') else 0.0
+        weights = {'classifier_free': 1.0, 'learned': min(1.0, self.config.model.guidance_max)}
+        weight = weights.get(self.config.guidance.function, 0.0)
         images = self.sample(sorted(ids * 10), weight)
         title = f'w = {weight:g}, step {self.step:,}'
         return grid(images, sorted(ids * 10), self.class_names, title=title)._repr_png_()
@@ -217,15 +224,17 @@ def _named(changes):
 def load(workdir, *, step=None, ema=True, classifier=None) -> Model:
     """Return the trained model of a workdir. It needs the checkpoint alone, not the data.
 
-    step: the checkpoint's; the newest by default. ema: True takes the average of the parameters, False the parameters
-    themselves; a number, sigma_rel, takes the average of this length that is made of the snapshots of training.
-    classifier: the workdir of a noisy classifier, to guide with it too. Raises UserError if there is no such
-    checkpoint.
+    step: the checkpoint's; by default the newest, or, of progressive distillation's, that of the student of
+    config.sample.num_steps. ema: True takes the average of the parameters, False the parameters themselves; a number,
+    sigma_rel, takes the average of this length that is made of the snapshots of training. classifier: the workdir of a
+    noisy classifier, to guide with it too. Raises UserError if there is no such checkpoint.
     """
     workdir = Path(config_files.expanded(str(workdir), 'workdir'))
     changes = {} if classifier is None else {'guidance.classifier_workdir': str(classifier)}
     with _at_work(workdir):
         config = config_files.with_changes(trained.saved_config(workdir), changes)
+        if step is not None and (num_steps := build.student_steps(config, step)):
+            config = config_files.with_changes(config, {'sample.num_steps': num_steps})
         found = trained.load(config, workdir, step=step, ema=ema)
     return Model(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
 

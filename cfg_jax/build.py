@@ -253,7 +253,7 @@ def loss(config):
         if config.model.learn_variance:
             return losses.hybrid_loss(apply, x, labels, loss_key, logsnrs=table(config), **dropping)
         if config.loss.guided:
-            frozen, weight_key = partial(apply_network(config, module), params), jax.random.fold_in(loss_key, 0)
+            frozen, (loss_key, weight_key) = partial(apply_network(config, module), params), jax.random.split(loss_key)
             guided = {'null_label': null_label(config), 'weight_max': config.model.guidance_max}
             apply = losses.guidance_free(apply, frozen, weight_key, **guided)
         return losses.diffusion_loss(
@@ -284,8 +284,12 @@ def teacher_network(config):
 
 def round_starts(config):
     """Return the training steps at which rounds of progressive distillation begin: [0, ...]; [0] without rounds."""
-    lengths = [length for _, length in config.distill.rounds]
-    return [0, *np.cumsum(lengths[:-1], dtype=int).tolist()]
+    return [0, *round_ends(config)[:-1]]
+
+
+def round_ends(config):
+    """Return the training steps after which rounds of progressive distillation have made their students; [] without."""
+    return np.cumsum([length for _, length in config.distill.rounds], dtype=int).tolist()
 
 
 def student_steps(config, step):
@@ -294,18 +298,17 @@ def student_steps(config, step):
     return begun[-1] if begun else None
 
 
-def student_step(config, num_steps):
+def student_step(config, num_steps, name='config.sample.num_steps'):
     """Return the training step at which the round of students of `num_steps` ends; None without rounds.
 
-    Raises UserError if no round has students of so many steps.
+    Raises UserError if no round has students of so many steps. name: what errors call the number.
     """
     if not config.distill.rounds:
         return None
-    ends = [*round_starts(config)[1:], config.train.num_steps]
-    of_steps = {steps: end for (steps, _), end in zip(config.distill.rounds, ends)}
+    of_steps = {steps: end for (steps, _), end in zip(config.distill.rounds, round_ends(config))}
     if num_steps not in of_steps:
         raise UserError(
-            f'config.sample.num_steps is {num_steps}; there are students of {", ".join(map(str, of_steps))} steps '
+            f'{name} is {num_steps}; there are students of {", ".join(map(str, of_steps))} steps '
             '(config.distill.rounds).'
         )
     return of_steps[num_steps]
@@ -438,10 +441,11 @@ def sharded_training(config, mesh):
     return step.sharded(init, train_step(config, mesh), mesh, fsdp=config.train.fsdp)
 
 
-def distillation_start(config, mesh):
+def distillation_start(config, abstract_state):
     """Return the jitted function (state, teacher_params) -> the state in which a round of distillation begins.
 
-    The teacher's parameters become the student's and their average's; those that only the student has stay.
+    abstract_state: with the shardings of its result. The teacher's parameters become the student's and their average's;
+    those that only the student has stay.
     """
 
     def start(state, teacher_params):
@@ -450,8 +454,7 @@ def distillation_start(config, mesh):
         copies = [jax.tree.map(jnp.copy, tree) for tree in (params, teacher_params)]
         return state.replace(params=params, ema_params=copies[0], opt_state=opt_state, teacher_params=copies[1])
 
-    _, abstract, _ = sharded_training(config, mesh)
-    return jax.jit(start, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    return jax.jit(start, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract_state))
 
 
 def logsnr_range(config):

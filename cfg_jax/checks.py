@@ -111,6 +111,14 @@ def check_config(config):
     build_sampling.guidance_weight(config)
 
 
+def check_training(config):
+    """Raise UserError for a config that can be drawn with, but should not be trained."""
+    trains = config.distill.method or config.loss.guided
+    untrained = 'False unless config.distill.method or config.loss.guided is set: nothing else trains its weight'
+    _require(trains or not config.model.guidance_input, config, 'model.guidance_input', untrained)
+    build.student_step(config, config.sample.num_steps)  # raises if no round makes that student, which is drawn with
+
+
 def check_judge(config):
     """Raise UserError unless config.eval names a judge, and the weights files that judges read are there."""
     allowed = f'allowed: {", ".join(map(repr, JUDGES))}'
@@ -377,6 +385,8 @@ def _check_learned_guidance(config):
     _require(0 < config.model.guidance_max < math.inf, config, 'model.guidance_max', 'a finite number above 0')
     given = "'learned' only where the network takes the guidance weight (config.model.guidance_input)"
     _require(takes or not learned, config, 'guidance.function', given)
+    alone = "'' because config.guidance.function is 'learned': the network guides by itself"
+    _require(not (learned and config.guidance.weak), config, 'guidance.weak', alone)
     build_sampling.check_weight(config, build_sampling.guidance_weight(config))
     for name in ('guidance_weights', 'bound_weights'):
         for weight in config.eval[name]:
@@ -395,6 +405,10 @@ def _check_distillation(config):
     dropped = f'0 {because} set: the teacher knows the null label'
     _require(not config.loss.p_uncond, config, 'loss.p_uncond', dropped)
     _require(not config.model.learn_variance, config, 'model.learn_variance', f'False {because} set')
+    asks_null = config.guidance.function == 'unconditional' or build_sampling.weak_name(config) == 'null'
+    guides = "'learned' or 'conditional'" if config.model.guidance_input else "'conditional'"
+    untrained = f'{guides} {because} set: a student does not learn the null label'
+    _require(config.model.labels != 'null' or not asks_null, config, 'guidance.function', untrained)
     if distill.method == 'guided':
         _require(config.model.guidance_input, config, 'model.guidance_input', f"True {because} 'guided'")
         _require(config.model.labels == 'null', config, 'model.labels', f"'null' {because} 'guided'")
@@ -402,7 +416,7 @@ def _check_distillation(config):
         return
     of_pairs = 'a tuple of (steps of the student, training steps) for each round, whole numbers above 0'
     pairs = bool(rounds) and all(
-        isinstance(each, tuple | list) and len(each) == 2 and all(isinstance(n, int) and n > 0 for n in each)
+        isinstance(each, tuple | list) and len(each) == 2 and all(type(n) is int and n > 0 for n in each)
         for each in rounds
     )
     _require(pairs, config, 'distill.rounds', of_pairs)
@@ -419,6 +433,11 @@ def _check_distillation(config):
     continuous = config.diffusion.schedule == 'cosine'
     _require(continuous, config, 'diffusion.schedule', f"'cosine' {because} 'progressive'")
     _require(config.loss.times == 'uniform', config, 'loss.times', f"'uniform' {because} 'progressive'")
+    for field, wanted in (('sampler', 'ddim'), ('grid', 'u_open')):
+        allowed = f'{wanted!r} {because} {distill.method!r}: the students know no other steps'
+        _require(config.sample[field] == wanted, config, f'sample.{field}', allowed)
+    few = f"False {because} 'progressive': the students know few λ, and a bound needs all"
+    _require(not config.eval.bits_per_dim, config, 'eval.bits_per_dim', few)
 
 
 def _check_weak(config):

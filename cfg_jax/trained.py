@@ -157,11 +157,23 @@ def _classifier_config(config):
     saved = saved_config(workdir)
     if saved.model.kind != 'classifier':
         raise UserError(f'{workdir} holds a {saved.model.kind}, not a classifier {field}.')
-    check_same_data(saved, config, f'the classifier in {workdir}', field)
+    _check_same_data(saved, config, f'the classifier in {workdir}', field)
     return saved
 
 
-def check_same_data(saved, config, name, field):
+def saved_unet(workdir, config, name, field):
+    """Return the config of the diffusion model in `workdir`, whose images and classes are like those of `config`.
+
+    name: what the model is to the other, such as 'teacher'. Raises UserError for any other contents of `workdir`.
+    """
+    saved = saved_config(workdir)
+    if saved.model.kind != 'unet':
+        raise UserError(f'{workdir} holds a {saved.model.kind}, not a diffusion model {field}.')
+    _check_same_data(saved, config, f'the {name} in {workdir}', field)
+    return saved
+
+
+def _check_same_data(saved, config, name, field):
     """Raise UserError unless another network, of config `saved`, knows images and classes like the config's."""
     for key in ('image_size', 'image_channels', 'num_classes'):
         if saved.data[key] != config.data[key]:
@@ -203,10 +215,7 @@ def _weak_config(config, workdir):
             'an earlier config.guidance.weak_step of this workdir, or config.guidance.weak_ema to False or a length.'
         )
     place = settings.weak_workdir or workdir
-    saved = saved_config(place)
-    if saved.model.kind != 'unet':
-        raise UserError(f'{place} holds a {saved.model.kind}, not a diffusion model {field}.')
-    check_same_data(saved, config, f'the weak model in {place}', field)
+    saved = saved_unet(place, config, 'weak model', field)
     _check_null_label(saved, config, place)
     return saved
 
@@ -231,15 +240,17 @@ def load_teacher(config, mesh=None):
     if not workdir:
         raise UserError('config.distill.teacher is not set; give the workdir of a trained model to learn from.')
     check_folder(workdir, 'config.distill.teacher')
-    saved = saved_config(workdir)
-    if saved.model.kind != 'unet':
-        raise UserError(f'{workdir} holds a {saved.model.kind}, not a diffusion model {field}.')
-    check_same_data(saved, config, f'the teacher in {workdir}', field)
+    saved = saved_unet(workdir, config, 'teacher', field)
     guided = config.distill.method == 'guided'
     if guided and saved.model.guidance_input:
         raise UserError(
             f'the model in {workdir} takes the guidance weight already, as a student does; a teacher of '
             f"config.distill.method='guided' is a model without it {field}."
+        )
+    if guided and (saved.distill.method or not saved.loss.p_uncond):
+        raise UserError(
+            f"the model in {workdir} has not learned the null label, which config.distill.method='guided' needs of a "
+            f'teacher (its config.distill.method and config.loss.p_uncond) {field}.'
         )
     own, of_teacher = build.model_identity(config), build.model_identity(saved)
     skipped = ('guidance_input', 'guidance_max') if guided else ()
@@ -250,15 +261,20 @@ def load_teacher(config, mesh=None):
                     f'config.{section}.{key} is {value!r}, but the teacher in {workdir} has '
                     f'{of_teacher[section][key]!r}; a student has the network of its teacher {field}.'
                 )
-    return load_alone(saved, workdir, mesh)
+    name = (
+        f'the number of steps that the teacher in {workdir} takes, twice those of the first of config.distill.rounds,'
+    )
+    step = None if guided else build.student_step(saved, 2 * config.distill.rounds[0][0], name)
+    return load_alone(saved, workdir, mesh, step=step)
 
 
 def _check_null_label(saved, config, place):
     """Raise UserError if the weak model with config `saved` would be asked for a null label that it does not have."""
     unconditional = not config.guidance.weak_conditional or config.guidance.function == 'unconditional'
-    if saved.model.labels == 'classes' and unconditional:
+    without = saved.model.labels == 'classes' or (saved.model.labels == 'null' and saved.distill.method)
+    if without and unconditional:
         raise UserError(
-            f'the weak model in {place} has no null label and can only be asked with the labels '
+            f'the weak model in {place} has not learned a null label and can only be asked with the labels '
             '(config.guidance.weak_conditional, config.guidance.function).'
         )
 

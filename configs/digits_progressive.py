@@ -28,7 +28,6 @@ def get_config():
             'optim.warmup_steps': 0,
             'optim.ema_decay': 0.98,
             'train.num_steps': sum(steps for _, steps in ROUNDS),
-            'train.keep_every': 500,  # the student of each round
             'sample.sampler': 'ddim',
             'sample.grid': 'u_open',
             'sample.num_steps': 1,

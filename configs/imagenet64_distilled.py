@@ -6,7 +6,8 @@ r"""A student of the paper's ImageNet 64x64 model that takes the guidance weight
 
 The first command trains the teacher, the second its student, which samples at any w from 0 to 4 with one forward per
 step. Few steps are the second stage: --config.distill.method=progressive, with config.distill.rounds (see
-configs/digits_progressive.py), --config.loss.weighting=truncated_snr and the student as the teacher.
+configs/digits_progressive.py), --config.loss.weighting=truncated_snr, --config.sample.sampler=ddim,
+--config.sample.grid=u_open, --config.sample.num_steps of a round, and the student as the teacher.
 Settings are those of the authors' public config: v, the error weighted by SNR (that on eps), no dropout, batch 256,
 learning rate 3e-4. It has no fixed number of steps (their later stages start from step 20,000 of a longer run); 100,000
 is chosen here.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from cfg_jax import build, diffusion, losses
 from cfg_jax.checks import check_config
@@ -205,7 +206,25 @@ class Calls:
 
     def apply(self, variables, z, logsnr, labels, weight=None, *, train=False, **_):
         self.calls.append((labels, weight, train))
+        self.logsnr = logsnr
         return z
+
+
+@pytest.mark.parametrize('method', ['gft', 'guided'])
+def test_the_weight_does_not_depend_on_the_time(monkeypatch, method):
+    """Rank correlation of w and λ over the images of a batch: drawn from one key, it would be 1."""
+    calls = Calls()
+    monkeypatch.setattr(Calls, 'clone', lambda self, **_: Calls(), raising=False)
+    monkeypatch.setattr(build, 'network', lambda config: calls)
+    arguments = {}, jnp.zeros((2000, 8, 8, 1)), jnp.arange(2000) % 10, jax.random.key(0)
+    if method == 'gft':
+        build.loss(tiny.config(**GFT, loss__low_discrepancy=False))(*arguments)
+    else:
+        config = tiny.config(model__guidance_input=True, distill__method='guided', loss__low_discrepancy=False)
+        build.distillation_loss(config)(*arguments, {}, 0)
+    labels, weight, _ = calls.calls[-1]
+    known = np.asarray(labels) < 10
+    assert abs(stats.spearmanr(weight[known], calls.logsnr[known]).statistic) < 0.1
 
 
 def test_guidance_free_training_asks_the_network_twice(monkeypatch):

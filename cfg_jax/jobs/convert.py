@@ -16,7 +16,10 @@ from cfg_jax.training.train_state import TrainState
 
 
 def run(config, workdir):
-    """Make config.convert.path a checkpoint of `workdir`, or write its newest EMA parameters to config.convert.to."""
+    """Make config.convert.path a checkpoint of `workdir`, or write its EMA parameters to config.convert.to.
+
+    They are those of the newest checkpoint, or of the student of config.sample.num_steps where there are several.
+    """
     check_config(config)
     path, to = config.convert.path, config.convert.to
     if bool(path) == bool(to):
@@ -32,6 +35,11 @@ def run(config, workdir):
 
 def import_weights(config, path, workdir):
     """Write step 0 of `workdir` with the file's parameters, also as EMA; training continues with a fresh optimizer."""
+    if config.distill.method:
+        raise UserError(
+            f"config.distill.method is {config.distill.method!r}; it must be '' to read config.convert.path: a "
+            "student's checkpoints hold its teacher too."
+        )
     params = from_safetensors(config, path) if path.suffix == '.safetensors' else from_openai(config, path)
     with Checkpoints(workdir / 'checkpoints', build.run_identity(config)) as checkpoints:
         if (step := checkpoints.latest_step()) is not None:

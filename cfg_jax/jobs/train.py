@@ -10,7 +10,7 @@ import numpy as np
 from clu import parameter_overview
 
 from cfg_jax import build, build_sampling, files, trained
-from cfg_jax.checks import check_config, check_judge
+from cfg_jax.checks import check_config, check_judge, check_training
 from cfg_jax.config import changed, default
 from cfg_jax.data import spread
 from cfg_jax.distributed import processes
@@ -34,6 +34,7 @@ def run(config, workdir, *, report=None):
     each progress line with the numbers that go to metrics.jsonl.
     """
     check_config(config)
+    check_training(config)
     workdir = Path(workdir)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.train.batch_size, config.train.accumulation_steps, mesh)
@@ -57,10 +58,12 @@ def _train(config, workdir, mesh, source, report):
     with contextlib.ExitStack() as stack:  # what is opened later is left first, and all of it after the last save
         run = {'identity': build.run_identity(config), 'defaults': default().to_dict()}
         with contextlib.ExitStack() as saving:
-            kept = {key: config.train[f'keep_{key}'] for key in ('checkpoints', 'every')}
-            checkpoints = saving.enter_context(
-                Checkpoints(workdir / 'checkpoints', **run, keep=kept['checkpoints'], keep_every=kept['every'])
-            )
+            kept = {
+                'keep': config.train.keep_checkpoints,
+                'keep_every': config.train.keep_every,
+                'keep_steps': build.round_ends(config),
+            }
+            checkpoints = saving.enter_context(Checkpoints(workdir / 'checkpoints', **run, **kept))
             averages = None
             if config.optim.ema_lengths:
                 averages = saving.enter_context(snapshots.open_to_write(workdir, **run))
@@ -78,7 +81,7 @@ def _train_steps(config, workdir, mesh, source, checkpoints, averages, stack, re
     """
     _, step_key = build.training_keys(config)
     init, abstract_state, train_step = build.sharded_training(config, mesh)
-    start_round = build.distillation_start(config, mesh) if config.distill.method else None
+    start_round = build.distillation_start(config, abstract_state) if config.distill.method else None
     restored = _restore(config, workdir, source, checkpoints, abstract_state)
     if restored:
         state, first_step = restored.tree, restored.step
@@ -86,7 +89,7 @@ def _train_steps(config, workdir, mesh, source, checkpoints, averages, stack, re
         with shown('initialising the network'):
             state, first_step = init(), 0
             if config.distill.method:
-                state = start_round(state, _teacher_params(config, workdir, mesh, source))
+                state = start_round(state, _teacher_params(config, mesh, source))
     _print_start(config, workdir, mesh, source, state, first_step)
     batches = build.train_batches(config, source, mesh)
     stack.callback(batches.close)
@@ -132,7 +135,7 @@ def _train_steps(config, workdir, mesh, source, checkpoints, averages, stack, re
         pending = step, of_step
         checkpoints.check()
         of_averages.check()
-        last, stop = step == config.train.num_steps, the_job.reached(step)
+        last, stop = step in (config.train.num_steps, *build.round_ends(config)), the_job.reached(step)
         is_saved = last or stop or step % config.train.checkpoint_every == 0
         if is_saved or of_averages.is_due(step):
             metrics.add(*pending)  # a state that is not finite is not saved
@@ -161,11 +164,11 @@ def _restore(config, workdir, source, checkpoints, abstract_state):
     return restored
 
 
-def _teacher_params(config, workdir, mesh, source):
+def _teacher_params(config, mesh, source):
     """Return the parameters of config.distill.teacher. The source then has the teacher's classes in its order."""
     teacher = trained.load_teacher(config, mesh)
     source.order_classes(teacher.class_names)
-    check_same_classes(source.class_names, teacher.class_names, workdir)
+    check_same_classes(source.class_names, teacher.class_names, config.distill.teacher)
     return teacher.params
 
 

@@ -150,9 +150,9 @@ class Checkpoints:
 
     identity: nested dict of plain values, the part of a config that fixes the meaning of the checkpoints; each of its
     fields must equal the saved one. defaults: values for fields that did not exist when a checkpoint was saved.
-    keep: so many of the newest stay (None: all), and with them those of a multiple of keep_every steps, unless it is 0.
-    read_only: change nothing on disk, for jobs that may read while another one trains. saving: what to do in order to
-    need less room on the disk, for an error.
+    keep: so many of the newest stay (None: all), and with them those of a multiple of keep_every steps, unless it is 0,
+    and those of keep_steps. read_only: change nothing on disk, for jobs that may read while another one trains.
+    saving: what to do in order to need less room on the disk, for an error.
     """
 
     def __init__(
@@ -163,6 +163,7 @@ class Checkpoints:
         defaults=None,
         keep=2,
         keep_every=0,
+        keep_steps=(),
         read_only=False,
         saving='lower config.train.keep_checkpoints',
     ):
@@ -171,7 +172,7 @@ class Checkpoints:
         self._identity, self._defaults = as_json(identity), as_json(defaults or {})
         self._read_only, self._saving = read_only, saving
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy(keep, keep_every),
+            preservation_policy=_policy(keep, keep_every, keep_steps),
             create=not read_only,
             read_only=read_only,
             save_interval_steps=0 if read_only else 1,
@@ -415,11 +416,11 @@ class Checkpoints:
             )
 
 
-def _policy(keep, keep_every):
+def _policy(keep, keep_every, keep_steps):
     """Return Orbax's policy of which checkpoints stay."""
     policies = ocp.checkpoint_managers
-    latest = policies.LatestN(keep)
-    return policies.AnyPreservationPolicy([latest, policies.EveryNSteps(keep_every)]) if keep_every else latest
+    every = [policies.EveryNSteps(keep_every)] if keep_every else []
+    return policies.AnyPreservationPolicy([policies.LatestN(keep), policies.CustomSteps(keep_steps), *every])
 
 
 def _parts(state):

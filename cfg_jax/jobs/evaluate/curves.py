@@ -87,7 +87,11 @@ def curves(config):
             configs.append(curve)
     several = len(config.eval.samplers) > 1 or len(config.eval.num_steps) > 1
     return [
-        Curve(curve, f'_{curve.sample.sampler}{len(build_sampling.sampling_logsnrs(curve))}' if several else '')
+        Curve(
+            curve,
+            f'_{curve.sample.sampler}{len(build_sampling.sampling_logsnrs(curve))}' if several else '',
+            step=build.student_step(curve, curve.sample.num_steps),
+        )
         for curve in configs
     ]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from cfg_jax import build, trained
+from cfg_jax import build, config_files, trained
 from cfg_jax import config as fields
 from cfg_jax.checks import check_config
 from cfg_jax.config import changed
@@ -121,6 +121,7 @@ def _with(config, name, changes):
             f'{_FIELD}.'
         )
     try:
+        workdir = config_files.expanded(workdir, "'workdir'")
         base = of_workdir(config, workdir) if workdir else config
         varied = changed(base, {**own, 'eval.variants': ''})
         check_config(varied)
@@ -135,9 +136,7 @@ def _with(config, name, changes):
 
 def of_workdir(config, workdir):
     """Return the config of the model in another workdir, but with the evaluation's config.eval and config.sample."""
-    saved = trained.saved_config(workdir)
-    trained.check_same_data(saved, config, f'the model in {workdir}', _FIELD)
-    copy = changed(saved, {})
+    copy = changed(trained.saved_unet(workdir, config, 'model', _FIELD), {})
     with copy.unlocked():
         for section in ('eval', 'sample'):
             copy[section] = changed(config, {})[section]
@@ -154,6 +153,7 @@ def _check_steps(config):
             '(config.eval.guidance_weights, config.eval.classifier_weights).'
         )
     for num_steps in evaluate.num_steps:
+        check_config(changed(config, {'sample.num_steps': num_steps, 'eval.num_steps': ()}))
         build.student_step(config, num_steps)
 
 
