@@ -126,7 +126,7 @@ def comparison(curves, *, title):
         evaluations, gradients = (  # fewer at w = 0
             max(row[key] for row in rows) for key in ('network_evaluations', 'classifier_gradients')
         )
-        cost = f'{evaluations:.0f} evaluations'
+        cost = f'{evaluations:.0f} evaluation{"s" * (evaluations != 1)}'
         if gradients:
             cost += f', {gradients:.0f} classifier gradients'
         milliseconds = 1e3 * np.median([row['seconds_per_image'] for row in rows])
