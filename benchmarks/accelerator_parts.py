@@ -51,6 +51,7 @@ def adm64():
         'optim': {
             **{'name': 'adam', 'learning_rate': 3e-4, 'warmup_steps': 10_000, 'decay': 'constant', 'clip_norm': 1.0},
             **{'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'weight_decay': 0.0, 'ema_decay': 0.9999},
+            'ema_lengths': (),
         },
         'train': {'accumulation_steps': 1, 'fsdp': False, 'num_steps': 400_000},
         'guidance': {'attention_resolutions': ()},

@@ -98,7 +98,7 @@ def existing(path):
     for folder in (Path(path).parent, Path('configs'), FOLDER):
         if found := names(folder):
             nearest = sorted(found, key=lambda name: -difflib.SequenceMatcher(None, stem, Path(name).stem).ratio())
-            return f'there are {", ".join(nearest[:20])}'
+            return f'there are {", ".join(nearest[:30])}'
     return 'give one of configs/, such as --config=configs/digits.py'
 
 

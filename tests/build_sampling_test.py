@@ -261,7 +261,7 @@ def test_a_weak_model_may_be_smaller_earlier_or_not_averaged(workdirs):
     again = trained.with_helpers(dataclasses.replace(plain, config=changed), former=model)
     assert again.weak is model.weak  # read once, with the labels or without
     classes = dataclasses.replace(model.weak, config=tiny.config(model__labels='classes', loss__p_uncond=0.0))
-    with pytest.raises(UserError, match='no null label and can only be asked with the labels'):
+    with pytest.raises(UserError, match='has not learned a null label and can only be asked with the labels'):
         trained.with_helpers(
             dataclasses.replace(plain, config=changed), former=dataclasses.replace(model, weak=classes)
         )

@@ -127,7 +127,7 @@ def test_a_shrunk_config_trains_a_step_and_samples(name, compiled):
         ('sample.v', -0.1),
         ('sample.eta', 2.0),
         ('optim.weight_decay', 0.1),
-        ('optim.decay', 'linear'),
+        ('optim.decay', 'square'),
         ('train.log_every', 0),
         ('eval.nearest_k', 0),
         ('eval.coverage_k', 0),

@@ -18,7 +18,6 @@ from cfg_jax.config import default
 from cfg_jax.denoisers import Stateful, Switched
 from cfg_jax.diffusion import Prediction
 from cfg_jax.training import optim
-from cfg_jax.training.train_state import TrainState
 from tests import tiny
 
 product_flops = runpy.run_path(str(tiny.ROOT / 'benchmarks' / 'accelerator_parts.py'))['product_flops']
@@ -34,6 +33,7 @@ ON = {
     'train.accumulation_steps': ({}, 2),
     'loss.weighting': ({}, 'sigmoid'),
     'loss.guided': ({'model__guidance_input': True}, 'gft'),
+    'optim.ema_lengths': ({}, (0.05, 0.1)),
 }
 # Fields that are off by default and that this file, or no program, has to do with.
 TESTED = {
@@ -46,6 +46,7 @@ TESTED = {
 NO_SWITCH = {
     'loss.low_discrepancy': 'another way to draw the same numbers',
     'optim.decay': 'one number a step',
+    'optim.ema_snapshot_every': 'no program',
     'train.keep_every': 'no program',
     'guidance.function': 'a choice',
     'guidance.weak_workdir': 'a place',
@@ -84,7 +85,7 @@ def traced_step(**changes):
     config = tiny.config(**changes)
 
     def init():
-        return TrainState.create(build.init_params(config, jax.random.key(0)), build.optimizer(config))
+        return build.first_state(config, build.init_params(config, jax.random.key(0)))
 
     images = jax.ShapeDtypeStruct((config.train.batch_size, *build.image_shape(config)), np.uint8)
     batch = {'image': images, 'label': jax.ShapeDtypeStruct(images.shape[:1], np.int32)}

@@ -115,6 +115,10 @@ def test_choices_that_cannot_be(tmp_path, changes, message):
         evaluate.run(config(**changes), tmp_path)
 
 
+# the weights file has to exist
+TWO_JUDGES = {'eval__judge': 'trained,inception', 'eval__inception_weights': __file__}
+
+
 @pytest.fixture
 def two_judges(monkeypatch):
     """The name 'inception' stands for the trained judge with features twice as large; 'read' counts images."""
@@ -137,7 +141,7 @@ def two_judges(monkeypatch):
 
 
 def test_two_judges_look_at_the_same_images(workdir, two_judges, capsys):
-    rows = evaluate.run(config(eval__folder='two', eval__judge='trained,inception'), workdir)
+    rows = evaluate.run(config(eval__folder='two', **TWO_JUDGES), workdir)
     trained, inception = rows[:2], rows[2:]
     assert [row['judge'].partition(':')[0] for row in rows] == 2 * ['trained'] + 2 * ['inception']
     np.testing.assert_allclose([row['fid'] for row in inception], [4 * row['fid'] for row in trained], rtol=1e-4)
@@ -153,7 +157,7 @@ def test_two_judges_look_at_the_same_images(workdir, two_judges, capsys):
 def test_two_judges_of_given_images(workdir, two_judges, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), np.uint8)
     np.savez(tmp_path / 'given.npz', arr_0=images)
-    given = config(eval__judge='trained,inception', eval__samples=str(tmp_path / 'given.npz'))
+    given = config(**TWO_JUDGES, eval__samples=str(tmp_path / 'given.npz'))
     rows = evaluate.run(given, tmp_path)
     assert len(rows) == 2 and rows[1]['fid'] == pytest.approx(4 * rows[0]['fid'], rel=1e-4)
     assert (tmp_path / 'inception' / 'samples_report.html').exists()

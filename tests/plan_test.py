@@ -279,7 +279,8 @@ def test_the_table_of_slices():
             assert abs(seconds - hours / chips * 3600 / training.num_steps) <= 0.006 + 18e3 / chips / training.num_steps
         seen |= set(names)
     configs = {path.stem for pattern in ('imagenet*', 'adm*') for path in (tiny.ROOT / 'configs').glob(f'{pattern}.py')}
-    assert seen == configs
+    students = {'imagenet64_distilled'}  # they train on fewer images, with a teacher beside them
+    assert seen == configs - students
 
 
 @pytest.mark.slow
