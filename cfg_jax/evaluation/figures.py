@@ -148,7 +148,8 @@ def confusion(matrices, class_names, *, title):
     rows, written = -(-len(matrices) // columns), number <= _WRITTEN
     side = 26 * number if written else 300
     shown = [style.drawable(name) for name in class_names]
-    size = (columns * (side + 16) + 110, rows * (side + 40) + 130)
+    between = 90 if len(matrices) % columns and rows > 1 else 0  # names of classes between two rows
+    size = (columns * (side + 16) + 110, rows * (side + 40) + 130 + between)
     with style.figure(size, rows=rows, columns=columns, squeeze=False, sharex=True, sharey=True) as (figure, axes):
         for axis in axes.flat[len(matrices) :]:
             axis.set_visible(False)
