@@ -208,16 +208,17 @@ def init_params(config, key):
 
 
 def apply_network(config, module):
-    """Return the function (params, z, λ, labels, weight, told=λ, **options) -> the raw output of a UNet.
+    """Return the function (params, z, λ, labels, weight, **options) -> the raw output of a UNet.
 
-    z is scaled as config.diffusion.prediction asks. weight: as the module takes it. told: the λ that it is told.
-    options: the module's.
+    z is scaled as config.diffusion.prediction asks. weight: as the module takes it. options: the module's, and
+    network_logsnr [B], the λ that the network is given in place of its own.
     """
     parameters = config.diffusion.prediction, config.diffusion.sigma_data
 
-    def apply(params, z, logsnr, labels, weight=None, *, told=None, **options):
+    def apply(params, z, logsnr, labels, weight=None, *, network_logsnr=None, **options):
         z = diffusion.network_input(z, logsnr, *parameters)
-        return module.apply({'params': params}, z, logsnr if told is None else told, labels, weight, **options)
+        seen = logsnr if network_logsnr is None else network_logsnr
+        return module.apply({'params': params}, z, seen, labels, weight, **options)
 
     return apply
 
@@ -486,7 +487,7 @@ def model(config, params):
         options = {}
         if identity_attention is not None:
             options = {'identity_attention': identity_attention, 'identity_resolutions': resolutions}
-        output, v = apply(params, z, logsnr, labels, weight, told=network_logsnr, **options), None
+        output, v = apply(params, z, logsnr, labels, weight, network_logsnr=network_logsnr, **options), None
         if config.model.learn_variance:
             output, v = diffusion.split_variance(output)
         return diffusion.Prediction(diffusion.network_eps(output, z, logsnr, prediction, sigma_data), v)

@@ -275,7 +275,7 @@ PARAMETERISATIONS = {
 
 
 def parameterisation(prediction: str) -> Parameterisation:
-    """Return the entry of PARAMETERISATIONS; ValueError for a name that it has not."""
+    """Return the entry of PARAMETERISATIONS; ValueError for an unknown name."""
     if prediction not in PARAMETERISATIONS:
         raise ValueError(f'prediction is {prediction!r}; allowed: {", ".join(map(repr, PARAMETERISATIONS))}')
     return PARAMETERISATIONS[prediction]

@@ -134,7 +134,7 @@ def truncated_snr_weighting(logsnr: Float[Array, ' B'], **_: object) -> Float[Ar
 
 def edm_weighting(logsnr: Float[Array, ' B'], *, sigma_data: float = 0.5, **_: object) -> Float[Array, ' B']:
     """Return log of (σ² + sigma_data²) / sigma_data², where σ = e^{-λ/2} is EDM's: the error of its F, not weighted."""
-    return jax.nn.softplus(-logsnr - 2.0 * math.log(sigma_data))
+    return -diffusion.parameterisation('edm').log_error(logsnr, sigma_data)
 
 
 # ---------------------------------------------------------------- sigmoid(b - λ) (-dλ/du) (Kingma & Gao 2023)

@@ -78,7 +78,7 @@ def fit(
     difference between the profile that they make and that of the wanted length, in units of the latter's.
     """
     gammas, times = np.tile([gamma(each) for each in lengths], len(steps)), np.repeat(steps, len(lengths))
-    aims, ends = [gamma(each) for each in wanted], np.full(len(wanted), step)
+    aims, ends = np.array([gamma(each) for each in wanted]), np.full(len(wanted), step)
     between, across = inner_products(gammas, times, gammas, times), inner_products(gammas, times, aims, ends)
     squares = np.diag(inner_products(aims, ends, aims, ends))
     scale = np.diag(between)[:, None] ** -0.5  # profiles of norm 1: those of early snapshots are tall

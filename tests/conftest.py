@@ -4,6 +4,8 @@ import importlib.util
 import os
 import signal
 
+from tests.modules import MATHEMATICS
+
 # A shell's background jobs ignore Ctrl-C, and so would the programs that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -15,18 +17,7 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_opti
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 # Types and shapes are checked at every call of these modules, provided that the checkers are installed.
-CHECKED = [
-    'schedules',
-    'diffusion',
-    'denoisers',
-    'guidance',
-    'samplers',
-    'losses',
-    'distillation',
-    'metrics',
-    'mixtures',
-    'models',
-]
+CHECKED = (*MATHEMATICS, 'models')
 if importlib.util.find_spec('jaxtyping') and importlib.util.find_spec('beartype'):
     import jaxtyping
 

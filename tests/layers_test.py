@@ -6,22 +6,12 @@ import sys
 
 import pytest
 
+from tests.modules import MATHEMATICS
 from tests.tiny import ROOT
 
 LAYERS = [
     {'errors', 'files', 'progress', 'runtime', 'typing'},
-    {
-        'schedules',
-        'diffusion',
-        'denoisers',
-        'guidance',
-        'samplers',
-        'losses',
-        'distillation',
-        'metrics',
-        'mixtures',
-        'phema',
-    },
+    set(MATHEMATICS),
     {'models', 'data', 'training', 'sampling', 'evaluation', 'distributed', 'planning', 'convert', 'torch_files'},
     {'config', 'config_files', 'build', 'build_sampling', 'checks', 'trained', 'command_line'},
     {'jobs'},

@@ -28,7 +28,8 @@ def test_sigma_rel_is_the_deviation_of_the_profile(gamma):
 
 
 def test_inner_products_are_integrals():
-    gammas, times, tau = [1.0, 6.94, 16.97], [40.0, 100.0, 70.0], (np.arange(100_000) + 0.5) / 1000.0
+    gammas, times = np.array([1.0, 6.94, 16.97]), np.array([40.0, 100.0, 70.0])
+    tau = (np.arange(100_000) + 0.5) / 1000.0
     profiles = [np.where(tau < t, (g + 1.0) * tau**g / t ** (g + 1.0), 0.0) for g, t in zip(gammas, times)]
     integrals = np.array([[np.sum(a * b) / 1000.0 for b in profiles] for a in profiles])
     np.testing.assert_allclose(phema.inner_products(gammas, times, gammas, times), integrals, rtol=1e-5)

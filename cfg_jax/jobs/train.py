@@ -106,7 +106,7 @@ def _train_steps(config, workdir, mesh, source, checkpoints, averages, stack, re
     if restored and processes.of_first(not _grid_path(workdir, first_step).exists()):
         show_grid(first_step, state)  # the run was stopped before it drew it
     on_devices = sharding.prefetch(batches, mesh)
-    position = restored.batches if restored else 0
+    position, round_ends = restored.batches if restored else 0, build.round_ends(config)
     pending = None  # the metrics of the step before, fetched once the next step has been dispatched
     for step in range(first_step + 1, config.train.num_steps + 1):
         read = the_job.unless_stopped(functools.partial(next, on_devices))
@@ -124,10 +124,9 @@ def _train_steps(config, workdir, mesh, source, checkpoints, averages, stack, re
             stack.enter_context(the_job.stepping(first_step))  # from here on there is something to save
             processes.wait_for_all('compiled')
             metrics.progress.restart(first_step)
-        if step - 1 in build.round_starts(config)[1:]:
-            print(
-                f'step {step}: a student of {build.student_steps(config, step)} steps learns from this one', flush=True
-            )
+        if step - 1 in round_ends:
+            num_steps = build.student_steps(config, step)
+            print(f'step {step}: the student so far is now the teacher of one of {num_steps} steps', flush=True)
             state = start_round(state, state.ema_params)
         state, of_step = train_step(state, batch, step_key)
         if pending is not None:
@@ -135,8 +134,8 @@ def _train_steps(config, workdir, mesh, source, checkpoints, averages, stack, re
         pending = step, of_step
         checkpoints.check()
         of_averages.check()
-        last, stop = step in (config.train.num_steps, *build.round_ends(config)), the_job.reached(step)
-        is_saved = last or stop or step % config.train.checkpoint_every == 0
+        ends, stop = step == config.train.num_steps or step in round_ends, the_job.reached(step)
+        is_saved = ends or stop or step % config.train.checkpoint_every == 0
         if is_saved or of_averages.is_due(step):
             metrics.add(*pending)  # a state that is not finite is not saved
             pending = None

@@ -136,7 +136,8 @@ def _varying(config):
 def _named(config):
     """Return the `Curve`s of config.eval.steps, ema, weak_ema and intervals: every combination.
 
-    A model is not guided by itself: of lengths for both in one workdir, equal ones are left out.
+    Where the weak model is of the model's own workdir and step, equal lengths of both are left out: guidance would
+    change nothing.
     """
     evaluate, settings, found = config.eval, config.guidance, []
     steps, weak = dict.fromkeys(evaluate.steps) or (None,), evaluate.weak_ema or (None,)
