@@ -140,9 +140,7 @@ def arguments(argv):
     if len(argv) > 1:
         raise UserError(f'unexpected argument {argv[1]!r}; flags start with --.')
     if _CONFIG.value is None:
-        raise UserError(
-            'no config; give one of configs/, such as --config=configs/digits.py, or a --workdir with checkpoints.'
-        )
+        raise _no_config(_argv)
     name = Path(_config_path(config_flags.get_config_filename(flags.FLAGS['config']))).stem
     config = _CONFIG.value
     mode = _mode(config)
@@ -192,7 +190,18 @@ def _with_one_config(argv):
         return [argv[0], f'--config={path}{named[-1][named[-1].find(":") :] if ":" in named[-1] else ""}', *rest[1:]]
     if workdirs and meta.newest_config(config_files.expanded(workdirs[-1], '--workdir')) is not None:
         return [argv[0], f'--config={_FIELDS}:{config_files.expanded(workdirs[-1], "--workdir")}', *rest[1:]]
+    if any(re.match(r'--?config\.', word) for word in argv[1:]):
+        raise _no_config(argv)  # to absl these are unknown flags
     return argv
+
+
+def _no_config(argv):
+    """Return the UserError that no config was given, by a file or by a workdir."""
+    workdirs, _ = _split_off(argv, 'workdir')
+    there = f'; there is no checkpoint in {workdirs[-1]}' if workdirs else ''
+    return UserError(
+        f'no config{there}; give one of configs/, such as --config=configs/digits.py, or a --workdir with checkpoints.'
+    )
 
 
 def _split_off(argv, name):

@@ -78,9 +78,13 @@ def test_a_workdir_knows_its_config(parsed, tmp_path):
 
 
 def test_no_config_and_no_checkpoint(parsed, tmp_path):
-    for workdir in ([], [f'--workdir={tmp_path}']):
-        with pytest.raises(UserError, match=r'no config; give one of configs/.*or a --workdir with checkpoints'):
-            parsed(*workdir)
+    for words, there in (
+        ([], ''),
+        ([f'--workdir={tmp_path}'], f'; there is no checkpoint in {tmp_path}'),
+        ([f'--workdir={tmp_path}', '--config.eval.folder=a'], f'; there is no checkpoint in {tmp_path}'),
+    ):
+        with pytest.raises(UserError, match=f'no config{there}; give one of configs/.*or a --workdir with checkpoints'):
+            parsed(*words)
 
 
 def test_the_last_config_counts_wherever_it_stands(parsed):

@@ -238,7 +238,7 @@ def test_the_student_learns_the_guidance_of_its_teacher(workdirs):
 
 
 @pytest.mark.parametrize('kept', [2, 4, 6])
-def test_a_killed_distillation_resumes_to_the_same_bits(workdirs, tmp_path, kept):
+def test_a_killed_distillation_resumes_to_the_same_bits(workdirs, tmp_path, capsys, kept):
     """Inside the first round, between the rounds, and inside the second."""
     shutil.copytree(workdirs / 'progressive', tmp_path / 'run')
     for folder in (tmp_path / 'run' / 'checkpoints').iterdir():
@@ -246,6 +246,7 @@ def test_a_killed_distillation_resumes_to_the_same_bits(workdirs, tmp_path, kept
             shutil.rmtree(folder)
     config = tiny.config(**STUDENT | ROUNDS, distill__teacher=str(tmp_path / 'gone'))  # checkpoints hold the teacher
     state = train.run(config, tmp_path / 'run')
+    assert f"the teacher stays '{workdirs / 'guided'}'" in capsys.readouterr().out
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '2')
     whole = train.run(config, workdirs / 'progressive')
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole))

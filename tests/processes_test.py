@@ -7,10 +7,12 @@ import socket
 import subprocess
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from cfg_jax import build
+from cfg_jax import build, trained
 from cfg_jax.jobs import train
 from tests import tfds_layout, tiny
 
@@ -80,16 +82,24 @@ def cifar10(tmp_path_factory):
 def test_two_processes_train_as_one_does(cifar10, tmp_path, capfd, fsdp):
     """They get the same losses from the same images, with the state split over them or not, and draw a grid of samples.
 
-    One process resumes from their checkpoint, on one device, with the state whole; the other losses are its own.
+    One process resumes from their checkpoint, on one device, with the state whole; the other losses are its own. Their
+    snapshots of averages make the same average.
     """
-    train.run(tiny.config(**cifar10), tmp_path / 'alone')
-    half = {**cifar10, 'train__num_steps': 3, 'train__grid_every': 3, 'train__fsdp': fsdp}
-    start_together(2, *tiny.flags(**half), workdir=tmp_path / 'together')
-    assert (tmp_path / 'together' / 'samples' / 'step_00000003.png').exists()
-    train.run(tiny.config(**cifar10), tmp_path / 'together')
+    averaged = {**cifar10, 'optim__ema_lengths': (0.1, 0.2), 'optim__ema_snapshot_every': 1}
+    alone, together = tmp_path / 'alone', tmp_path / 'together'
+    train.run(tiny.config(**averaged), alone)
+    half = {**averaged, 'train__num_steps': 3, 'train__grid_every': 3, 'train__fsdp': fsdp}
+    start_together(2, *tiny.flags(**half), workdir=together)
+    assert (together / 'samples' / 'step_00000003.png').exists()
+    train.run(tiny.config(**averaged), together)
     assert 'resuming from' in capfd.readouterr().out
-    assert len(losses(tmp_path / 'alone')) == 6
-    np.testing.assert_allclose(losses(tmp_path / 'together'), losses(tmp_path / 'alone'), rtol=1e-5)
+    assert len(losses(alone)) == 6
+    np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-5)
+    found, wanted, other = (
+        ravel_pytree(trained.load_alone(tiny.config(**averaged), each, ema=ema).params)[0]
+        for each, ema in ((together, 0.15), (alone, 0.15), (alone, 0.16))
+    )
+    assert jnp.linalg.norm(found - wanted) < 0.1 * jnp.linalg.norm(other - wanted)
 
 
 @pytest.mark.slow

@@ -292,6 +292,13 @@ def print_changes(config, source, restored):
     saved = merged(as_json(default().to_dict()), restored.config)
     for difference in config_differences(as_json(free), saved):
         print(f'changed since: {difference}', flush=True)
+    teacher = saved['distill']['teacher']
+    if config.distill.teacher != teacher:
+        print(
+            f'the teacher stays {teacher!r}, whose parameters the checkpoint holds: to learn from '
+            f'{config.distill.teacher!r}, start in another --workdir (config.distill.teacher)',
+            flush=True,
+        )
     moved = build.moved_learning_rate(config, saved, restored.step)
     if moved:
         print(moved, flush=True)
