@@ -44,7 +44,10 @@ def run_identity(config):
     # learning_rate and clip_norm are what one changes to rescue a run that diverged
     free = ('learning_rate', 'clip_norm', 'ema_snapshot_every')
     optim = {key: value for key, value in plain['optim'].items() if key not in free}
+    # a student learns its teacher's clipped steps
+    sample = {'sample': {'clip_x': plain['sample']['clip_x']}} if config.distill.method == 'progressive' else {}
     run = {
+        **sample,
         'seed': plain['seed'],
         'loss': plain['loss'],
         'distill': {key: plain['distill'][key] for key in ('method', 'rounds')},
@@ -291,6 +294,14 @@ def round_starts(config):
 def round_ends(config):
     """Return the training steps after which rounds of progressive distillation have made their students; [] without."""
     return np.cumsum([length for _, length in config.distill.rounds], dtype=int).tolist()
+
+
+def kept_steps(config):
+    """Return the steps whose checkpoints are there when training has ended: a sorted list."""
+    train, ends = config.train, {*round_ends(config), config.train.num_steps}
+    saved = sorted({*range(train.checkpoint_every, train.num_steps + 1, train.checkpoint_every), *ends})
+    regular = {step for step in saved if train.keep_every and step % train.keep_every == 0}
+    return sorted({*saved[-train.keep_checkpoints :], *regular, *ends})
 
 
 def student_steps(config, step):

@@ -433,7 +433,7 @@ def _check_distillation(config):
     continuous = config.diffusion.schedule == 'cosine'
     _require(continuous, config, 'diffusion.schedule', f"'cosine' {because} 'progressive'")
     _require(config.loss.times == 'uniform', config, 'loss.times', f"'uniform' {because} 'progressive'")
-    for field, wanted in (('sampler', 'ddim'), ('grid', 'u_open')):
+    for field, wanted in (('sampler', 'ddim'), ('grid', 'u_open'), ('eta', 0.0), ('clip_percentile', 0.0)):
         allowed = f'{wanted!r} {because} {distill.method!r}: the students know no other steps'
         _require(config.sample[field] == wanted, config, f'sample.{field}', allowed)
     few = f"False {because} 'progressive': the students know few λ, and a bound needs all"

@@ -31,8 +31,11 @@ def main(argv):
             if arguments.mode == 'train' and processes.is_first():
                 workdir.mkdir(parents=True, exist_ok=True)
             processes.check_shared(workdir)
-        for mode in modes:
-            importlib.import_module(f'cfg_jax.jobs.{mode}').run(config, workdir)
+        jobs = [importlib.import_module(f'cfg_jax.jobs.{mode}') for mode in modes]
+        if arguments.mode == 'train' and config.eval.at_end:
+            jobs[-1].check_to_come(config, workdir)  # the last job would find it days later
+        for job in jobs:
+            job.run(config, workdir)
     the_job.finish()
 
 

@@ -89,8 +89,9 @@ def with_helpers(model, mesh=None, *, former=None):
 
 def _same_parameters(step):
     return UserError(
-        f'the weak model has the parameters of the model itself, step {step}, so guidance would change nothing '
-        '(config.guidance.weak_workdir, config.guidance.weak_step, config.guidance.weak_ema).'
+        f'the weak model has the parameters of the model itself, step {step}, so guidance would change nothing; set '
+        'config.guidance.weak_workdir, or an earlier config.guidance.weak_step of this workdir, or '
+        'config.guidance.weak_ema to False or a length.'
     )
 
 
@@ -209,11 +210,6 @@ def _weak_config(config, workdir):
         return None
     if settings.weak_workdir:
         check_folder(settings.weak_workdir, 'config.guidance.weak_workdir')
-    elif settings.weak_step is None and settings.weak_ema is True:
-        raise UserError(
-            "config.guidance.weak is 'checkpoint', but no weaker model is named: set config.guidance.weak_workdir, or "
-            'an earlier config.guidance.weak_step of this workdir, or config.guidance.weak_ema to False or a length.'
-        )
     place = settings.weak_workdir or workdir
     saved = saved_unet(place, config, 'weak model', field)
     _check_null_label(saved, config, place)
@@ -499,6 +495,7 @@ def guidance_words(config, weight=1.0, *, between=' '):
     for field in ('weak', 'rule', 'schedule'):
         if settings[field] != usual[field]:
             words.append(settings[field].rpartition(':')[2])
+    words += ['unlabelled'] * (settings.weak == 'checkpoint' and not settings.weak_conditional)
     for word, fields in _WORDS.items():
         values = [f'{settings[field]:g}' for field in fields if settings[field] != usual[field]]
         words += [between.join([word, *values])] if values else []
@@ -546,7 +543,10 @@ def describe(config, wanted):
     for option in build_sampling.SAMPLERS[sample.sampler][1]:
         if sample[option] != usual.sample[option] and option != 'churn_interval':
             name += f'_{option}{sample[option]:g}'
-    name += ''.join(f'_{word}' for word in guidance_words(config, wanted.weight, between='_'))
+    words = guidance_words(config, wanted.weight, between='_')
+    if weak := Path(build_sampling.at_weight(config, wanted.weight).guidance.weak_workdir).name:
+        words.append(weak)
+    name += ''.join(f'_{word}' for word in words)
     name += f'_w{wanted.weight:g}'
     if config.guidance.classifier_workdir:
         name += f'_classifier{wanted.classifier_weight:g}'

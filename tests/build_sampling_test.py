@@ -273,7 +273,7 @@ def test_a_weak_model_may_be_smaller_earlier_or_not_averaged(workdirs):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({}, 'no weaker model is named: set config.guidance.weak_workdir'),
+        ({}, 'the parameters of the model itself, step 4, .*; set config.guidance.weak_workdir'),
         ({'weak_step': 3}, 'no checkpoint of step 3'),
         ({'weak_workdir': '/nowhere'}, 'no checkpoint in /nowhere'),
     ],

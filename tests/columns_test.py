@@ -4,6 +4,8 @@ import pytest
 
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import columns, results, values
+from cfg_jax.jobs.evaluate import judging
+from tests import tiny
 
 TRADEOFF = (
     *('guidance_weight', 'fid', 'inception_score', 'precision', 'recall', 'accuracy', 'spread', 'num_samples'),
@@ -24,7 +26,7 @@ RESULTS = (
     *('interval', 'variant', 'overrides', 'grid', 'churn', 'weak'),
     *('density', 'density_error', 'coverage', 'coverage_error', 'vendi', 'vendi_error', 'memorised', 'memorised_error'),
     *('training_distance', 'training_distance_error', 'coverage_k', 'held_out', 'parameters'),
-    *('ema_length', 'weak_ema_length'),
+    *('ema_length', 'weak_ema_length', 'lower_order_final'),
 )
 
 
@@ -37,6 +39,7 @@ def test_the_report_has_what_varies_and_what_is_measured():
     settings = RESULTS[RESULTS.index('samples_sha256') : RESULTS.index('interval')]
     about = ('date', 'samples', 'step', 'seed', 'judge', 'reference', 'reference_sha256', *settings)
     about += ('variant', 'overrides', 'grid', 'churn', 'weak', 'coverage_k', 'held_out', 'parameters')
+    about += ('lower_order_final',)
     expected = {name for name in columns.RESULTS if not name.endswith('_error') and name not in about}
     assert columns.IN_REPORT[0] == 'variant' and set(columns.IN_REPORT[1:]) == expected
     assert len(columns.IN_REPORT) == 1 + len(expected)
@@ -167,3 +170,14 @@ def test_no_table_holds_a_number_that_is_not_finite():
 
 def test_the_least_fid_has_no_sign():
     assert columns.summary_line({'fid': -1e-9, 'sfid': -0.0}) == 'FID 0.000  sFID 0.000'
+
+
+def test_what_is_drawn_otherwise_is_another_row():
+    weak = {'guidance__weak': 'checkpoint', 'guidance__weak_step': 2}
+    of_order = {'sample__sampler': 'dpmpp_2m'}
+    for settings, change in (
+        (weak, {'guidance__weak_conditional': False}),
+        (of_order, {'sample__lower_order_final': False}),
+    ):
+        one, other = (judging.settings_of(tiny.config(**each)) for each in (settings, settings | change))
+        assert one != other and set(one) == set(other) <= set(columns.IDENTITY)

@@ -86,6 +86,73 @@ def test_checkpoints_share_their_weak_model(workdir, capsys):
             refused(every, model)
 
 
+def test_the_curves_whose_weak_model_is_the_model_are_left_out():
+    def left(**changes):
+        both = {'eval__ema': (0.05, 0.1), 'eval__weak_ema': (0.05, 0.1), 'guidance__weak': 'checkpoint'}
+        found = curves.that_guide(curves.curves(config(**both | changes)), 80)
+        return [(curve.step, curve.ema, curve.config.guidance.weak_ema) for curve in found]
+
+    pairs = [(0.05, 0.1), (0.1, 0.05)]
+    every = [(0.05, 0.05), (0.05, 0.1), (0.1, 0.05), (0.1, 0.1)]
+    assert left() == left(guidance__weak_step=80) == [(None, *pair) for pair in pairs]
+    assert left(guidance__weak_conditional=False) == left(guidance__weak_step=40) == [(None, *pair) for pair in every]
+    assert left(eval__steps=(40, 80)) == [(40, *pair) for pair in every] + [(80, *pair) for pair in pairs]
+    assert left(eval__weak_ema=(True,), eval__ema=(0.05, True)) == [(None, 0.05, True)]
+    with pytest.raises(UserError, match=r'config\.eval\.weak_ema is \(0\.05,\), the parameters of the model itself'):
+        left(eval__ema=(0.05,), eval__weak_ema=(0.05,))
+
+
+@pytest.mark.parametrize(
+    ('ema', 'weak_ema', 'wanted'),
+    [
+        ((0.05, 0.1), (), ('ema_length',)),
+        ((True, 0.05, 0.1), (), ('ema_length',)),
+        ((True, 0.05), (), ()),
+        ((0.05,), (0.05, 0.1), ('weak_ema_length',)),
+        ((0.05, 0.1), (0.05, 0.1, False), ('ema_length', 'weak_ema_length')),
+        ((0.05, 0.1), (False, 0.2), ()),  # one line through both would join different curves
+        ((True, False), (0.05, 0.1), ()),
+    ],
+)
+def test_fid_is_drawn_over_lengths_where_they_alone_vary(ema, weak_ema, wanted):
+    assert curves.over_ema(config(eval__ema=ema, eval__weak_ema=weak_ema)) == wanted
+
+
+SNAPSHOTS = {'optim__ema_lengths': (0.05, 0.1), 'optim__ema_snapshot_every': 10}
+RUN = {'train__num_steps': 80, 'train__checkpoint_every': 20, 'train__keep_every': 40, 'train__keep_checkpoints': 1}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'eval__steps': (40, 80)}, ''),
+        ({'eval__steps': (20, 80)}, r'no checkpoint of step 20 \(config\.eval\.steps\) .* it keeps 40, 80 \('),
+        ({'eval__ema': (0.07,), **SNAPSHOTS}, ''),
+        ({'eval__ema': (0.07,)}, r'no snapshot of step 80 .* length 0\.07 of \(config\.eval\.ema\)'),
+        ({'eval__ema': (0.07,), 'eval__steps': (40,), **SNAPSHOTS}, ''),
+        ({'eval__ema': (0.001,), **SNAPSHOTS}, r'0\.001 cannot be made of the 8 snapshots up to step 80; usable'),
+        ({'guidance__weak': 'checkpoint', 'guidance__weak_step': 40}, ''),
+        ({'guidance__weak': 'checkpoint', 'guidance__weak_step': 60}, r'step 60 \(config\.guidance\.weak_step\)'),
+        (
+            {'guidance__weak': 'checkpoint', 'guidance__weak_ema': 0.1},
+            r'config\.guidance\.weak_ema\); set config\.optim',
+        ),
+        ({'guidance__weak': 'checkpoint', 'guidance__weak_workdir': '/nowhere'}, r'^no checkpoint in /nowhere/check'),
+        ({'guidance__classifier_workdir': '/nowhere'}, r'^no checkpoint in /nowhere/checkpoints'),
+        ({'eval__variants': 'nowhere.py'}, r'^there is no file nowhere\.py'),
+    ],
+)
+def test_what_an_evaluation_at_the_end_needs_is_asked_before_training(tmp_path, changes, message):
+    every = config(**RUN | changes)
+    if message:
+        with pytest.raises(UserError, match=message):
+            evaluate.check_to_come(every, tmp_path)
+    else:
+        evaluate.check_to_come(every, tmp_path)
+    (tmp_path / 'checkpoints' / '20').mkdir(parents=True)  # of an earlier run with other settings
+    evaluate.check_to_come(config(**RUN, eval__steps=(20,)), tmp_path)
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

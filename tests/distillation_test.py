@@ -252,6 +252,12 @@ def test_a_killed_distillation_resumes_to_the_same_bits(workdirs, tmp_path, caps
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(whole))
 
 
+def test_a_student_resumes_only_with_the_teachers_clipping(workdirs):
+    changed = tiny.config(**STUDENT | ROUNDS, distill__teacher=str(workdirs / 'guided'), sample__clip_x=False)
+    with pytest.raises(UserError, match=r'config\.sample\.clip_x is False now and was True when saved'):
+        train.run(changed, workdirs / 'progressive')
+
+
 def test_rounds_are_the_same_on_several_devices(workdirs, tmp_path):
     """Four devices, the state split over them, a batch in two parts: losses as on one device, up to rounding.
 
@@ -323,6 +329,10 @@ def test_variants_are_curves_of_several_models(workdirs):
         ("{'workdir': '{teacher}', 'step': 3}", r'no checkpoint of step 3 in .*; there are 4, 2'),
         ("{'eval.num_steps': (3,), 'eval.guidance_weights': (1.0,)}", 'there are students of 4, 2 steps'),
         ("{'eval.num_steps': (2, 4)}", 'so there must be one weight'),
+        (
+            "{'step': 4}",
+            "step 4 is the student of 4 steps and 'sample.num_steps' is 2; set it to 4, or leave out 'step'",
+        ),
         ("{'workdir': '~nobody-of-this-name/runs'}", "'workdir' is '~nobody-of-this-name/runs', but the home folder"),
     ],
 )
@@ -364,6 +374,8 @@ def test_a_teacher_that_does_not_fit_is_refused(workdirs, tmp_path, changes, tea
         (ROUNDS | {'distill__rounds': ('4', (2, 8))}, 'a tuple of'),
         (ROUNDS | {'sample__grid': 'u'}, "config.sample.grid is 'u'; it must be 'u_open'"),
         (ROUNDS | {'sample__sampler': 'ancestral'}, "config.sample.sampler is 'ancestral'; it must be 'ddim'"),
+        (ROUNDS | {'sample__eta': 1.0}, 'config.sample.eta is 1.0; it must be 0.0 because'),
+        (ROUNDS | {'sample__clip_percentile': 90.0}, 'config.sample.clip_percentile is 90.0; it must be 0.0 because'),
         (ROUNDS | {'eval__bits_per_dim': True}, 'config.eval.bits_per_dim is True'),
         ({'guidance__function': 'classifier_free'}, "'classifier_free'; it must be 'learned' or 'conditional'"),
         ({'guidance__function': 'unconditional'}, 'a student does not learn the null label'),

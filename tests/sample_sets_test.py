@@ -218,4 +218,10 @@ def test_names_tell_what_is_unusual():
     assert name(sample__v=0.25, sample__eta=0.5, sample__seed=7) == 'ancestral3_v0.25_w0.3_seed7'
     assert name(sample__sampler='ddim', sample__eta=0.5) == 'ddim3_eta0.5_w0.3_seed0'
     assert name(guidance__function='mine.module:halved') == 'ancestral3_halved_v1_w0.3_seed0'
+    weak = {'guidance__weak': 'checkpoint', 'guidance__weak_workdir': 'runs/small'}
+    assert name(**weak) == 'ancestral3_v1_checkpoint_small_w0.3_seed0'
+    assert name(**weak, guidance__weak_conditional=False) == 'ancestral3_v1_checkpoint_unlabelled_small_w0.3_seed0'
+    assert (
+        name(sample__sampler='dpmpp_2m', sample__lower_order_final=False) == 'dpmpp_2m3_lower_order_final0_w0.3_seed0'
+    )
     assert name(guidance__classifier_workdir='there') == 'ancestral3_v1_w0.3_classifier2_seed0'

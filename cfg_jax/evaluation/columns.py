@@ -125,6 +125,8 @@ _TABLE = (  # in the order of results.csv
            title='EMA length σ_rel', identity=True),
     Column('weak_ema_length', 'weak EMA length', 'g', meaning='that of the weak model',
            title='EMA length σ_rel of the weak model', identity=True),
+    Column('lower_order_final', 'lower order final', '', meaning='config.sample.lower_order_final where it is False',
+           report=False, identity=True),
 )
 # fmt: on
 _BY_NAME = {each.name: each for each in _TABLE}

@@ -178,6 +178,8 @@ class Checkpoints:
             save_interval_steps=0 if read_only else 1,
             cleanup_tmp_directories=not read_only,  # half-written ones of a killed job
             single_host_load_and_broadcast=jax.process_count() > 1,  # others may see a new file later than the first
+            # two runs of saves at a time, of the state and of snapshots, must not take each other's barriers for theirs
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name),
         )
         self._manager = _Manager(self.directory, options=options)
 

@@ -42,6 +42,7 @@ def run(config, workdir):
         searching.check_curves(every)
     step = build.student_step(config, config.sample.num_steps)
     newest = trained.load_alone(config, workdir, step=step)
+    every = curves.that_guide(every, newest.step)
     curves.check_models(every, newest)
     # Every process draws. The first one also judges, while the others draw on.
     measurings = processes.first_alone(lambda: judging.open_measurings(config, workdir, newest)) or []
@@ -73,6 +74,12 @@ def run(config, workdir):
             record.end_curve(curve)
     processes.first_alone(lambda: [record.end() for record in records])
     return [row for record in records for row in record.rows]
+
+
+def check_to_come(config, workdir):
+    """Raise UserError unless a run that trains with this config in `workdir` leaves all that its evaluation reads."""
+    check_config(config)
+    curves.check_to_come(config, workdir)
 
 
 def draw_curve(model, workdir):

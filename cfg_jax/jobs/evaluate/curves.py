@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cfg_jax import build, build_sampling, trained
+from cfg_jax import build, build_sampling, phema, trained
 from cfg_jax.checks import check_config, names_curves
 from cfg_jax.config import changed
 from cfg_jax.errors import UserError
@@ -104,6 +105,12 @@ def _of_variant(name, variant):
         config = changed(variant.config, {'sample.num_steps': number, 'eval.num_steps': ()})
         suffix = f'{variants.suffix(name)}_{number}' if len(numbers) > 1 else variants.suffix(name)
         step = build.student_step(config, number) if variant.step is None else variant.step
+        made_for = None if step is None else build.student_steps(config, step)
+        if made_for not in (None, number):
+            raise UserError(
+                f"variant {name!r}: step {step} is the student of {made_for} steps and 'sample.num_steps' is {number}; "
+                f"set it to {made_for}, or leave out 'step' (config.eval.variants)."
+            )
         found.append(Curve(config, suffix, name, overrides, step=step, workdir=variant.workdir))
     return found
 
@@ -124,8 +131,8 @@ def over_ema(config):
     several = _varying(config)
     if not several or not set(several) <= {'ema', 'weak_ema'}:
         return ()
-    lengths = {name: sum(not isinstance(value, bool) for value in config.eval[name]) for name in several}
-    return tuple(f'{name}_length' for name, count in lengths.items() if count > 1)
+    lengths = [sum(not isinstance(value, bool) for value in config.eval[name]) for name in several]
+    return tuple(f'{name}_length' for name in several) if min(lengths) > 1 else ()
 
 
 def _varying(config):
@@ -134,17 +141,11 @@ def _varying(config):
 
 
 def _named(config):
-    """Return the `Curve`s of config.eval.steps, ema, weak_ema and intervals: every combination.
-
-    Where the weak model is of the model's own workdir and step, equal lengths of both are left out: guidance would
-    change nothing.
-    """
-    evaluate, settings, found = config.eval, config.guidance, []
+    """Return the `Curve`s of config.eval.steps, ema, weak_ema and intervals: every combination."""
+    evaluate, found = config.eval, []
     steps, weak = dict.fromkeys(evaluate.steps) or (None,), evaluate.weak_ema or (None,)
     intervals = dict.fromkeys(map(tuple, evaluate.intervals)) or (None,)
     for step, ema, weak_ema, interval in itertools.product(steps, evaluate.ema, weak, intervals):
-        if weak_ema == ema and not settings.weak_workdir and settings.weak_step in (None, step):
-            continue
         changes = {} if weak_ema is None else {'guidance.weak_ema': weak_ema}
         num_steps = None if step is None else build.student_steps(config, step)
         changes |= {} if num_steps is None else {'sample.num_steps': num_steps}
@@ -164,12 +165,61 @@ def _named(config):
             words += [f'interval {interval[0]:g} to {interval[1]:g}' if interval else 'no interval']
         name = ', '.join(words)
         found.append(Curve(curve, variants.suffix(name.replace(',', '')), name, step=step, ema=ema))
-    if not found:
-        raise UserError(
-            f'config.eval.weak_ema is {evaluate.weak_ema!r}, the parameters of the model itself (config.eval.ema); '
-            'guidance would change nothing.'
-        )
     return found
+
+
+def that_guide(every, newest_step):
+    """Return the curves without those of config.eval.weak_ema whose weak model is the model itself.
+
+    Guidance would change nothing. newest_step: that of the workdir. Raises UserError if no curve is left.
+    """
+
+    def guides(curve):
+        settings = curve.config.guidance
+        own = curve.ema, newest_step if curve.step is None else curve.step
+        weak = settings.weak_ema, newest_step if settings.weak_step is None else settings.weak_step
+        return own != weak or settings.weak_workdir or not settings.weak_conditional
+
+    left = [curve for curve in every if not curve.config.eval.weak_ema or guides(curve)]
+    if not left:
+        raise UserError(
+            f'config.eval.weak_ema is {every[0].config.eval.weak_ema!r}, the parameters of the model itself '
+            '(config.eval.ema); guidance would change nothing.'
+        )
+    return left
+
+
+def check_to_come(config, workdir):
+    """Raise UserError unless a run that trains with this config leaves all parameters that its evaluation reads."""
+    for curve in curves(config):
+        settings = curve.config.guidance
+        if not curve.workdir:
+            _check_kept(config, workdir, curve.step, curve.ema, ('config.eval.steps', 'config.eval.ema'))
+            if build_sampling.weak_name(curve.config) == 'checkpoint' and not settings.weak_workdir:
+                fields = 'config.guidance.weak_step', 'config.eval.weak_ema, config.guidance.weak_ema'
+                _check_kept(config, workdir, settings.weak_step, settings.weak_ema, fields)
+        for other in filter(None, (settings.weak_workdir, settings.classifier_workdir)):
+            trained.saved_config(other)
+
+
+def _check_kept(config, workdir, step, ema, fields):
+    """Raise UserError unless the run will have a step (None: the last) and an average of it. fields: that name them."""
+    kept, last = build.kept_steps(config), config.train.num_steps
+    if step not in (None, *kept) and not (Path(workdir) / 'checkpoints' / str(step)).exists():
+        raise UserError(
+            f'there will be no checkpoint of step {step} ({fields[0]}) when the run is evaluated; it keeps '
+            f'{", ".join(map(str, kept))} (config.train.keep_every, config.train.keep_checkpoints).'
+        )
+    if isinstance(ema, bool):
+        return
+    step, every, lengths = step or last, config.optim.ema_snapshot_every, config.optim.ema_lengths
+    snapshots = sorted({*range(every, last, every), last}) if lengths else []
+    if step not in snapshots:
+        raise UserError(
+            f'there will be no snapshot of step {step} to make an EMA of length {ema:g} of ({fields[1]}); set '
+            'config.optim.ema_lengths and config.optim.ema_snapshot_every.'
+        )
+    phema.snapshot_weights(lengths, [each for each in snapshots if each <= step], ema, step)
 
 
 def _average_name(ema):
