@@ -135,7 +135,7 @@ RUN = {'train__num_steps': 80, 'train__checkpoint_every': 20, 'train__keep_every
         ({'guidance__weak': 'checkpoint', 'guidance__weak_step': 60}, r'step 60 \(config\.guidance\.weak_step\)'),
         (
             {'guidance__weak': 'checkpoint', 'guidance__weak_ema': 0.1},
-            r'config\.guidance\.weak_ema\); set config\.optim',
+            r'guidance\.weak_ema\); set config\.optim',
         ),
         ({'guidance__weak': 'checkpoint', 'guidance__weak_workdir': '/nowhere'}, r'^no checkpoint in /nowhere/check'),
         ({'guidance__classifier_workdir': '/nowhere'}, r'^no checkpoint in /nowhere/checkpoints'),
