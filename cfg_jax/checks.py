@@ -5,6 +5,8 @@ import math
 import pkgutil
 from itertools import pairwise
 
+import numpy as np
+
 from cfg_jax import build, build_sampling, denoisers, diffusion, losses, phema
 from cfg_jax.config import default
 from cfg_jax.data import images
@@ -495,8 +497,15 @@ def _check_grid(config):
         fields = 'config.sample.logsnr_min, config.sample.logsnr_max, config.diffusion.logsnr_max'
         if first >= last:
             raise UserError(f'the grid {sample.grid!r} would go from λ = {first:.4g} to {last:.4g} ({fields}).')
-    if not uniform or config.diffusion.schedule in build.TABLES:
-        build_sampling.sampling_logsnrs(config)  # raises for a spacing that cannot be
+    tabulated = build.table(config)
+    if tabulated is not None and uniform and not sample.spacing:
+        most = len(tabulated) - (sample.grid == 'u_open')  # u = 1 and the u before it are one timestep
+        of_table = f'at most {most} on the grid {sample.grid!r} (config.sample.grid) of {len(tabulated)} timesteps'
+        _require(sample.num_steps <= most, config, 'sample.num_steps', of_table)
+    if not uniform or tabulated is not None:
+        logsnrs = build_sampling.sampling_logsnrs(config)  # raises for a spacing that cannot be
+        close = f'less: two steps of the grid {sample.grid!r} have the same λ (config.sample.logsnr_min, logsnr_max)'
+        _require(bool(np.all(np.diff(logsnrs) > 0.0)), config, 'sample.num_steps', close)
     ends = config.guidance.interval
     if len(ends):
         calls = build_sampling.call_logsnrs(config)
