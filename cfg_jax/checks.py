@@ -220,14 +220,17 @@ def _check_combinations(config):
 
 def _check_loss(config):
     """Check what the network predicts, and the weight and the times of its loss."""
-    of_model = (('diffusion', 'prediction'), ('loss', 'weighting'), ('loss', 'times'))
+    unread = (
+        'diffusion.prediction',
+        *(f'loss.{field}' for field in ('target', 'weighting', 'times', 'low_discrepancy')),
+    )
     for applies, reason in (
         (config.model.learn_variance, 'config.model.learn_variance is set'),
         (config.model.kind == 'classifier', "config.model.kind is 'classifier'"),
     ):
-        for section, field in of_model if applies else ():
-            usual = default()[section][field]
-            _require(config[section][field] == usual, config, f'{section}.{field}', f'{usual!r} because {reason}')
+        for field in unread if applies else ():
+            usual = _get(default(), field)
+            _require(_get(config, field) == usual, config, field, f'{usual!r} because {reason}')
     because = f'because config.loss.guided is {config.loss.guided!r}'
     for field, holds, allowed in (
         ('model.guidance_input', config.model.guidance_input, 'True'),

@@ -64,7 +64,9 @@ def default():
 
     config.loss = loss = ConfigDict()
     loss.p_uncond = 0.1  # probability that a label is replaced by the null label; 0 unless model.labels is 'null'
-    loss.target = 'eps'  # the squared error is measured on 'eps' (the paper) | 'x' | 'v', for any prediction
+    loss.target = (
+        'eps'  # the squared error is measured on 'eps' (the paper; learned variances) | 'x' | 'v', for any prediction
+    )
     # 'gft': a network that takes w (model.guidance_input) learns the guided prediction from the data (Chen et al. 2025)
     loss.guided = ''
     # a weight of that error on eps: '' (none: the target's own) | 'min_snr' | 'truncated_snr' | 'edm' | 'sigmoid'
@@ -72,7 +74,9 @@ def default():
     loss.min_snr_gamma = 5.0  # min_snr: the weight on x is min(SNR, this)
     loss.sigmoid_bias = 2.0  # sigmoid: b of sigmoid(b - λ), as in Kingma & Gao; lower for large images (SiD2)
     loss.times = 'uniform'  # λ drawn: 'uniform' (the schedule of a uniform u) | 'edm' | 'logit_normal' (both normal)
-    loss.low_discrepancy = False  # draw the u of a batch evenly spread, not independently
+    loss.low_discrepancy = (
+        False  # draw the u of a batch evenly spread, not independently; not with model.learn_variance
+    )
 
     config.optim = optim = ConfigDict()
     optim.name = 'adam'  # 'adam' | 'adamw'

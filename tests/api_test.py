@@ -118,7 +118,7 @@ def test_steps_and_raw_parameters_can_be_asked_for(workdir, model):
 
 
 def test_a_classifier_guides_and_shows_its_log_prob(workdir, tmp_path):
-    config = tiny.config(model__kind='classifier', loss__p_uncond=0.0)
+    config = tiny.config(model__kind='classifier', loss__p_uncond=0.0, loss__low_discrepancy=False)
     classifier = cfg_jax.train(config, tmp_path / 'classifier')
     z = jax.random.normal(jax.random.key(0), (10, 8, 8, 1))
     log_prob = jax.jit(classifier.log_prob)

@@ -308,7 +308,7 @@ def test_no_largest_norm_is_not_computed():
 
 
 def classifier_config():
-    return tiny.config(model__kind='classifier', loss__p_uncond=0.0)
+    return tiny.config(model__kind='classifier', loss__p_uncond=0.0, loss__low_discrepancy=False)
 
 
 def test_a_classifier_costs_where_it_guides():

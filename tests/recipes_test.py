@@ -149,6 +149,16 @@ CLASSIFIER = {'model__kind': 'classifier'}
         ({'loss__sigmoid_bias': np.inf}, r'loss\.sigmoid_bias is inf; it must be a finite number'),
         ({**LEARNED, 'loss__weighting': 'min_snr'}, r"weighting is 'min_snr'; it must be '' because .*learn_variance"),
         ({**LEARNED, 'loss__times': 'edm'}, r"times is 'edm'; it must be 'uniform' because .*learn_variance is set"),
+        ({**LEARNED, 'loss__target': 'v'}, r"target is 'v'; it must be 'eps' because .*learn_variance is set"),
+        (
+            {**LEARNED, 'loss__low_discrepancy': True},
+            r'low_discrepancy is True; it must be False because .*learn_variance is set',
+        ),
+        ({**CLASSIFIER, 'loss__target': 'x'}, r"target is 'x'; it must be 'eps' because .*kind is 'classifier'"),
+        (
+            {**CLASSIFIER, 'loss__low_discrepancy': True},
+            r"low_discrepancy is True; it must be False because .*kind is 'classifier'",
+        ),
         ({**CLASSIFIER, 'loss__weighting': 'edm'}, r"weighting is 'edm'; it must be '' because .*kind is 'classifier'"),
         ({**CLASSIFIER, 'loss__times': 'edm'}, r"times is 'edm'; it must be 'uniform' because .*kind is 'classifier'"),
         (
@@ -164,6 +174,11 @@ CLASSIFIER = {'model__kind': 'classifier'}
 def test_what_does_not_apply_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         check_config(tiny.config(**changes))
+
+
+def test_learned_variances_and_classifiers_draw_their_times_independently():
+    for changes in (LEARNED, CLASSIFIER):
+        check_config(tiny.config(**changes, loss__low_discrepancy=False))
 
 
 def test_a_weight_may_not_change_in_a_run_and_older_runs_have_none():
