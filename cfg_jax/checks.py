@@ -119,6 +119,17 @@ def check_training(config):
     untrained = 'False unless config.distill.method or config.loss.guided is set: nothing else trains its weight'
     _require(trains or not config.model.guidance_input, config, 'model.guidance_input', untrained)
     build.student_step(config, config.sample.num_steps)  # raises if no round makes that student, which is drawn with
+    build_sampling.check_weight(config, build_sampling.guidance_weight(config))  # of the grids
+    if config.eval.at_end and not (config.eval.variants or config.eval.samples or config.eval.bits_per_dim):
+        check_sweep(config)
+
+
+def check_sweep(config):
+    """Raise UserError for a guidance weight of a curve that would change nothing, or that cannot be."""
+    if len(config.eval.classifier_weights):
+        build_sampling.check_weight(config, build_sampling.guidance_weight(config))
+    else:
+        build_sampling.check_weight(config, config.eval.guidance_weights, 'config.eval.guidance_weights')
 
 
 def check_judge(config):
@@ -392,10 +403,10 @@ def _check_learned_guidance(config):
     _require(takes or not learned, config, 'guidance.function', given)
     alone = "'' because config.guidance.function is 'learned': the network guides by itself"
     _require(not (learned and config.guidance.weak), config, 'guidance.weak', alone)
-    build_sampling.check_weight(config, build_sampling.guidance_weight(config))
-    for name in ('guidance_weights', 'bound_weights'):
-        for weight in config.eval[name]:
-            build_sampling.check_weight(config, weight, f'config.eval.{name}')
+    if learned:  # where nothing guides, weights are refused where they are used: these need not be
+        build_sampling.check_weight(config, build_sampling.guidance_weight(config))
+        for name in ('guidance_weights', 'bound_weights'):
+            build_sampling.check_weight(config, config.eval[name], f'config.eval.{name}')
 
 
 def _check_distillation(config):
