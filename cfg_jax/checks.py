@@ -293,7 +293,7 @@ def _check_averages(config):
     _require(divides, config, 'optim.ema_snapshot_every', allowed)
     whole = not (lengths and config.distill.rounds)
     _require(whole, config, 'optim.ema_lengths', '() because each of config.distill.rounds is a training of its own')
-    known = f'True, False or a number up to {longest:.3f} (sigma_rel)'
+    known = f'True, False or a number from {phema.SHORTEST:g} to {longest:.3f} (sigma_rel)'
     _require(_is_average(config.guidance.weak_ema), config, 'guidance.weak_ema', known)
     for field in ('ema', 'weak_ema'):
         chosen = config.eval[field]
@@ -307,7 +307,7 @@ def _check_averages(config):
 
 def _is_average(value):
     """Return True for True, False and lengths: whether snapshots can give one is known when they are read."""
-    return isinstance(value, bool) or (_are_numbers([value]) and 0.0 < value <= phema.LONGEST)
+    return isinstance(value, bool) or (_are_numbers([value]) and phema.SHORTEST <= value <= phema.LONGEST)
 
 
 def names_curves(config):
