@@ -255,6 +255,13 @@ def weak_name(config):
     return config.guidance.weak or ('null' if function == 'classifier_free' else '')
 
 
+def has_unconditional(config):
+    """Return True if the network can be asked without a label: it has no labels, or has learned the null label."""
+    if config.model.labels == 'null':
+        return not config.distill.method and config.loss.p_uncond > 0.0  # a student learns from its teacher's labels
+    return config.model.labels == 'none'
+
+
 def at_weight(config, weight):
     """Return the config to draw with at this guidance weight: at w = 0 one without guidance, except a classifier's.
 

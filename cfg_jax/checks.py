@@ -424,7 +424,7 @@ def _check_distillation(config):
     asks_null = config.guidance.function == 'unconditional' or build_sampling.weak_name(config) == 'null'
     guides = "'learned' or 'conditional'" if config.model.guidance_input else "'conditional'"
     untrained = f'{guides} {because} set: a student does not learn the null label'
-    _require(config.model.labels != 'null' or not asks_null, config, 'guidance.function', untrained)
+    _require(build_sampling.has_unconditional(config) or not asks_null, config, 'guidance.function', untrained)
     if distill.method == 'guided':
         _require(config.model.guidance_input, config, 'model.guidance_input', f"True {because} 'guided'")
         _require(config.model.labels == 'null', config, 'model.labels', f"'null' {because} 'guided'")
