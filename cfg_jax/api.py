@@ -11,7 +11,7 @@ Bad input is a `cfg_jax.UserError` of one line, as at the command line.
 import contextlib
 import dataclasses
 import functools
-import math
+import numbers
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from cfg_jax import runtime
 runtime.configure()  # sets XLA's flags, which count until JAX makes its first computation
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 
@@ -60,7 +61,8 @@ class Model(trained.Trained):
     def denoiser(self, labels, weight=0.0, *, guidance=None, classifier_weight=0.0, changes=None) -> Callable:
         """Return the guided denoiser (z [B, H, W, C], logsnr [B]) -> `Prediction` for a label per image.
 
-        labels: ids or names, [B]. weight: the paper's w, a scalar or one per image. guidance, changes: see `sample`.
+        labels: ids or names, [B]. weight: the paper's w, a scalar or one per image; classifier_weight likewise.
+        guidance, changes: see `sample`.
         """
         self._require('unet')
         config = self._with({'guidance.function': guidance}, changes)
@@ -68,8 +70,15 @@ class Model(trained.Trained):
         of_label = model.classifier and build.log_prob(model.classifier.config, model.classifier.params)
         weak_model = model.weak and build.model(model.weak.config, model.weak.params)
         ids = np.array(self._ids(labels), np.int32)
+        weight = _weight(weight, 'weight', len(ids))
+        classifier_weight = _weight(classifier_weight, 'classifier_weight', len(ids))
         if not isinstance(weight, jax.core.Tracer):
             build_sampling.check_weight(config, weight, 'weight')
+        if not (model.classifier or isinstance(classifier_weight, jax.core.Tracer)) and np.any(classifier_weight):
+            raise UserError(
+                f'classifier_weight is {classifier_weight}, but no classifier guides; give one to load(classifier=) or '
+                'as config.guidance.classifier_workdir.'
+            )
         if np.ndim(weight) == 0 and not isinstance(weight, jax.core.Tracer):
             config = build_sampling.at_weight(config, float(weight))
         others = {'of_label': of_label, 'classifier_weight': classifier_weight, 'weak_model': weak_model}
@@ -122,8 +131,8 @@ class Model(trained.Trained):
             changes,
         )
         for name, value in (('weight', weight), ('classifier_weight', config.guidance.classifier_weight)):
-            if not (np.ndim(value) == 0 and math.isfinite(value)):
-                raise UserError(f'{name} is {value!r}; it must be one finite number.')
+            _weight(value, name)
+        build_sampling.check_weight(config, weight, 'weight')
         labels = make_labels(ids, num_images, order=config.sample.label_order, seed=seed)
         batches = self._program(config)(self.params, labels, float(weight), seed, config.guidance.classifier_weight)
         images, progress, name = [], Progress(num_images, compiles=True), f'w={weight:g}'
@@ -221,6 +230,23 @@ def _named(changes):
     }
 
 
+def _weight(value, name, count=None):
+    """Return a weight as guidance takes it: one number, or float32 [count]. A traced one is not looked into.
+
+    count: of images, of which each may have its own. Raises UserError for anything else, and for a number that is not
+    finite.
+    """
+    traced, fits = isinstance(value, jax.core.Tracer), False
+    with contextlib.suppress(TypeError, ValueError):  # of rows of different lengths, say
+        found = value if traced else np.asarray(value)
+        real = any(jnp.issubdtype(found.dtype, kind) for kind in (jnp.floating, jnp.integer))
+        fits = real and found.shape in ((), (count,)) and (traced or np.isfinite(np.float32(found)).all())
+    if not fits:
+        each = '' if count is None else f', or one for each of the {count} labels'
+        raise UserError(f'{name} is {value!r}; it must be one finite number{each}.')
+    return jnp.asarray(value, jnp.float32) if found.shape else value
+
+
 def load(workdir, *, step=None, ema=True, classifier=None) -> Model:
     """Return the trained model of a workdir. It needs the checkpoint alone, not the data.
 
@@ -229,6 +255,13 @@ def load(workdir, *, step=None, ema=True, classifier=None) -> Model:
     sigma_rel, takes the average of this length that is made of the snapshots of training. classifier: the workdir of a
     noisy classifier, to guide with it too. Raises UserError if there is no such checkpoint.
     """
+    if not isinstance(ema, numbers.Real):
+        raise UserError(
+            f'ema is {ema!r}; it must be True (the average of the parameters), False (the parameters themselves) or a '
+            'number (the length of an average, sigma_rel).'
+        )
+    if step is not None and (isinstance(step, bool) or not isinstance(step, numbers.Integral)):
+        raise UserError(f'step is {step!r}; it must be a whole number, or None for the newest checkpoint.')
     workdir = Path(config_files.expanded(str(workdir), 'workdir'))
     changes = {} if classifier is None else {'guidance.classifier_workdir': str(classifier)}
     with _at_work(workdir):

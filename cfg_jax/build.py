@@ -249,13 +249,14 @@ def loss(config):
     def of_params(params, x, labels, key):
         loss_key, dropout_key = jax.random.split(key)
         training = {'train': True, 'rngs': {'dropout': dropout_key}}
+        spread = {'low_discrepancy': config.loss.low_discrepancy}
         if config.model.kind == 'classifier':
             apply = partial(module.apply, {'params': params}, **training)
-            return losses.classifier_loss(apply, x, labels, loss_key, schedule=schedule(config))
+            return losses.classifier_loss(apply, x, labels, loss_key, schedule=schedule(config), **spread)
         apply = partial(apply_network(config, module), params, **training)
         dropping = {'null_label': null_label(config), 'p_uncond': config.loss.p_uncond}
         if config.model.learn_variance:
-            return losses.hybrid_loss(apply, x, labels, loss_key, logsnrs=table(config), **dropping)
+            return losses.hybrid_loss(apply, x, labels, loss_key, logsnrs=table(config), **dropping, **spread)
         if config.loss.guided:
             frozen, (loss_key, weight_key) = partial(apply_network(config, module), params), jax.random.split(loss_key)
             guided = {'null_label': null_label(config), 'weight_max': config.model.guidance_max}

@@ -67,9 +67,22 @@ def guidance_weight(config):
     return 0.0 if weight is None else weight
 
 
+def guides(config):
+    """Return True if the guidance weight changes what is predicted; a classifier has a weight of its own."""
+    return config.guidance.function not in ('conditional', 'unconditional') or bool(weak_name(config))
+
+
 def check_weight(config, weight, field='config.sample.guidance_weight'):
-    """Raise UserError if a network that takes the guidance weight has not been trained for it, one or an array."""
+    """Raise UserError for a guidance weight, one or an array, that cannot be used.
+
+    It is one other than 0 where nothing guides by it, or one that a network that takes it has not been trained for.
+    """
     largest, weights = config.model.guidance_max, np.atleast_1d(weight)
+    if not guides(config) and weights.any():
+        raise UserError(
+            f'{field} has {weights[weights != 0.0][0]:g}, but nothing guides by it: config.guidance.function is '
+            f"{config.guidance.function!r} and config.guidance.weak is ''. Give the weight 0, or choose another."
+        )
     bad = weights[~((weights >= 0.0) & (weights <= largest))]
     if config.guidance.function == 'learned' and len(bad):
         raise UserError(
@@ -242,6 +255,13 @@ def weak_name(config):
     return config.guidance.weak or ('null' if function == 'classifier_free' else '')
 
 
+def has_unconditional(config):
+    """Return True if the network can be asked without a label: it has no labels, or has learned the null label."""
+    if config.model.labels == 'null':
+        return not config.distill.method and config.loss.p_uncond > 0.0  # a student learns from its teacher's labels
+    return config.model.labels == 'none'
+
+
 def at_weight(config, weight):
     """Return the config to draw with at this guidance weight: at w = 0 one without guidance, except a classifier's.
 
@@ -407,13 +427,14 @@ def bits_per_dim(config, weight=0.0):
     """Return the jitted function (params, uint8 images, labels, image indices, seed) -> the bound's parts, each [B].
 
     The bound holds for any denoiser, so also for the guided one of a guidance weight, apart from a classifier's part.
-    Raises UserError for guidance that has a memory or needs another checkpoint.
+    Raises UserError for guidance that has a memory or needs another checkpoint, and as `check_weight` does.
 
     They are 'total', 'prior', 'diffusion' and 'reconstruction', in bits per dimension: `losses.continuous_bound`'s, or,
     for a model on one of ADM's tables, `losses.bits_per_dim_terms`' over the sampler's timesteps.
     """
     clip_x, guided = config.sample.clip_x, at_weight(config, weight)
     number, lowest, highest = bound_range(config)
+    check_weight(config, weight, 'config.eval.bound_weights')
     if guided.guidance.momentum or weak_name(guided) == 'checkpoint':
         raise UserError(
             'bits per dimension of guidance with a momentum or a weak checkpoint are not defined here; use '

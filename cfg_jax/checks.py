@@ -5,6 +5,8 @@ import math
 import pkgutil
 from itertools import pairwise
 
+import numpy as np
+
 from cfg_jax import build, build_sampling, denoisers, diffusion, losses, phema
 from cfg_jax.config import default
 from cfg_jax.data import images
@@ -117,6 +119,17 @@ def check_training(config):
     untrained = 'False unless config.distill.method or config.loss.guided is set: nothing else trains its weight'
     _require(trains or not config.model.guidance_input, config, 'model.guidance_input', untrained)
     build.student_step(config, config.sample.num_steps)  # raises if no round makes that student, which is drawn with
+    build_sampling.check_weight(config, build_sampling.guidance_weight(config))  # of the grids
+    if config.eval.at_end and not (config.eval.variants or config.eval.samples or config.eval.bits_per_dim):
+        check_sweep(config)
+
+
+def check_sweep(config):
+    """Raise UserError for a guidance weight of a curve that would change nothing, or that cannot be."""
+    if len(config.eval.classifier_weights):
+        build_sampling.check_weight(config, build_sampling.guidance_weight(config))
+    else:
+        build_sampling.check_weight(config, config.eval.guidance_weights, 'config.eval.guidance_weights')
 
 
 def check_judge(config):
@@ -218,14 +231,14 @@ def _check_combinations(config):
 
 def _check_loss(config):
     """Check what the network predicts, and the weight and the times of its loss."""
-    of_model = (('diffusion', 'prediction'), ('loss', 'weighting'), ('loss', 'times'))
+    unread = ('diffusion.prediction', 'loss.target', 'loss.weighting', 'loss.times')
     for applies, reason in (
         (config.model.learn_variance, 'config.model.learn_variance is set'),
         (config.model.kind == 'classifier', "config.model.kind is 'classifier'"),
     ):
-        for section, field in of_model if applies else ():
-            usual = default()[section][field]
-            _require(config[section][field] == usual, config, f'{section}.{field}', f'{usual!r} because {reason}')
+        for field in unread if applies else ():
+            usual = _get(default(), field)
+            _require(_get(config, field) == usual, config, field, f'{usual!r} because {reason}')
     because = f'because config.loss.guided is {config.loss.guided!r}'
     for field, holds, allowed in (
         ('model.guidance_input', config.model.guidance_input, 'True'),
@@ -277,7 +290,7 @@ def _check_averages(config):
     _require(divides, config, 'optim.ema_snapshot_every', allowed)
     whole = not (lengths and config.distill.rounds)
     _require(whole, config, 'optim.ema_lengths', '() because each of config.distill.rounds is a training of its own')
-    known = f'True, False or a number up to {longest:.3f} (sigma_rel)'
+    known = f'True, False or a number from {phema.SHORTEST:g} to {longest:.3f} (sigma_rel)'
     _require(_is_average(config.guidance.weak_ema), config, 'guidance.weak_ema', known)
     for field in ('ema', 'weak_ema'):
         chosen = config.eval[field]
@@ -291,7 +304,7 @@ def _check_averages(config):
 
 def _is_average(value):
     """Return True for True, False and lengths: whether snapshots can give one is known when they are read."""
-    return isinstance(value, bool) or (_are_numbers([value]) and 0.0 < value <= phema.LONGEST)
+    return isinstance(value, bool) or (_are_numbers([value]) and phema.SHORTEST <= value <= phema.LONGEST)
 
 
 def names_curves(config):
@@ -387,10 +400,10 @@ def _check_learned_guidance(config):
     _require(takes or not learned, config, 'guidance.function', given)
     alone = "'' because config.guidance.function is 'learned': the network guides by itself"
     _require(not (learned and config.guidance.weak), config, 'guidance.weak', alone)
-    build_sampling.check_weight(config, build_sampling.guidance_weight(config))
-    for name in ('guidance_weights', 'bound_weights'):
-        for weight in config.eval[name]:
-            build_sampling.check_weight(config, weight, f'config.eval.{name}')
+    if learned:  # where nothing guides, weights are refused where they are used: these need not be
+        build_sampling.check_weight(config, build_sampling.guidance_weight(config))
+        for name in ('guidance_weights', 'bound_weights'):
+            build_sampling.check_weight(config, config.eval[name], f'config.eval.{name}')
 
 
 def _check_distillation(config):
@@ -408,7 +421,7 @@ def _check_distillation(config):
     asks_null = config.guidance.function == 'unconditional' or build_sampling.weak_name(config) == 'null'
     guides = "'learned' or 'conditional'" if config.model.guidance_input else "'conditional'"
     untrained = f'{guides} {because} set: a student does not learn the null label'
-    _require(config.model.labels != 'null' or not asks_null, config, 'guidance.function', untrained)
+    _require(build_sampling.has_unconditional(config) or not asks_null, config, 'guidance.function', untrained)
     if distill.method == 'guided':
         _require(config.model.guidance_input, config, 'model.guidance_input', f"True {because} 'guided'")
         _require(config.model.labels == 'null', config, 'model.labels', f"'null' {because} 'guided'")
@@ -495,8 +508,15 @@ def _check_grid(config):
         fields = 'config.sample.logsnr_min, config.sample.logsnr_max, config.diffusion.logsnr_max'
         if first >= last:
             raise UserError(f'the grid {sample.grid!r} would go from λ = {first:.4g} to {last:.4g} ({fields}).')
-    if not uniform or config.diffusion.schedule in build.TABLES:
-        build_sampling.sampling_logsnrs(config)  # raises for a spacing that cannot be
+    tabulated = build.table(config)
+    if tabulated is not None and uniform and not sample.spacing:
+        most = len(tabulated) - (sample.grid == 'u_open')  # u = 1 and the u before it are one timestep
+        of_table = f'at most {most} on the grid {sample.grid!r} (config.sample.grid) of {len(tabulated)} timesteps'
+        _require(sample.num_steps <= most, config, 'sample.num_steps', of_table)
+    if not uniform or tabulated is not None:
+        logsnrs = build_sampling.sampling_logsnrs(config)  # raises for a spacing that cannot be
+        close = f'less: two steps of the grid {sample.grid!r} have the same λ (config.sample.logsnr_min, logsnr_max)'
+        _require(bool(np.all(np.diff(logsnrs) > 0.0)), config, 'sample.num_steps', close)
     ends = config.guidance.interval
     if len(ends):
         calls = build_sampling.call_logsnrs(config)

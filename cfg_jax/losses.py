@@ -371,12 +371,13 @@ def classifier_loss(
     key: Key[Array, ''],
     *,
     schedule: Schedule,
+    low_discrepancy: bool = False,
 ) -> Loss:
     """Compute the cross-entropy of p(label | z_λ) at random λ, of images x in [-1, 1].
 
     network(z, logsnr) -> logits.
     """
-    u, eps, _, dropped = _draw(key, x, labels, null_label=0, p_uncond=0.0, low_discrepancy=False)
+    u, eps, _, dropped = _draw(key, x, labels, null_label=0, p_uncond=0.0, low_discrepancy=low_discrepancy)
     logsnr = schedule(u)
     logits = network(diffusion.q_sample(x, eps, logsnr), logsnr)
     return Loss(-label_log_prob(logits, labels), logsnr, dropped, correct=logits.argmax(1) == labels)

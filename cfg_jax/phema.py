@@ -12,6 +12,7 @@ import numpy as np
 from cfg_jax.errors import UserError
 from cfg_jax.typing import Array, Float64, Real
 
+SHORTEST = 0.001  # sigma_rel: a shorter average is nearly the parameters themselves
 LONGEST = 0.5 / np.sqrt(3.0)  # sigma_rel at gamma = 0: the mean of all steps
 _LARGEST_ERROR = 0.1  # of a profile made of snapshots, L2 norm in units of that of the wanted one
 _LARGEST_GAIN = 300.0  # sum of the absolute weights, by which the rounding of the snapshots is multiplied
@@ -32,7 +33,7 @@ def sigma_rel(gamma: float) -> float:
 
 
 def gamma(length: float) -> float:
-    """Return the exponent of the profile of a length, sigma_rel in (0, LONGEST], float64."""
+    """Return the exponent of the profile of a length, sigma_rel in [SHORTEST, LONGEST], float64."""
     inverse = np.float64(length) ** -2
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
     return roots.real.max()
@@ -95,7 +96,7 @@ def snapshot_weights(
 
     Raises UserError if the snapshots cannot give that length, and names those that they can.
     """
-    tried = [length] if 0.0 < length <= LONGEST else []
+    tried = [length] if SHORTEST <= length <= LONGEST else []
     weights, errors = fit(lengths, steps, [*tried, *_TRIED], step)
     usable = (errors <= _LARGEST_ERROR) & (np.abs(weights).sum((1, 2)) <= _LARGEST_GAIN)
     if tried and usable[0]:

@@ -37,10 +37,12 @@ def cosine_logsnr(
     start, stop = _cosine_ends(logsnr_min, logsnr_max)
     slope = 0.5 * math.pi - start - stop
     u = jnp.asarray(u, jnp.float32)
-    # Each branch sees only its own half, so that neither makes a NaN that a gradient would carry.
-    near_data = -2.0 * jnp.log(jnp.tan(slope * jnp.minimum(u, 0.5) + start))
-    near_noise = 2.0 * jnp.log(jnp.tan(slope * jnp.minimum(1.0 - u, 0.5) + stop))
-    return jnp.where(u < 0.5, near_data, near_noise)
+    # Each branch sees only its own half, so that neither makes a NaN that a gradient would carry. A minimum instead of
+    # the inner `where` would share the gradient at u = 1/2 out to both of its arguments.
+    is_data = u < 0.5
+    near_data = -2.0 * jnp.log(jnp.tan(slope * jnp.where(is_data, u, 0.5) + start))
+    near_noise = 2.0 * jnp.log(jnp.tan(slope * jnp.where(is_data, 0.5, 1.0 - u) + stop))
+    return jnp.where(is_data, near_data, near_noise)
 
 
 def cosine_u(
@@ -58,17 +60,20 @@ def cosine_u(
 # ---------------------------------------------------------------- Algorithm 2: λ_1 < ... < λ_T, from T uniform u
 
 
-def logsnr_grid(schedule: Schedule, num_steps: int) -> Float[Array, ' {num_steps}']:
-    """Return λ at `num_steps` uniformly spaced u, from schedule(1) = λ_min up to schedule(0) = λ_max."""
+def _check_num_steps(num_steps):
     if num_steps < 1:
         raise UserError(f'num_steps is {num_steps}; it must be at least 1 (config.sample.num_steps).')
+
+
+def logsnr_grid(schedule: Schedule, num_steps: int) -> Float[Array, ' {num_steps}']:
+    """Return λ at `num_steps` uniformly spaced u, from schedule(1) = λ_min up to schedule(0) = λ_max."""
+    _check_num_steps(num_steps)
     return schedule(jnp.linspace(1.0, 0.0, num_steps))
 
 
 def open_logsnr_grid(schedule: Schedule, num_steps: int) -> Float[Array, ' {num_steps}']:
     """Return λ at u = 1, ..., 2/T, 1/T, without u = 0, where the last of T steps ends (Salimans & Ho 2022, Alg. 2)."""
-    if num_steps < 1:
-        raise UserError(f'num_steps is {num_steps}; it must be at least 1 (config.sample.num_steps).')
+    _check_num_steps(num_steps)
     return schedule(jnp.arange(num_steps, 0, -1) / num_steps)
 
 
@@ -79,6 +84,7 @@ def uniform_logsnr_grid(
     num_steps: int, *, logsnr_min: float = -20.0, logsnr_max: float = 20.0
 ) -> Float32[Array, ' {num_steps}']:
     """Return `num_steps` uniformly spaced λ, from λ_min up to λ_max."""
+    _check_num_steps(num_steps)
     return jnp.linspace(logsnr_min, logsnr_max, num_steps, dtype=jnp.float32)
 
 
@@ -96,6 +102,7 @@ def karras_grid(
         raise ValueError(
             f'sigma_min {sigma_min:g} must be above 0 and below sigma_max {sigma_max:g}, and rho {rho:g} above 0'
         )
+    _check_num_steps(num_steps)
     sigmas = np.linspace(sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho), num_steps) ** rho
     return jnp.asarray(-2.0 * np.log(sigmas), jnp.float32)
 

@@ -243,7 +243,7 @@ def load_teacher(config, mesh=None):
             f'the model in {workdir} takes the guidance weight already, as a student does; a teacher of '
             f"config.distill.method='guided' is a model without it {field}."
         )
-    if guided and (saved.distill.method or not saved.loss.p_uncond):
+    if guided and not build_sampling.has_unconditional(saved):
         raise UserError(
             f"the model in {workdir} has not learned the null label, which config.distill.method='guided' needs of a "
             f'teacher (its config.distill.method and config.loss.p_uncond) {field}.'
@@ -267,8 +267,7 @@ def load_teacher(config, mesh=None):
 def _check_null_label(saved, config, place):
     """Raise UserError if the weak model with config `saved` would be asked for a null label that it does not have."""
     unconditional = not config.guidance.weak_conditional or config.guidance.function == 'unconditional'
-    without = saved.model.labels == 'classes' or (saved.model.labels == 'null' and saved.distill.method)
-    if without and unconditional:
+    if unconditional and not build_sampling.has_unconditional(saved):
         raise UserError(
             f'the weak model in {place} has not learned a null label and can only be asked with the labels '
             '(config.guidance.weak_conditional, config.guidance.function).'

@@ -110,6 +110,29 @@ def test_the_denoiser_is_eq_6(model):
     np.testing.assert_allclose(guided, 2.5 * conditional - 1.5 * null, rtol=1e-4, atol=1e-5)
 
 
+def test_without_guidance_the_weight_is_0_or_something_else_is_weak(model):
+    """The weights of config.eval, most of them not 0, are not those of these images."""
+    assert any(model.config.eval.guidance_weights)
+    plain = model.sample([1, 2], guidance='conditional')
+    np.testing.assert_array_equal(plain, model.sample([1, 2], 0.0))
+    guided = model.sample([1, 2], 8.0, guidance='conditional', changes={'guidance.weak': 'random_label'})
+    assert (guided != plain).any()
+
+
+def test_a_list_of_weights_is_one_for_each_label(model):
+    """On every schedule, and for a guidance of one's own."""
+    z, logsnr = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.array([0.5, -2.0])
+
+    def own(model, labels, weight, *, null_label):
+        return guidance.classifier_free(model, labels, 1.0 * weight, null_label=null_label)
+
+    for changes in ({}, {'guidance.schedule': 'linear'}, {'guidance.function': own}):
+        both = jax.jit(model.denoiser([3, 8], [0.5, 1.0], changes=changes))(z, logsnr).eps
+        for image, weight in enumerate((0.5, 1.0)):
+            alone = jax.jit(model.denoiser([3, 8], weight, changes=changes))(z, logsnr).eps[image]
+            np.testing.assert_allclose(both[image], alone, rtol=1e-5, atol=1e-6)
+
+
 def test_steps_and_raw_parameters_can_be_asked_for(workdir, model):
     early, raw = cfg_jax.load(workdir, step=2), cfg_jax.load(workdir, ema=False)
     assert (early.step, raw.step, model.step) == (2, 4, 4)
@@ -155,6 +178,24 @@ def test_grid():
         (lambda m: m.sample([1.5]), 'label 1.5 is not a class'),
         (lambda m: m.sample([]), 'labels are empty'),
         (lambda m: m.sample([1], float('nan')), 'weight is nan'),
+        (
+            lambda m: m.sample([1], 3.0, guidance='conditional'),
+            "^weight has 3, but nothing guides by it: config.guidance.function is 'conditional' and",
+        ),
+        (lambda m: m.sample([1], -1.0, guidance='unconditional'), 'weight has -1, but nothing guides by it'),
+        (lambda m: m.denoiser([1, 2], [0.0, 3.0], guidance='conditional'), 'weight has 3, but nothing guides by it'),
+        (lambda m: m.sample([1], '3'), "weight is '3'; it must be one finite number"),
+        (lambda m: m.sample([1, 2], [0.0, 1.0]), r'weight is \[0.0, 1.0\]; it must be one finite number'),
+        (lambda m: m.denoiser([1, 2], float('nan')), 'weight is nan; it must be one finite number, or one for each'),
+        (lambda m: m.denoiser([1, 2], [1.0, np.inf]), r'weight is \[1.0, inf\]; it must be one finite number'),
+        (lambda m: m.denoiser([1, 2], [0.0, 1.0, 2.0]), 'must be one finite number, or one for each of the 2 labels'),
+        (lambda m: m.denoiser([1, 2], [[0.0], [1.0, 2.0]]), 'must be one finite number'),
+        (lambda m: jax.jit(lambda w: m.denoiser([1, 2], w))(np.zeros(3)), 'one for each of the 2 labels'),
+        (lambda m: m.denoiser([1], classifier_weight='a'), "classifier_weight is 'a'; it must be one finite"),
+        (lambda m: m.denoiser([1], classifier_weight=2.0), 'classifier_weight is 2.0, but no classifier guides'),
+        (lambda m: cfg_jax.load(m.workdir, ema=None), 'ema is None; it must be True'),
+        (lambda m: cfg_jax.load(m.workdir, ema='0.1'), "ema is '0.1'; it must be True"),
+        (lambda m: cfg_jax.load(m.workdir, step='4'), "step is '4'; it must be a whole number"),
         (lambda m: m.sample([1], sampler='euler'), "config.sample.sampler is 'euler'"),
         (lambda m: m.sample([1], num_images=0), 'config.sample.num_images is 0'),
         (lambda m: m.sample([1], guidance=lambda z: z), 'it must be'),

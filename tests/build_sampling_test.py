@@ -361,6 +361,29 @@ def test_a_wrong_value_is_named(field, value, changes):
         check_config(config)
 
 
+TABLE = {'diffusion__schedule': 'adm_linear'}
+
+
+@pytest.mark.parametrize(('grid', 'most'), [('u', 1000), ('u_open', 999)])
+def test_a_table_has_no_more_steps_than_timesteps(grid, most):
+    for num_steps in (most, most + 1):
+        config = tiny.config(**TABLE, sample__grid=grid, sample__num_steps=num_steps)
+        if num_steps == most:
+            check_config(config)
+            assert (np.diff(build_sampling.sampling_logsnrs(config)) > 0).all()
+            continue
+        named = rf"^config\.sample\.num_steps is {num_steps}; it must be at most {most} on the grid '{grid}' "
+        with pytest.raises(UserError, match=named):
+            check_config(config)
+
+
+def test_steps_that_float32_cannot_tell_apart_are_named():
+    ends = {'sample__logsnr_min': 10.0, 'sample__logsnr_max': 10.0001}
+    check_config(tiny.config(sample__grid='logsnr', **ends, sample__num_steps=10))
+    with pytest.raises(UserError, match=r"num_steps is 256; it must be less: two steps of the grid 'logsnr' have the"):
+        check_config(tiny.config(sample__grid='logsnr', **ends, sample__num_steps=256))
+
+
 def test_a_grid_without_length_is_named():
     for changes in ({'sample__logsnr_min': 9.0, 'sample__logsnr_max': 8.0}, {'diffusion__logsnr_max': -9.0}):
         with pytest.raises(UserError, match=r"^the grid 'karras' would go from λ = .* \(config\.sample\.logsnr_min, "):

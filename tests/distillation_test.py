@@ -1,5 +1,7 @@
 """Distillation: its targets on mixtures whose score is known, and runs of tiny students."""
 
+import csv
+import dataclasses
 import json
 import shutil
 from itertools import pairwise
@@ -13,9 +15,10 @@ import pytest
 import cfg_jax
 from cfg_jax import build, build_sampling, diffusion, distillation, losses, mixtures, samplers, schedules, trained
 from cfg_jax.checks import check_config
+from cfg_jax.config import changed
 from cfg_jax.errors import UserError
 from cfg_jax.jobs import convert, evaluate, train
-from cfg_jax.jobs.evaluate import curves
+from cfg_jax.jobs.evaluate import curves, means
 from cfg_jax.training import optim
 from tests import tiny
 
@@ -430,6 +433,46 @@ def test_a_student_is_not_asked_for_the_null_label(workdirs, monkeypatch):
     monkeypatch.setattr(trained, 'saved_config', lambda workdir: tiny.config(**V, loss__p_uncond=0.0))
     with pytest.raises(UserError, match='has not learned the null label'):
         trained.load_teacher(tiny.config(**STUDENT, distill__teacher=str(workdirs / 'teacher')))
+
+
+@pytest.mark.parametrize(
+    ('name', 'changes', 'rows', 'columns'),
+    [
+        ('teacher', {}, {'all', '0', '9'}, {-20, -8, -6, -4, -3}),
+        ('guided', STUDENT, {'0', '9'}, {-20, -8, -6, -4, -3}),
+        ('progressive', STUDENT | ROUNDS, {'0', '9'}, {-20}),
+    ],
+)
+def test_mean_images_are_of_what_a_student_has_learned(workdirs, tmp_path, monkeypatch, name, changes, rows, columns):
+    """Not of the null label, nor of other λ than its own steps'."""
+    monkeypatch.setattr(means, '_ROWS', 2)
+    monkeypatch.setattr(means, '_NOISES', 2)
+    monkeypatch.setattr(means.style, 'save', lambda *_: None)
+    config = tiny.config(**V | changes)
+    means.write_means(trained.load(config, workdirs / name), build.source(config), tmp_path)
+    found = list(csv.DictReader((tmp_path / 'means.csv').open()))
+    assert {row['class'] for row in found} == rows and {round(float(row['logsnr'])) for row in found} == columns
+    assert len(found) == len(rows) * len(columns)
+
+
+def test_a_network_of_small_weights_is_timed_within_them(workdirs, tmp_path):
+    """The unit that is drawn first, so that compiling is not counted, has the curve's own weight."""
+    model = trained.load(tiny.config(**STUDENT), workdirs / 'guided')
+    few = dataclasses.replace(model, config=changed(model.config, {'model.guidance_max': 0.5}))
+    ((point, images),) = evaluate.open_drawing(few, tmp_path, 10)([curves.Point(0.4, 0.0, 'w=0.4')])
+    assert point.name == 'w=0.4' and len(images) == 10
+
+
+def test_has_the_network_learned_to_be_asked_without_a_label():
+    for changes, wanted in (
+        (V, True),
+        ({'loss__p_uncond': 0.0}, False),
+        ({'loss__p_uncond': 0.0, 'model__labels': 'classes'}, False),
+        ({'loss__p_uncond': 0.0, 'model__labels': 'none'}, True),
+        (STUDENT, False),
+        (STUDENT | ROUNDS, False),
+    ):
+        assert build_sampling.has_unconditional(tiny.config(**changes)) == wanted
 
 
 def test_students_are_not_imported(tmp_path):

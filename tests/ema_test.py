@@ -217,7 +217,10 @@ def test_parameters_are_read_curve_by_curve(run, monkeypatch):
             {'eval__ema': (0.05, 0.05)},
             r'^config\.eval\.ema is \(0\.05, 0\.05\); it must be a tuple of different',
         ),
-        ({'eval__ema': (0.4,)}, r'^config\.eval\.ema is \(0\.4,\); .* or a number up to 0\.289 \(sigma_rel\)\.$'),
+        (
+            {'eval__ema': (0.4,)},
+            r'^config\.eval\.ema is \(0\.4,\); .* a number from 0\.001 to 0\.289 \(sigma_rel\)\.$',
+        ),
         (
             {'eval__weak_ema': (0.1,)},
             r'^config\.eval\.weak_ema is \(0\.1,\); it must be \(\) unless config\.guidance\.weak',
@@ -225,6 +228,10 @@ def test_parameters_are_read_curve_by_curve(run, monkeypatch):
         (
             {'guidance__weak_ema': 0.1},
             r'^config\.guidance\.weak_ema is 0\.1; it must be True unless config\.guidance\.weak',
+        ),
+        (
+            {'eval__ema': (1e-160,)},
+            r'^config\.eval\.ema is \(1e-160,\); .* a number from 0\.001 to 0\.289 ',
         ),
         (
             {'optim__ema_lengths': (0.05, 0.05)},

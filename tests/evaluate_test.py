@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +11,13 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from cfg_jax import build_sampling
+from cfg_jax.checks import check_config, check_sweep
 from cfg_jax.data import sources
 from cfg_jax.errors import UserError
 from cfg_jax.evaluation import references, scoring
 from cfg_jax.evaluation.judges import Judge, Outputs
-from cfg_jax.jobs import evaluate
+from cfg_jax.jobs import evaluate, sample, train
 from cfg_jax.jobs.evaluate import curves, given, judging, pages
 from tests import tiny
 
@@ -278,6 +282,46 @@ def test_the_owners_columns_of_results_stay(tmp_path, real):
 def test_settings_that_cannot_be(tmp_path, real, changes, message):
     with pytest.raises(UserError, match=message):
         judge(tmp_path, {'arr_0': real['image']}, **changes)
+
+
+UNGUIDED = {'guidance__function': 'conditional'}
+
+
+@pytest.mark.parametrize(
+    ('job', 'changes', 'field'),
+    [
+        (evaluate, {}, 'config.eval.guidance_weights has 1'),
+        (evaluate, {'eval__guidance_weights': (0.0, 0.1)}, 'config.eval.guidance_weights has 0.1'),
+        (
+            evaluate,
+            {
+                'guidance__classifier_workdir': 'x',
+                'eval__classifier_weights': (0.0, 2.0),
+                'sample__guidance_weight': 3.0,
+            },
+            'config.sample.guidance_weight has 3',
+        ),
+        (evaluate, {'eval__variants': 'variants.py'}, "variant 'plain': config.eval.guidance_weights has 1"),
+        (sample, {'sample__guidance_scale': 3.0}, 'config.sample.guidance_weight has 2'),
+        (train, {'sample__guidance_weight': -1.0}, 'config.sample.guidance_weight has -1'),
+        (train, {'eval__at_end': True}, 'config.eval.guidance_weights has 1'),
+    ],
+)
+def test_weights_by_which_nothing_guides_are_refused_where_they_are_used(tmp_path, monkeypatch, job, changes, field):
+    monkeypatch.chdir(tmp_path)
+    Path('variants.py').write_text("VARIANTS = {'plain': {'guidance.function': 'conditional'}}")
+    unguided = {} if 'eval__variants' in changes else UNGUIDED
+    changed = tiny.config(**unguided, **changes)
+    check_config(changed)  # other jobs do not read them
+    with pytest.raises(UserError, match=f'^{re.escape(field)}, but nothing guides by it: '):
+        job.run(changed, tmp_path / 'run')
+
+
+def test_weights_of_a_classifier_alone_need_no_guidance():
+    check_sweep(tiny.config(**UNGUIDED, guidance__classifier_workdir='x', eval__classifier_weights=(0.0, 2.0)))
+    check_sweep(tiny.config(**UNGUIDED, eval__guidance_weights=(0.0,)))
+    with pytest.raises(UserError, match=r'^config\.eval\.bound_weights has 1, but nothing guides by it'):
+        build_sampling.bits_per_dim(tiny.config(**UNGUIDED), 1.0)
 
 
 def test_unlike_curves_are_not_drawn_together():

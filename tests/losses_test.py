@@ -154,6 +154,14 @@ def test_the_loss_has_the_weight_of_its_own_times(weighting):
     np.testing.assert_allclose((weighted.loss / plain.loss)[within], expected[within], rtol=2e-3)
 
 
+def test_the_sigmoids_weight_is_right_at_the_starts_of_a_students_steps():
+    """Progressive distillation draws u = i / N alone, so that u = 1/2 is one of few."""
+    u = jnp.arange(1, 9) / 8
+    logsnr = np.float64(schedules.cosine_logsnr(u))[:-1]
+    got = losses.log_weight(partial(losses.sigmoid_weighting, **OPTIONS), schedules.cosine_logsnr, u)[:-1]
+    np.testing.assert_allclose(got, np.log(weight_on_x('sigmoid', logsnr)) - logsnr, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize('weighting', losses.WEIGHTINGS)
 @pytest.mark.parametrize('prediction', diffusion.PARAMETERISATIONS)
 def test_a_weighted_loss_is_finite_at_both_ends_and_so_is_its_gradient(prediction, weighting):

@@ -62,7 +62,8 @@ def test_accuracy_by_class_averages_to_the_accuracy(trained):
 def test_a_comparison_of_two_curves(trained):
     """A second folder's curve, drawn with the first; its costs are counted: one forward a step against two."""
     arguments = ['--mode=evaluate', f'--workdir={trained[0]}', '--config.eval.folder=plain']
-    done = tiny.forked_main(*tiny.flags(guidance__function='conditional', eval__compare_with='.'), *arguments)
+    plainly = {'guidance__function': 'conditional', 'eval__guidance_weights': (0.0,)}
+    done = tiny.forked_main(*tiny.flags(**plainly, eval__compare_with='.'), *arguments)
     assert done.returncode == 0, done.stderr
     (*_, guided), (*_, plain) = (
         list(csv.DictReader((folder / 'costs.csv').read_text().splitlines()))

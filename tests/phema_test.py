@@ -110,7 +110,7 @@ def test_the_fit_is_the_least_squares_of_the_profiles():
         assert error == pytest.approx(np.linalg.norm(difference) / np.linalg.norm(profile(length, 100)), rel=1e-2)
 
 
-@pytest.mark.parametrize('length', [-0.1, 0.0, 0.005, 0.28, 0.3, 1.0, float('nan')])
+@pytest.mark.parametrize('length', [-0.1, 0.0, 1e-160, 5e-324, 0.0009, 0.005, 0.28, 0.3, 1.0, float('nan')])
 def test_lengths_that_snapshots_cannot_give(length):
     message = rf'an EMA of length {length:g} cannot be made of the 40 snapshots up to step 1000; usable lengths '
     with pytest.raises(UserError, match=rf'^{message}\(sigma_rel\) are from 0\.011 to 0\.2\d\d \(ema, config\.eval'):

@@ -149,6 +149,8 @@ CLASSIFIER = {'model__kind': 'classifier'}
         ({'loss__sigmoid_bias': np.inf}, r'loss\.sigmoid_bias is inf; it must be a finite number'),
         ({**LEARNED, 'loss__weighting': 'min_snr'}, r"weighting is 'min_snr'; it must be '' because .*learn_variance"),
         ({**LEARNED, 'loss__times': 'edm'}, r"times is 'edm'; it must be 'uniform' because .*learn_variance is set"),
+        ({**LEARNED, 'loss__target': 'v'}, r"target is 'v'; it must be 'eps' because .*learn_variance is set"),
+        ({**CLASSIFIER, 'loss__target': 'x'}, r"target is 'x'; it must be 'eps' because .*kind is 'classifier'"),
         ({**CLASSIFIER, 'loss__weighting': 'edm'}, r"weighting is 'edm'; it must be '' because .*kind is 'classifier'"),
         ({**CLASSIFIER, 'loss__times': 'edm'}, r"times is 'edm'; it must be 'uniform' because .*kind is 'classifier'"),
         (
@@ -164,6 +166,22 @@ CLASSIFIER = {'model__kind': 'classifier'}
 def test_what_does_not_apply_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         check_config(tiny.config(**changes))
+
+
+@pytest.mark.parametrize('changes', [LEARNED, {**CLASSIFIER, 'loss__p_uncond': 0.0}])
+def test_learned_variances_and_classifiers_spread_their_times_too(changes):
+    images, labels = jnp.zeros((64, 8, 8, 1)), jnp.zeros(64, int)
+
+    def quarters(**spread):
+        config = tiny.config(**changes, **spread)
+        check_config(config)
+        params = build.init_params(config, jax.random.key(0))
+        logsnr = jax.jit(build.loss(config))(params, images, labels, jax.random.key(1)).logsnr
+        inner = np.asarray(build.quarter_edges(config))[1:-1]
+        return np.bincount(np.searchsorted(inner, logsnr), minlength=4)
+
+    assert np.abs(quarters() - 16).max() <= 1  # digits' config spreads them
+    assert np.abs(quarters(loss__low_discrepancy=False) - 16).max() > 1
 
 
 def test_a_weight_may_not_change_in_a_run_and_older_runs_have_none():

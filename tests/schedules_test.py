@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -76,12 +77,47 @@ def test_gradient_is_finite_everywhere():
     assert bool(jnp.all(gradient < 0)) and bool(jnp.all(jnp.isfinite(gradient)))
 
 
-def test_grid_increases_from_noise_to_data():
-    grid = schedules.logsnr_grid(schedules.cosine_logsnr, 64)
+@pytest.mark.parametrize('ends', [(-20.0, 20.0), (-8.0, 12.0)])
+def test_the_gradient_is_the_papers_in_the_middle_too(ends):
+    """dλ/du = -4a / (2 sin cos) = -4a / sin(2 (a u + b)); u = 1/2, where the two formulas meet, is a step's start."""
+    b, end = np.arctan(np.exp(-ends[1] / 2)), np.arctan(np.exp(-ends[0] / 2))
+    u = np.array([0.25, 0.4999, 0.5, 0.5001, 0.75])
+    schedule = partial(schedules.cosine_logsnr, logsnr_min=ends[0], logsnr_max=ends[1])
+    expected = -4 * (end - b) / np.sin(2 * ((end - b) * u + b))
+    np.testing.assert_allclose(jax.vmap(jax.grad(schedule))(jnp.float32(u)), expected, rtol=1e-5)
+    rate = jax.jvp(schedule, (jnp.float32(u),), (jnp.ones(5),))[1]
+    np.testing.assert_allclose(rate, expected, rtol=1e-5)
+
+
+def test_each_half_of_the_cosine_is_its_own_formula_to_the_bit():
+    """A fine grid, and all float32 within 1000 steps of u = 1/2."""
+    b = end = np.arctan(np.exp(-10.0))
+    slope, near = 0.5 * np.pi - b - end, np.float32(2**-25) * np.arange(-1000, 1000, dtype=np.float32)
+    u = np.concatenate([np.linspace(0, 1, 100_001, dtype=np.float32), np.float32(0.5) + near])
+    near_data = -2.0 * jnp.log(jnp.tan(slope * jnp.minimum(u, 0.5) + b))
+    near_noise = 2.0 * jnp.log(jnp.tan(slope * jnp.minimum(1.0 - u, 0.5) + end))
+    np.testing.assert_array_equal(schedules.cosine_logsnr(u), jnp.where(u < 0.5, near_data, near_noise))
+
+
+GRIDS = (
+    partial(schedules.logsnr_grid, schedules.cosine_logsnr),
+    partial(schedules.open_logsnr_grid, schedules.cosine_logsnr),
+    schedules.uniform_logsnr_grid,
+    schedules.karras_grid,
+)
+
+
+@pytest.mark.parametrize('grid_of', GRIDS)
+def test_grid_increases_from_noise_to_data(grid_of):
+    grid = grid_of(64)
     assert grid.shape == (64,) and bool(jnp.all(jnp.diff(grid) > 0))
+    with pytest.raises(UserError, match=r'num_steps is 0; it must be at least 1 \(config\.sample\.num_steps\)'):
+        grid_of(0)
+
+
+def test_the_grid_of_u_has_both_ends():
+    grid = schedules.logsnr_grid(schedules.cosine_logsnr, 64)
     np.testing.assert_allclose(grid[jnp.array([0, -1])], [-20, 20], atol=1e-5)
-    with pytest.raises(UserError, match='num_steps'):
-        schedules.logsnr_grid(schedules.cosine_logsnr, 0)
 
 
 def test_time_input():

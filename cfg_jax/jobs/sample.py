@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cfg_jax import trained
+from cfg_jax import build_sampling, trained
 from cfg_jax.checks import check_config
 from cfg_jax.distributed import processes
 from cfg_jax.evaluation import grids
@@ -17,6 +17,7 @@ def run(config, workdir):
     labels), and the shards with their manifest below `workdir`/sample_sets. Files are named after what they show.
     """
     check_config(config)
+    build_sampling.check_weight(config, build_sampling.guidance_weight(config))
     model = trained.load(config, workdir)
     wanted = trained.wanted(config, model.class_names)
     images = trained.open_set(model, workdir, wanted)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg_jax import build, trained
-from cfg_jax.checks import check_config, check_judge
+from cfg_jax.checks import check_config, check_judge, check_sweep
 from cfg_jax.data import spread
 from cfg_jax.distributed import processes
 from cfg_jax.errors import UserError
@@ -38,6 +38,7 @@ def run(config, workdir):
         class_names = trained.saved_class_names(workdir)
         return processes.first_alone(lambda: given.judge_given_samples(config, workdir, class_names))
 
+    _check_sweeps(every)
     if config.eval.search:
         searching.check_curves(every)
     step = build.student_step(config, config.sample.num_steps)
@@ -79,7 +80,19 @@ def run(config, workdir):
 def check_to_come(config, workdir):
     """Raise UserError unless a run that trains with this config in `workdir` leaves all that its evaluation reads."""
     check_config(config)
-    curves.check_to_come(config, workdir)
+    every = curves.curves(config)
+    _check_sweeps(every)
+    curves.check_to_come(config, every, workdir)
+
+
+def _check_sweeps(every):
+    """Raise UserError for the first weight of a curve that cannot be, before anything is drawn."""
+    for curve in every:
+        name = f'variant {curve.variant!r}: ' if curve.variant else ''
+        try:
+            check_sweep(curve.config)
+        except UserError as error:
+            raise UserError(f'{name}{error}') from None
 
 
 def draw_curve(model, workdir):
@@ -98,10 +111,15 @@ def open_drawing(model, workdir, count):
     batch_size = trained.unit_size(config, count)
     batches = trained.image_batches(config, model.classifier, model.weak, batch_size=batch_size)
 
-    @functools.cache
-    def compile_sampler(guided, by_classifier):
-        """Draw one unit, so that the time of the first weight is like that of the others."""
-        next(batches(model.params, np.resize(ids, batch_size), float(guided), seed, float(by_classifier)))
+    compiled = set()
+
+    def compile_sampler(point):
+        """Draw one unit, so that the time of the first weight of a program is like that of the others."""
+        program = trained.is_guided(config, point.guidance_weight), point.classifier_weight != 0.0
+        if program not in compiled:
+            compiled.add(program)
+            labels = np.resize(ids, batch_size)
+            next(batches(model.params, labels, point.guidance_weight, seed, point.classifier_weight))
 
     def draw_points(points):
         wanted = [trained.Wanted(ids, count, point.guidance_weight, point.classifier_weight) for point in points]
@@ -110,7 +128,7 @@ def open_drawing(model, workdir, count):
         for point, images, missing in zip(points, sets, sample_sets.all_missing(sets)):
 
             def draw(units, point=point, labels=images.labels):
-                compile_sampler(trained.is_guided(config, point.guidance_weight), point.classifier_weight != 0.0)
+                compile_sampler(point)
                 return batches(model.params, labels, point.guidance_weight, seed, point.classifier_weight, units=units)
 
             is_new = not images.folder.exists()

@@ -189,9 +189,9 @@ def that_guide(every, newest_step):
     return left
 
 
-def check_to_come(config, workdir):
-    """Raise UserError unless a run that trains with this config leaves all parameters that its evaluation reads."""
-    for curve in curves(config):
+def check_to_come(config, every, workdir):
+    """Raise UserError unless a run that trains with this config leaves all parameters that the curves need."""
+    for curve in every:
         settings = curve.config.guidance
         if not curve.workdir:
             _check_kept(config, workdir, curve.step, curve.ema, ('config.eval.steps', 'config.eval.ema'))

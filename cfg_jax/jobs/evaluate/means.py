@@ -17,14 +17,15 @@ _ROWS = 10  # classes in the picture
 def write_means(model, source, folder):
     """Write means.png, .svg and .csv: x predicted from pure noise by a `Trained` model beside the means of its data.
 
-    The null label is compared with all images, and up to ten labels with their classes.
+    The null label is compared with all images, if the network has learned it, and up to ten labels with their classes.
+    A progressive student is asked at the noisiest of its own λ alone: it knows few.
     """
     config = model.config
     of_data = mean_images.data_means(source, config.eval.reference_images)
     labels = [label for label in spread(config.data.num_classes, _ROWS).tolist() if label in of_data]
-    labels = {'null': [None, *labels], 'classes': labels, 'none': [None]}[config.model.labels]
+    labels = [None] * build_sampling.has_unconditional(config) + labels * (config.model.labels != 'none')
     lowest = float(build_sampling.sampling_logsnrs(config)[0])
-    logsnrs = [lowest, *(logsnr for logsnr in _LOGSNRS if logsnr > lowest)]
+    logsnrs = [lowest, *(logsnr for logsnr in _LOGSNRS if logsnr > lowest and not config.distill.rounds)]
     batch_size = min(config.sample.batch_size, _NOISES)
     params, null = sharding.to_local(model.params, sharding.local_mesh()), build.null_label(config)
 
