@@ -23,6 +23,7 @@ def get_config():
             'distill.method': 'guided',
             'distill.teacher': 'runs/fashion_mnist',
             'optim.learning_rate': 1e-3,
+            'optim.ema_decay': 0.98,  # 0.998 would hold an eighth of the teacher, which does not guide
             'train.num_steps': 1000,
             'train.keep_every': 0,
         },

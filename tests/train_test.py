@@ -369,3 +369,10 @@ def test_data_whose_classes_stand_in_another_order_is_refused():
     checks.check_same_classes(('cat', 'dog'), ('0', '1'), 'runs/pets')  # an imported checkpoint has no names
     with pytest.raises(UserError, match=r"label 0 is 'cat' in the data but 'dog' in the checkpoints of runs/pets"):
         checks.check_same_classes(('cat', 'dog'), ('dog', 'cat'), 'runs/pets')
+
+
+def test_an_average_that_still_holds_the_first_parameters_is_told(tmp_path, capsys):
+    train.run(tiny.config(train__num_steps=2, optim__ema_decay=0.5), tmp_path / 'quick')
+    assert '25% of the average will still be the first parameters' in capsys.readouterr().out
+    train.run(tiny.config(train__num_steps=2, optim__ema_decay=0.2), tmp_path / 'quicker')
+    assert 'first parameters' not in capsys.readouterr().out

@@ -24,6 +24,7 @@ from cfg_jax.training.checks import check_finite, check_same_classes
 from cfg_jax.training.step import summarise
 from cfg_jax.training.writers import MetricWriter, SilentWriter
 
+_LAGGING = 0.05  # share of the first parameters in the last average, from which on it is said
 _LOCK_SECONDS = 120  # a file server may take so long to release the lock of a machine that is gone
 
 
@@ -180,6 +181,13 @@ def _print_start(config, workdir, mesh, source, state, first_step):
         parameters += f' ({workdir / "parameters.txt"})'
     on = f'{mesh.size} {jax.devices()[0].platform} device{"s" if mesh.size > 1 else ""}'
     print(f'{parameters}, {len(source):,} images, {on}', flush=True)
+    shortest = min((length for _, length in config.distill.rounds), default=config.train.num_steps)
+    if (first := config.optim.ema_decay**shortest) > _LAGGING:
+        print(
+            f'after {shortest} steps {first:.0%} of the average will still be the first parameters; a lower '
+            'config.optim.ema_decay forgets them sooner',
+            flush=True,
+        )
     if first_step >= config.train.num_steps:
         print(f'nothing to train: config.train.num_steps is {config.train.num_steps}', flush=True)
 

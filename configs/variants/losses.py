@@ -1,0 +1,18 @@
+r"""Losses of five recipes on the digits, all of the same network, steps and sampler.
+
+    python -m cfg_jax.main --workdir=runs/digits_v --mode=evaluate --config.eval.variants=configs/variants/losses.py \
+        --config.eval.folder=losses --config.eval.num_samples=2000
+
+The runs are those of configs/digits.py with the changes that docs/losses.md gives, each in a workdir of its own.
+Cost: eval.num_samples images at each weight of each variant, and a compilation for each variant.
+"""
+
+WEIGHTS = {'eval.guidance_weights': (0.0, 0.3, 1.0)}
+
+VARIANTS = {
+    'v': WEIGHTS,
+    'v, min-SNR': {**WEIGHTS, 'workdir': 'runs/digits_min_snr'},
+    'v, sigmoid': {**WEIGHTS, 'workdir': 'runs/digits_sigmoid'},
+    'v, logit-normal times': {**WEIGHTS, 'workdir': 'runs/digits_logit_normal'},
+    'EDM': {**WEIGHTS, 'workdir': 'runs/digits_edm'},
+}
