@@ -120,8 +120,6 @@ def check_training(config):
     _require(trains or not config.model.guidance_input, config, 'model.guidance_input', untrained)
     build.student_step(config, config.sample.num_steps)  # raises if no round makes that student, which is drawn with
     build_sampling.check_weight(config, build_sampling.guidance_weight(config))  # of the grids
-    if config.eval.at_end and not (config.eval.variants or config.eval.samples or config.eval.bits_per_dim):
-        check_sweep(config)
 
 
 def check_sweep(config):

@@ -290,10 +290,10 @@ UNGUIDED = {'guidance__function': 'conditional'}
 @pytest.mark.parametrize(
     ('job', 'changes', 'field'),
     [
-        (evaluate, {}, 'config.eval.guidance_weights has 1'),
-        (evaluate, {'eval__guidance_weights': (0.0, 0.1)}, 'config.eval.guidance_weights has 0.1'),
+        (evaluate.run, {}, 'config.eval.guidance_weights has 1'),
+        (evaluate.run, {'eval__guidance_weights': (0.0, 0.1)}, 'config.eval.guidance_weights has 0.1'),
         (
-            evaluate,
+            evaluate.run,
             {
                 'guidance__classifier_workdir': 'x',
                 'eval__classifier_weights': (0.0, 2.0),
@@ -301,10 +301,10 @@ UNGUIDED = {'guidance__function': 'conditional'}
             },
             'config.sample.guidance_weight has 3',
         ),
-        (evaluate, {'eval__variants': 'variants.py'}, "variant 'plain': config.eval.guidance_weights has 1"),
-        (sample, {'sample__guidance_scale': 3.0}, 'config.sample.guidance_weight has 2'),
-        (train, {'sample__guidance_weight': -1.0}, 'config.sample.guidance_weight has -1'),
-        (train, {'eval__at_end': True}, 'config.eval.guidance_weights has 1'),
+        (evaluate.run, {'eval__variants': 'variants.py'}, "variant 'plain': config.eval.guidance_weights has 1"),
+        (sample.run, {'sample__guidance_scale': 3.0}, 'config.sample.guidance_weight has 2'),
+        (train.run, {'sample__guidance_weight': -1.0}, 'config.sample.guidance_weight has -1'),
+        (evaluate.check_to_come, {}, 'config.eval.guidance_weights has 1'),
     ],
 )
 def test_weights_by_which_nothing_guides_are_refused_where_they_are_used(tmp_path, monkeypatch, job, changes, field):
@@ -314,7 +314,7 @@ def test_weights_by_which_nothing_guides_are_refused_where_they_are_used(tmp_pat
     changed = tiny.config(**unguided, **changes)
     check_config(changed)  # other jobs do not read them
     with pytest.raises(UserError, match=f'^{re.escape(field)}, but nothing guides by it: '):
-        job.run(changed, tmp_path / 'run')
+        job(changed, tmp_path / 'run')
 
 
 def test_weights_of_a_classifier_alone_need_no_guidance():
