@@ -32,22 +32,9 @@ runtime.configure()
 # The files that take longest (20 CPU seconds and more), longest first: begun late, one would keep one worker busy while
 # the other has nothing left to do. It needs --no-loadscope-reorder.
 LONGEST = (
-    *(
-        'main',
-        'variants',
-        'train',
-        'build_sampling',
-        'processes',
-        'mixtures',
-        'samplers',
-        'api',
-        'data',
-        'evaluate',
-        'adm',
-        'notebooks',
-        'sharding',
-    ),
-    *('sample_sets', 'signals', 'models', 'config', 'laboratory', 'exchange', 'prepare', 'launch', 'sampling'),
+    *('main', 'variants', 'train', 'distillation', 'ema', 'curves', 'build_sampling', 'processes', 'mixtures'),
+    *('samplers', 'api', 'data', 'evaluate', 'adm', 'notebooks', 'sharding', 'sample_sets', 'signals', 'models'),
+    *('config', 'laboratory', 'exchange', 'prepare', 'launch', 'sampling', 'memorisation', 'recipes'),
 )
 
 
