@@ -24,7 +24,7 @@ from cfg_jax.training.checks import check_finite, check_same_classes
 from cfg_jax.training.step import summarise
 from cfg_jax.training.writers import MetricWriter, SilentWriter
 
-_LAGGING = 0.05  # share of the first parameters in the last average, from which on it is said
+_LAGGING = 0.1  # share of the first parameters in the last average, from which on it is said
 _LOCK_SECONDS = 120  # a file server may take so long to release the lock of a machine that is gone
 
 
