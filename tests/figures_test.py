@@ -1,6 +1,7 @@
 import io
 
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from cfg_jax.evaluation import figures, style
@@ -40,6 +41,14 @@ def test_several_ways_to_guide_are_one_picture():
     guided = [{**row, 'guidance_weight': 0.0, 'classifier_weight': row['guidance_weight']} for row in free]
     image = Image.open(io.BytesIO(figures.comparison({'free': free, 'classifier': guided}, title='title').png))
     assert image.width > image.height > 500
+
+
+@pytest.mark.parametrize(('classifier_weight', 'shown'), [(0.0, 'w = 0.3'), (2.0, 'c = 2')])
+def test_a_curve_of_one_point_is_labelled_by_the_weight_that_guides(monkeypatch, classifier_weight, shown):
+    monkeypatch.setattr(style, 'picture', lambda figure: {text.get_text() for text in figure.findobj(Text)})
+    costs = {'network_evaluations': 32.0, 'classifier_gradients': 0.0, 'seconds_per_image': 0.01}
+    row = {**ROWS[1], **costs, 'classifier_weight': classifier_weight}
+    assert shown in figures.comparison({'alone': [row]}, title='title')
 
 
 def test_samplers_over_their_evaluations_are_one_picture(monkeypatch):

@@ -122,7 +122,8 @@ def comparison(curves, *, title):
     """
     drawn = []
     for number, (name, rows) in enumerate(curves.items()):
-        over = 'guidance_weight' if len({row['guidance_weight'] for row in rows}) > 1 else 'classifier_weight'
+        one = len({row['guidance_weight'] for row in rows}) == 1
+        over = 'classifier_weight' if one and any(row['classifier_weight'] for row in rows) else 'guidance_weight'
         evaluations, gradients = (  # fewer at w = 0
             max(row[key] for row in rows) for key in ('network_evaluations', 'classifier_gradients')
         )

@@ -1,7 +1,7 @@
 r"""FID over the evaluations of an image on Fashion-MNIST: the students of each round, and their teacher's solvers.
 
     python -m cfg_jax.main --workdir=runs/fashion_mnist_progressive --mode=evaluate --config.eval.folder=steps \
-        --config.eval.variants=configs/variants/fashion_steps.py --config.eval.steps='()' --config.eval.num_samples=5000
+        --config.eval.variants=configs/variants/fashion_steps.py --config.eval.steps='()' --config.eval.num_samples=3000
 
 runs/fashion_mnist_progressive is the workdir of configs/fashion_mnist_progressive.py, and runs/fashion_mnist that of
 the first teacher, which evaluates its network twice per step.
