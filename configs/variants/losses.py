@@ -1,7 +1,7 @@
 r"""Losses of five recipes on the digits, all of the same network, steps and sampler.
 
     python -m cfg_jax.main --workdir=runs/digits_v --mode=evaluate --config.eval.variants=configs/variants/losses.py \
-        --config.eval.folder=losses --config.eval.num_samples=2000
+        --config.eval.folder=losses --config.eval.num_samples=1000
 
 The runs are those of configs/digits.py, each in its --workdir, with --config.eval.at_end=False and
     runs/digits_v              --config.diffusion.prediction=v --config.loss.target=v
@@ -12,7 +12,7 @@ The runs are those of configs/digits.py, each in its --workdir, with --config.ev
 Cost: eval.num_samples images at each weight of each variant, and a compilation for each variant.
 """
 
-WEIGHTS = {'eval.guidance_weights': (0.0, 0.3, 1.0)}
+WEIGHTS = {'eval.guidance_weights': (0.0, 0.3)}
 
 VARIANTS = {
     'v': WEIGHTS,
