@@ -305,6 +305,12 @@ def kept_steps(config):
     return sorted({*saved[-train.keep_checkpoints :], *regular, *ends})
 
 
+def snapshot_steps(config):
+    """Return the steps after which snapshots of the averages are saved: a sorted list, [] if the run keeps none."""
+    every, last = config.optim.ema_snapshot_every, config.train.num_steps
+    return sorted({*range(every, last, every), last}) if config.optim.ema_lengths else []
+
+
 def student_steps(config, step):
     """Return how many sampling steps the student is made for after `step` training steps; None for any other model."""
     begun = [steps for start, (steps, _) in zip(round_starts(config), config.distill.rounds) if start < max(step, 1)]

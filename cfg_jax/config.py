@@ -4,6 +4,7 @@ Override from the command line with --config.section.key=value.
 """
 
 from copy import deepcopy
+from itertools import accumulate
 
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
@@ -342,3 +343,27 @@ def adm_classifier(size):
     config.optim.clip_norm = 0.0
     config.optim.ema_decay = 0.0  # ADM guides with the parameters themselves, not with their average
     return config
+
+
+def progressive(rounds):
+    """Return {'section.key': value}, which turn the config of a teacher into that of its progressive students.
+
+    rounds: config.distill.rounds.
+    """
+    return {
+        'distill.method': 'progressive',
+        'distill.rounds': rounds,
+        'loss.target': 'eps',
+        'loss.weighting': 'truncated_snr',
+        'optim.learning_rate': 1e-3,
+        'optim.decay': 'linear',
+        'optim.warmup_steps': 0,
+        'train.num_steps': sum(steps for _, steps in rounds),
+        'sample.sampler': 'ddim',
+        'sample.grid': 'u_open',
+        'sample.logsnr_min': None,
+        'sample.logsnr_max': None,
+        'sample.num_steps': rounds[-1][0],
+        'eval.steps': tuple(accumulate(steps for _, steps in rounds)),
+        'eval.guidance_weights': (0.0, 0.3, 1.0),
+    }

@@ -473,10 +473,7 @@ def code_digest(config):
 def drawn_with(config, weight, classifier_weight):
     """Return the guidance of a picture's images for its title: 'w = 0.3', 'w = 0, c = 2', 'unconditional, c = 2'."""
     function = config.guidance.function
-    if function in ('conditional', 'unconditional') and not build_sampling.weak_name(config):
-        parts = [function]
-    else:
-        parts = [f'w = {weight:g}']
+    parts = [f'w = {weight:g}' if build_sampling.guides(config) else function]
     if ':' in function:
         parts.append(function.rpartition(':')[2])
     parts += guidance_words(config, weight)

@@ -10,10 +10,10 @@ Expect, over 2,000 images: FID 0.61 in 8 steps and 0.66 in 4 at w = 0.1, 1.01 in
 has 0.53 in 64 evaluations.
 """
 
-from itertools import accumulate
 from pathlib import Path
 
 from cfg_jax import config_files
+from cfg_jax.config import progressive
 
 ROUNDS = ((32, 500), (16, 500), (8, 500), (4, 500), (2, 500), (1, 1000))
 
@@ -22,20 +22,8 @@ def get_config():
     return config_files.read(
         Path(__file__).with_name('digits_distilled.py'),
         {
-            'distill.method': 'progressive',
+            **progressive(ROUNDS),
             'distill.teacher': 'runs/digits_distilled',
-            'distill.rounds': ROUNDS,
-            'loss.target': 'eps',
-            'loss.weighting': 'truncated_snr',
-            'optim.learning_rate': 1e-3,
-            'optim.decay': 'linear',
-            'optim.warmup_steps': 0,
             'optim.ema_decay': 0.98,
-            'train.num_steps': sum(steps for _, steps in ROUNDS),
-            'sample.sampler': 'ddim',
-            'sample.grid': 'u_open',
-            'sample.num_steps': 1,
-            'eval.steps': tuple(accumulate(steps for _, steps in ROUNDS)),
-            'eval.guidance_weights': (0.0, 0.3, 1.0),
         },
     )

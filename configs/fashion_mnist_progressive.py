@@ -9,10 +9,10 @@ Expect, over 3,000 images at w = 0.3: FID 6.2, 4.6, 3.3, 2.7, 2.2 in 1, 2, 4, 8,
 9.4 in 8 evaluations and 2.3 in 32 (errors 0.4 to 1.3).
 """
 
-from itertools import accumulate
 from pathlib import Path
 
 from cfg_jax import config_files
+from cfg_jax.config import progressive
 
 ROUNDS = ((16, 100), (8, 150), (4, 200), (2, 200), (1, 300))
 
@@ -21,23 +21,9 @@ def get_config():
     return config_files.read(
         Path(__file__).with_name('fashion_mnist_distilled.py'),
         {
-            'distill.method': 'progressive',
+            **progressive(ROUNDS),
             'distill.teacher': 'runs/fashion_mnist_distilled',
-            'distill.rounds': ROUNDS,
-            'loss.target': 'eps',
-            'loss.weighting': 'truncated_snr',
-            'optim.learning_rate': 1e-3,
-            'optim.decay': 'linear',
-            'optim.warmup_steps': 0,
             'optim.ema_decay': 0.95,
-            'train.num_steps': sum(steps for _, steps in ROUNDS),
             'train.checkpoint_every': 50,
-            'sample.sampler': 'ddim',
-            'sample.grid': 'u_open',
-            'sample.logsnr_min': None,
-            'sample.logsnr_max': None,
-            'sample.num_steps': 1,
-            'eval.steps': tuple(accumulate(steps for _, steps in ROUNDS)),
-            'eval.guidance_weights': (0.0, 0.3, 1.0),
         },
     )

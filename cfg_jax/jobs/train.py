@@ -200,12 +200,12 @@ class _Snapshots:
     """
 
     def __init__(self, config, opened, saved_with):
-        self._every, self._last = config.optim.ema_snapshot_every, config.train.num_steps
+        self._steps = frozenset(build.snapshot_steps(config))
         self._opened, self._saved_with = opened, saved_with
 
     def is_due(self, step):
         """Return True if a snapshot of this step is to be saved."""
-        return self._opened is not None and (step % self._every == 0 or step == self._last)
+        return step in self._steps
 
     def save(self, step, state):
         """Save a snapshot in the background; that of the step before is on the disk when this returns."""

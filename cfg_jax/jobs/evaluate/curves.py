@@ -204,7 +204,7 @@ def check_to_come(config, every, workdir):
 
 def _check_kept(config, workdir, step, ema, fields):
     """Raise UserError unless the run will have a step (None: the last) and an average of it. fields: that name them."""
-    kept, last = build.kept_steps(config), config.train.num_steps
+    kept = build.kept_steps(config)
     if step not in (None, *kept) and not (Path(workdir) / 'checkpoints' / str(step)).exists():
         raise UserError(
             f'there will be no checkpoint of step {step} ({fields[0]}) when the run is evaluated; it keeps '
@@ -212,14 +212,13 @@ def _check_kept(config, workdir, step, ema, fields):
         )
     if isinstance(ema, bool):
         return
-    step, every, lengths = step or last, config.optim.ema_snapshot_every, config.optim.ema_lengths
-    snapshots = sorted({*range(every, last, every), last}) if lengths else []
+    step, snapshots = step or config.train.num_steps, build.snapshot_steps(config)
     if step not in snapshots:
         raise UserError(
             f'there will be no snapshot of step {step} to make an EMA of length {ema:g} of ({fields[1]}); set '
             'config.optim.ema_lengths and config.optim.ema_snapshot_every.'
         )
-    phema.snapshot_weights(lengths, [each for each in snapshots if each <= step], ema, step)
+    phema.snapshot_weights(config.optim.ema_lengths, [each for each in snapshots if each <= step], ema, step)
 
 
 def _average_name(ema):

@@ -230,7 +230,7 @@ def settings_of(config):
     """Return the columns that tell how a curve's images are drawn, apart from the sampler, steps and weights."""
     sample, guided = config.sample, bool(config.guidance.classifier_workdir)
     churns = sample.sampler == 'heun' and sample.churn
-    of_orders = [name for name, (_, options) in build_sampling.SAMPLERS.items() if 'lower_order_final' in options]
+    lowers = 'lower_order_final' in build_sampling.SAMPLERS[sample.sampler][1]
     constant_v = sample.sampler == 'ancestral' and not config.model.learn_variance
     return {
         'guidance': trained.guidance_identity(config),
@@ -246,5 +246,5 @@ def settings_of(config):
         'dtype': config.model.dtype,
         'ema_decay': config.optim.ema_decay,
         'interval': curves.interval_text(config),
-        'lower_order_final': None if sample.lower_order_final or sample.sampler not in of_orders else False,
+        'lower_order_final': False if lowers and not sample.lower_order_final else None,
     }
