@@ -1,6 +1,6 @@
 """A contestant: cfg_jax's training step, forward pass or sampler, or the memory of its training step.
 
-    python benchmarks/ours.py MODEL TASK [--steps=32] [--remat]
+    python benchmarks/ours.py MODEL TASK [--accumulation_steps=1] [--steps=32] [--classifier] [--remat]
 
 It measures the cfg_jax that it imports, which PYTHONPATH may choose, with this file's networks.
 """
@@ -86,16 +86,26 @@ def forward(config, state):
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
-def sampler(config, state):
-    """Return the function that draws images with classifier-free guidance, w = 1."""
+def sampler(config, state, *, classifier=False):
+    """Return the function that draws images with classifier-free guidance, w = 1, or with a classifier's gradient.
+
+    classifier: the network is evaluated with the labels alone, and a classifier of its shape guides it.
+    """
     import jax
     import jax.numpy as jnp
 
-    from cfg_jax import build_sampling
+    from cfg_jax import build, build_sampling
 
     indices = jnp.arange(config.sample.batch_size)
-    arguments = state.ema_params, np.uint32(0), indices, indices % NUM_CLASSES, np.float32(1.0)
-    compiled = jax.jit(build_sampling.sampler(config)).lower(*arguments).compile()
+    weight = np.float32(0.0 if classifier else 1.0)
+    arguments = state.ema_params, np.uint32(0), indices, indices % NUM_CLASSES, weight
+    configs = [config]
+    if classifier:
+        config.guidance.function = 'conditional'
+        configs.append(config.copy_and_resolve_references())
+        configs[1].model.kind = 'classifier'
+        arguments += jax.jit(lambda: build.init_params(configs[1], jax.random.key(0)))(), np.float32(1.0)
+    compiled = jax.jit(build_sampling.sampler(*configs)).lower(*arguments).compile()
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
@@ -114,7 +124,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('model', choices=SHAPES)
     parser.add_argument('task', choices=TASKS)
+    parser.add_argument('--accumulation_steps', type=int, default=1, help='config.train.accumulation_steps')
     parser.add_argument('--steps', type=int, default=32, help='steps of the sampler')
+    parser.add_argument('--classifier', action='store_true', help='sample with classifier guidance')
     parser.add_argument('--remat', action='store_true', help='config.model.remat')
     options = parser.parse_args()
 
@@ -125,7 +137,7 @@ def main():
     import jax
 
     jax.config.update('jax_compilation_cache_dir', None)  # compiling is timed too
-    config.sample.num_steps = options.steps
+    config.train.accumulation_steps, config.sample.num_steps = options.accumulation_steps, options.steps
     state, step = training(config)
     facts = {
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -137,9 +149,10 @@ def main():
         print(json.dumps({**facts, **memory(config)}))
     elif options.task == 'train':
         contest.serve(training_step(config, state, step)[0], began, **facts)
+    elif options.task == 'forward':
+        contest.serve(forward(config, state), began, **facts)
     else:
-        make = forward if options.task == 'forward' else sampler
-        contest.serve(make(config, state), began, **facts)
+        contest.serve(sampler(config, state, classifier=options.classifier), began, **facts)
 
 
 if __name__ == '__main__':

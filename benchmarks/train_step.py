@@ -2,10 +2,11 @@
 
     python benchmarks/train_step.py --torch_python=/path/to/venv/bin/python --guided_diffusion=FOLDER
     python benchmarks/train_step.py --before=../cfg_jax_before --models=unet8m
+    python benchmarks/train_step.py --before=../cfg_jax_before --tasks=train --accumulation_steps=4
 
 All contestants have the same shape and batch, in float32, and take turns; times are medians over the rounds. A training
-step is the loss, its gradient, clipping, Adam and the moving average. The contestants' names: see contestants.py. Leave
-the machine alone meanwhile.
+step is the loss, its gradient, clipping, Adam and the moving average; --accumulation_steps sums the gradient over parts
+of the batch, ours alone. The contestants' names: see contestants.py. Leave the machine alone meanwhile.
 """
 
 import contest
@@ -20,6 +21,7 @@ def main(arguments=None):
         '--calls', type=int, help='calls of each contestant in a round (default: as many as take a second)'
     )
     parser.add_argument('--tasks', default='train,forward', help='train, forward or both (the default)')
+    parser.add_argument('--accumulation_steps', type=int, default=1, help='parts of the batch; the peers have one')
     parser.add_argument(
         '--compile', action='store_true', help='also torch.compile; it takes two minutes for each to begin'
     )
@@ -27,11 +29,15 @@ def main(arguments=None):
     contests = []
     for model in options.models:
         for task in options.tasks.split(','):
-            found = contest.hold(
-                contestants.contenders(options, model, task), rounds=options.rounds, calls=options.calls
-            )
-            contests.append({'model': model, 'task': task, 'contestants': found})
-            print(f'\n{contest.summary(f"{model}, {task}", found)}\n', flush=True)
+            name, parts = task, options.accumulation_steps if task == 'train' else 1
+            if parts == 1:
+                commands = contestants.contenders(options, model, task)
+            else:
+                name = f'{task} in {parts} parts'
+                commands = contestants.own(options, model, task, f'--accumulation_steps={parts}')
+            found = contest.hold(commands, rounds=options.rounds, calls=options.calls)
+            contests.append({'model': model, 'task': name, 'contestants': found})
+            print(f'\n{contest.summary(f"{model}, {name}", found)}\n', flush=True)
     contest.record(options.results, 'train_step', rounds=options.rounds, contests=contests)
 
 

@@ -1,4 +1,5 @@
 import math
+import re
 from functools import partial
 
 import jax
@@ -119,6 +120,53 @@ def test_the_untrained_output_is_zero():
     module = UNet(**TINY, num_labels=11)
     params = jax.jit(module.init)(jax.random.key(0), Z, LOGSNR, LABELS)
     assert float(jnp.abs(apply(module, params, Z, LOGSNR, LABELS)).max()) == 0
+
+
+def plain_convolution(x, kernel, *options):
+    return jax.lax.conv_general_dilated(x, kernel, *options, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+@pytest.mark.parametrize(('size', 'options'), [(3, ((1, 1), 'SAME')), (1, ((1, 1), 'SAME')), (3, ((2, 2), 'VALID'))])
+def test_convolutions_and_their_derivatives_are_lax(size, options):
+    """All modes: values, gradients, directional derivatives, second derivatives, and gradients of each image alone."""
+    random = np.random.default_rng(0)
+    x, kernel, dx, dkernel = (
+        jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in 2 * [(4, 6, 5, 3), (size, size, 3, 2)]
+    )
+
+    def derivatives(convolve):
+        def total(x, kernel):
+            return jnp.sin(convolve(x, kernel, *options)).sum()
+
+        gradient = jax.grad(total, (0, 1))
+        return (
+            jax.jvp(lambda *operands: convolve(*operands, *options), (x, kernel), (dx, dkernel)),
+            gradient(x, kernel),
+            jax.jvp(gradient, (x, kernel), (dx, dkernel))[1],
+            jax.grad(lambda x, kernel: jnp.vdot(gradient(x, kernel)[1], dkernel), (0, 1))(x, kernel),
+            jax.vmap(lambda x: gradient(x[None], kernel))(x),
+        )
+
+    jax.tree.map(
+        lambda ours, lax: np.testing.assert_allclose(ours, lax, rtol=1e-4, atol=1e-5),
+        derivatives(blocks.convolve),
+        derivatives(plain_convolution),
+    )
+
+
+def convolutions_axes(program):
+    return set(re.findall(r'stablehlo\.convolution.*dim_numbers = (.*?),? window', program))
+
+
+def test_gradients_convolve_in_the_order_that_cpus_compute_fast_in_loops(random_net):
+    """In a loop XLA for CPUs computes convolutions of another order of the axes ten times as slowly, or worse."""
+    module, params = random_net
+
+    def gradients(params, z):
+        return jax.grad(lambda *arguments: apply(module, *arguments, LOGSNR, LABELS).sum(), (0, 1))(params, z)
+
+    program = jax.jit(gradients).lower(params, Z).as_text()
+    assert convolutions_axes(program) == {'[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]'}
 
 
 def test_dropout_only_in_training(random_net):
