@@ -44,6 +44,14 @@ def configure_as_main(runtime, config):
         runtime.configure(keep_memory=needs_much_memory(config))
 
 
+def compiler_options():
+    """Return those of the sampler; an earlier checkout had none."""
+    from cfg_jax import runtime
+    from cfg_jax.training import sharding
+
+    return runtime.compiler_options(sharding.local_mesh()) if hasattr(runtime, 'compiler_options') else None
+
+
 def training(config):
     """Return (the first state, the jitted training step), as --mode=train has them."""
     from cfg_jax import build
@@ -105,7 +113,8 @@ def sampler(config, state, *, classifier=False):
         configs.append(config.copy_and_resolve_references())
         configs[1].model.kind = 'classifier'
         arguments += jax.jit(lambda: build.init_params(configs[1], jax.random.key(0)))(), np.float32(1.0)
-    compiled = jax.jit(build_sampling.sampler(*configs)).lower(*arguments).compile()
+    drawn = jax.jit(build_sampling.sampler(*configs), compiler_options=compiler_options())
+    compiled = drawn.lower(*arguments).compile()
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 

@@ -2,6 +2,7 @@ import math
 import re
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +168,24 @@ def test_gradients_convolve_in_the_order_that_cpus_compute_fast_in_loops(random_
 
     program = jax.jit(gradients).lower(params, Z).as_text()
     assert convolutions_axes(program) == {'[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]'}
+
+
+def test_dropout_is_flax_dropout():
+    class Ours(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return blocks.Dropout(0.3)(x, train=True)
+
+    class Flax(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dropout(0.3, deterministic=False)(x)
+
+    rngs = {'dropout': jax.random.key(3)}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        ours, flax = (module().apply({}, Z.astype(dtype), rngs=rngs) for module in (Ours, Flax))
+        assert ours.dtype == flax.dtype == dtype
+        np.testing.assert_array_equal(ours, flax)
 
 
 def test_dropout_only_in_training(random_net):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cfg_jax import diffusion
+from cfg_jax import diffusion, runtime
 from cfg_jax.errors import UserError
 from cfg_jax.sampling.labels import check_labels
 
@@ -30,7 +30,7 @@ def image_batches(sample, mesh, *, batch_size, num_classes):
     whole, split = PartitionSpec(), PartitionSpec('data')
     specs = {'in_specs': (whole, whole, split, split, whole, whole, whole, whole), 'out_specs': (split, split)}
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=runtime.compiler_options(mesh))
     @partial(jax.shard_map, mesh=mesh, check_vma=False, **specs)
     def drawn(*arguments):
         x = sample(*arguments)

@@ -4,7 +4,7 @@ from collections import deque
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cfg_jax.errors import UserError
 
@@ -29,11 +29,6 @@ def local_mesh():
     if devices[0].platform == 'cpu':
         devices = devices[:1]
     return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def is_on_cpus(mesh):
-    """Return True if a mesh is one of CPUs; False also for an abstract one, which has no devices."""
-    return isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == 'cpu'
 
 
 def to_local(tree, mesh):
