@@ -21,9 +21,10 @@ zeros = nn.initializers.zeros
 def convolve(x, kernel, window_strides, padding, *, dimension_numbers=None, **options):
     """`lax.conv_general_dilated` of images [B, H, W, C] and a kernel [h, w, C_in, C_out], with gradients fast in loops.
 
-    XLA for CPUs is fast at convolutions in this order of the axes alone. It transposes the operands of others, but not
-    in a loop, as samplers and accumulated gradients are: there it takes plain loops, 10 to 30 times as long. JAX makes
-    a gradient by transposing the derivative, and its order too; so the derivative has the one whose transpose is fast.
+    XLA for CPUs has a fast convolution for operands in this order of axes alone. Outside of loops it transposes others
+    first. In a loop, such as a sampler's, it computes them as they are, 10 to 30 times as slowly. JAX makes a gradient
+    by transposing the derivative, which changes the order of its axes too. So the derivative is written here in the
+    orders that become the fast one. dimension_numbers: flax's, which say the same.
     """
     fast = 'NHWC', 'HWIO', 'NHWC'
 
@@ -124,8 +125,8 @@ class GroupNorm(nn.Module):
 class Dropout(nn.Module):
     """`flax.linen.Dropout`, with the same random numbers, which are made once.
 
-    XLA would make them again in each loop that reads the mask, with a hundred operations for each number: those loops
-    were half of what the gradient takes to compile for a TPU.
+    XLA would make them again in each loop that reads the mask, by a hundred operations for each number. Compiling those
+    loops took half of the time that a gradient needs to compile for a TPU.
     """
 
     rate: float
