@@ -38,11 +38,6 @@ LONGEST = (
 )
 
 
-def pytest_xdist_auto_num_workers(config):
-    """One worker more than cores: tests wait for the programs that they start a fifth of the time."""
-    return (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1) + 1
-
-
 def pytest_collection_modifyitems(items):
     order = {f'{name}_test.py': number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
