@@ -97,9 +97,15 @@ def chosen(options, commands):
     return {name: command for name, command in commands.items() if name in names}
 
 
-def contenders(options, *arguments):
-    """Return the commands of all that can serve a task: our own, and the peers in both memory formats."""
-    variants = [(), ('channels_last',)]
-    if options.compile:
-        variants += [('compile',), ('channels_last', 'compile')]
-    return chosen(options, own(options, *arguments) | peers(options, *arguments, variants=variants))
+def contenders(options, *arguments, alone=()):
+    """Return the commands of all that can serve a task: our own, and the peers in both memory formats.
+
+    alone: flags that our own know and the peers do not, which are then left out.
+    """
+    found = own(options, *arguments, *alone)
+    if not alone:
+        variants = [(), ('channels_last',)]
+        if options.compile:
+            variants += [('compile',), ('channels_last', 'compile')]
+        found |= peers(options, *arguments, variants=variants)
+    return chosen(options, found)

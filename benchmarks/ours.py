@@ -45,7 +45,7 @@ def configure_as_main(runtime, config):
 
 
 def compiler_options():
-    """Return those of the sampler; an earlier checkout had none."""
+    """Return the sampler's compiler_options, as sampling.generate has them; an earlier checkout had none."""
     from cfg_jax import runtime
     from cfg_jax.training import sharding
 

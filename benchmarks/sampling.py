@@ -22,13 +22,10 @@ def main(arguments=None):
     parser.add_argument('--classifier', action='store_true', help='classifier guidance; the peers are left out')
     parser.add_argument('--compile', action='store_true', help='also torch.compile; it takes minutes to begin')
     options = contestants.parse(parser, arguments)
+    alone, guided = (('--classifier',), ', guided by a classifier') if options.classifier else ((), '')
     contests = []
     for model in options.models:
-        arguments, guided = (model, 'sample', f'--steps={options.steps}'), ''
-        if options.classifier:
-            commands, guided = contestants.own(options, *arguments, '--classifier'), ', guided by a classifier'
-        else:
-            commands = contestants.contenders(options, *arguments)
+        commands = contestants.contenders(options, model, 'sample', f'--steps={options.steps}', alone=alone)
         found = contest.hold(commands, rounds=options.rounds, calls=options.calls)
         contests.append({'model': model, 'task': f'sample{guided}', 'steps': options.steps, 'contestants': found})
         print(f'\n{contest.summary(f"{model}, 64 images in {options.steps} steps{guided}", found)}\n', flush=True)

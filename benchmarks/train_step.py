@@ -29,12 +29,10 @@ def main(arguments=None):
     contests = []
     for model in options.models:
         for task in options.tasks.split(','):
-            name, parts = task, options.accumulation_steps if task == 'train' else 1
-            if parts == 1:
-                commands = contestants.contenders(options, model, task)
-            else:
-                name = f'{task} in {parts} parts'
-                commands = contestants.own(options, model, task, f'--accumulation_steps={parts}')
+            name, alone, parts = task, (), options.accumulation_steps
+            if task == 'train' and parts != 1:
+                name, alone = f'train in {parts} parts', (f'--accumulation_steps={parts}',)
+            commands = contestants.contenders(options, model, task, alone=alone)
             found = contest.hold(commands, rounds=options.rounds, calls=options.calls)
             contests.append({'model': model, 'task': name, 'contestants': found})
             print(f'\n{contest.summary(f"{model}, {name}", found)}\n', flush=True)

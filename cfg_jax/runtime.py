@@ -1,4 +1,4 @@
-"""Settings of the whole process, made before JAX starts its first computation."""
+"""Settings of the whole process, made before JAX starts its first computation, and how programs are compiled."""
 
 import contextlib
 import ctypes
@@ -154,8 +154,8 @@ def _cache_folder():
 def compiler_options(mesh):
     """Return jax.jit's compiler_options for a mesh of devices: for CPUs LLVM's level 1 instead of the highest.
 
-    The programs are as fast and give the same bits; a training step is compiled in 0.8 of the time, the first state in
-    a seventh, a sampler in 0.8. None for other devices, and for an abstract mesh, which has none.
+    The programs are as fast and give the same bits. Training steps and samplers are compiled in 0.8 of the time, the
+    program that makes the first state in a seventh. None for other devices, and for an abstract mesh, which has none.
     """
     from jax.sharding import Mesh
 

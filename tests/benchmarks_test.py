@@ -73,6 +73,20 @@ def test_a_program_is_asked_once(bench, capfd):
     assert capfd.readouterr().err.splitlines()[-1] == 'x: left out, it ended with status 1: no torch'
 
 
+def test_what_the_peers_do_not_know_is_asked_of_ours_alone(bench):
+    contestants = bench('contestants')
+    parser = contestants.parser('', rounds=1, models=('digits',))
+    parser.set_defaults(compile=False)
+    given = [f'--before={tiny.ROOT}', '--torch_python=python']
+
+    def names(*more, alone=()):
+        return list(contestants.contenders(contestants.parse(parser, [*given, *more]), 'digits', 'sample', alone=alone))
+
+    assert names() == ['ours', 'before', 'diffusers', 'diffusers/channels_last']
+    assert names(alone=('--classifier',)) == ['ours', 'before']
+    assert names('--only=ours', alone=('--classifier',)) == ['ours']
+
+
 def test_a_benchmark_prints_a_table_and_appends_json(bench, monkeypatch, tmp_path, capsys):
     contestants, train_step = bench('contestants'), bench('train_step')
     monkeypatch.setattr(contestants, 'own', lambda options, *_: {'ours': stand_in(0), 'before': stand_in(0)})
